@@ -1,0 +1,129 @@
+"""Typed settings: what a plugin's `config = { ... }` table may hold, and how text becomes a value.
+
+A plugin names its settings as a `Config` struct; unknown keys and wrong types are errors at load. `Duration`,
+`ByteSize` and `Secret` are the three types that TOML has no literal for. `convert` is the one place that reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform
+
+import msgspec
+
+T = TypeVar("T")
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_SIZE_POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
+class _ConfigMeta(msgspec.StructMeta):
+    """Tells type checkers that a Config is frozen without every subclass having to say so."""
+
+
+class Config(msgspec.Struct, metaclass=_ConfigMeta, frozen=True, forbid_unknown_fields=True):
+    """Base of a plugin's settings. Fields without a default are required; unknown keys are refused."""
+
+
+class Duration(float):
+    """Seconds, written in a manifest as `"250ms"`, `"30s"`, `"1h30m"`, `"2d"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read a duration. Raises ValueError if `text` is not a sum of number-unit pairs."""
+        matches = list(_DURATION.finditer(text))
+        if not matches or "".join(m.group(0) for m in matches) != text:
+            raise ValueError(f'expected a duration such as "30s", "10m" or "1h30m", got {text!r}')
+        return cls(sum(float(m.group(1)) * _DURATION_S[m.group(2)] for m in matches))
+
+
+class ByteSize(int):
+    """Bytes, written in a manifest as `"64MB"` (10^6) or `"64MiB"` (2^20)."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ByteSize:
+        """Read a size. Raises ValueError if `text` is not a number with an optional unit."""
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f'expected a size such as "64MB" or "1GiB", got {text!r}')
+        unit = (match.group(2) or "").upper()
+        base = 1024 if unit.endswith("I") else 1000
+        return cls(float(match.group(1)) * base ** _SIZE_POWER[unit.rstrip("I")])
+
+
+class Secret:
+    """A value that must not be shown: `{ env = "NAME" }` or `{ file = "/run/secrets/name" }` in a manifest.
+
+    `reveal()` gives the text; `repr` and `str` never do.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    @classmethod
+    def resolve(cls, source: Any) -> Secret:
+        """Read the secret that `source` names. Raises ValueError with the remedy if it is not there."""
+        if not isinstance(source, dict) or len(source) != 1 or next(iter(source)) not in ("env", "file"):
+            raise ValueError('expected { env = "NAME" } or { file = "PATH" }: a secret never stands in a manifest')
+        kind, where = next(iter(source.items()))
+        if not isinstance(where, str) or not where:
+            raise ValueError(f"expected {kind} to be a non-empty string")
+        return cls(_from_env(where) if kind == "env" else _from_file(where))
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Turn plain TOML data into `kind`. Raises msgspec.ValidationError, whose text holds the path as `$.a.b`."""
+    return msgspec.convert(value, kind, strict=True, dec_hook=_decode)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if issubclass(kind, Duration | ByteSize):
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, str):
+            return kind.parse(value)
+        example = '"10m"' if issubclass(kind, Duration) else '"64MB"'
+        raise ValueError(f"expected text with a unit, such as {example}, got {value!r}")
+    if issubclass(kind, Secret):
+        return value if isinstance(value, Secret) else Secret.resolve(value)
+    raise NotImplementedError(f"{kind} cannot stand in a Config")
+
+
+def _from_env(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ValueError(f"environment variable {name} is not set")
+    return value
+
+
+def _from_file(path: str) -> str:
+    try:
+        value = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"secret file {path} cannot be read: {error}") from error
+    if not value:
+        raise ValueError(f"secret file {path} is empty")
+    return value

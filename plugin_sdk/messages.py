@@ -1,0 +1,165 @@
+"""What passes between the sidecar and its plugins: frozen values, no behaviour that does I/O."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+
+class Headers:
+    """HTTP headers as they came: order, case and duplicates kept; looked up without regard to case (RFC 9110, 5.1)."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: RawHeaders = ()) -> None:
+        self.raw = raw
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of `name`, or `default`."""
+        return next(self._values(name), default)
+
+    def get_all(self, name: str) -> list[str]:
+        """Every value of `name`, in order."""
+        return list(self._values(name))
+
+    def __contains__(self, name: str) -> bool:
+        return any(True for _ in self._values(name))
+
+    def __repr__(self) -> str:
+        return f"Headers({[name.decode('latin-1') for name, _ in self.raw]})"  # values may be secrets
+
+    def _values(self, name: str) -> Iterator[str]:
+        wanted = name.lower().encode("latin-1")
+        return (value.decode("latin-1") for key, value in self.raw if key.lower() == wanted)
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is calling. id: stable name for usage and limits. attributes: whatever the auth backend knows."""
+
+    id: str
+    attributes: Mapping[str, Any] = {}
+
+
+ANONYMOUS = Principal("anonymous")
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One inference request, before anything was sent upstream.
+
+    path: without the query. model: the name in the manifest, aliases resolved ("" when no model was asked for).
+    requested_model: the name that the client used. body: the raw bytes.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Headers = Headers()
+    body: bytes = b""
+    model: str = ""
+    requested_model: str = ""
+    mode: str = ""
+    client: str = ""
+    principal: Principal = ANONYMOUS
+
+    @property
+    def bearer_token(self) -> str:
+        """The token of `Authorization: Bearer` (RFC 6750), or of Anthropic's `x-api-key`; "" without either."""
+        scheme, _, token = self.headers.get("authorization").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one request, as the server counted them. response_model: the model name that the server gave."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    response_model: str = ""
+
+
+class End(enum.Enum):
+    """How an exchange ended."""
+
+    OK = "ok"  # the server's answer was relayed whole, whatever its status
+    REFUSED = "refused"  # answered by the sidecar, nothing was sent upstream
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_FAILED = "upstream_failed"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished request, for Stats plugins. Times are seconds; started_s is unix time; None = did not happen."""
+
+    model: str
+    variant: str = ""
+    mode: str = ""
+    path: str = ""
+    principal: str = ""
+    end: End = End.OK
+    status: int = 0
+    code: str = ""
+    streamed: bool = False
+    cold: bool = False
+    started_s: float = 0.0
+    duration_s: float = 0.0
+    queue_s: float = 0.0
+    first_byte_s: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    usage: Usage | None = None
+    trace_id: str = ""
+
+
+class DeviceProcess(msgspec.Struct, frozen=True):
+    """A process that holds memory of a device. used_mb: None where the driver does not tell."""
+
+    pid: int
+    used_mb: int | None = None
+    name: str = ""
+
+
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One device as it is now. Memory in MB (2^20 bytes).
+
+    id: stable over restarts, a UUID where the hardware has one; the plugin's own name when left empty.
+    used_mb: total - free when left out. problem: why it cannot be read; such a device is *unknown*, not gone.
+    """
+
+    total_mb: int = 0
+    free_mb: int = 0
+    used_mb: int | None = None
+    id: str = ""
+    name: str = ""
+    index: int = 0
+    utilisation_pct: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    processes: tuple[DeviceProcess, ...] = ()
+    problem: str = ""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A path of an interface mode. operation: the GenAI semantic conventions' `gen_ai.operation.name`."""
+
+    path: str
+    operation: str
+    method: str = "POST"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What a server answered to a probe."""
+
+    status: int
+    body: bytes = b""
+
+
+class Upstream(Protocol):
+    """A server, as an interface's `ready` sees it: short requests with a deadline, connection errors raise OSError."""
+
+    async def get(self, path: str) -> Reply: ...
+
+    async def post(self, path: str, body: bytes) -> Reply: ...

@@ -1,0 +1,175 @@
+"""Plugin generations: every revision gets its plugins and chains built aside, and is used whole or not at all.
+
+Plugins whose code path, settings and declaration did not change are carried over, open as they are. A changed one that
+does not open leaves its predecessor in place. The old generation is let go when its last request is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from plugin_sdk import Device as DevicePlugin
+from plugin_sdk import Interface, Upstream
+from sidecar.core.manifest import Declaration, Model
+from sidecar.mechanism.chain import Chain, Instance
+from sidecar.mechanism.devices import Prober
+from sidecar.mechanism.plugins import Catalog, Loaded
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 600.0  # for requests that are still on an old generation
+
+
+class Generation:
+    """What one revision of the manifests needs at run time."""
+
+    def __init__(self, number: int, declaration: Declaration, instances: dict[str, Instance]) -> None:
+        self.number = number
+        self.declaration = declaration
+        self.instances = instances
+        self.leases = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.default_chain = self._chain(declaration.settings.chain)
+        self._chains = {name: self._chain(declaration.chain_of(model)) for name, model in declaration.models.items()}
+        self._names = {alias: name for name, model in declaration.models.items() for alias in model.aliases}
+        self._names |= {name: name for name in declaration.models}
+        self.interfaces: dict[str, Interface[Any]] = {
+            instance.loaded.provides: instance.plugin
+            for instance in instances.values()
+            if instance.loaded is not None and isinstance(instance.plugin, Interface) and not instance.problem
+        }
+
+    def find(self, requested: str) -> tuple[str, Model] | None:
+        """The model of that name or alias."""
+        name = self._names.get(requested)
+        return None if name is None else (name, self.declaration.models[name])
+
+    def chain(self, model: str) -> Chain:
+        """The compiled chain of a model."""
+        return self._chains[model]
+
+    def names(self) -> list[str]:
+        """Every name and alias that a client may use."""
+        return sorted(self._names)
+
+    def ready(self, model: Model) -> Callable[[Upstream], Awaitable[bool]]:
+        """How to find out whether a server of the model can serve: the probe of its first mode."""
+        instance = next((one for one in self.instances.values() if _provides(one, model.modes[0])), None)
+        if instance is None or instance.problem:
+            why = instance.problem if instance else "no such mode"
+
+            async def broken(_: Upstream) -> bool:
+                raise OSError(f"the interface plugin of mode {model.modes[0]} is not available: {why}")
+
+            return broken
+        return instance.bind("ready")
+
+    def enter(self) -> None:
+        """A request begins on this generation."""
+        self.leases += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """A request is done."""
+        self.leases -= 1
+        if self.leases == 0:
+            self.idle.set()
+
+    def _chain(self, names: tuple[str, ...]) -> Chain:
+        return Chain([self.instances.get(name) or _absent(name) for name in names])
+
+
+class Generations:
+    """The generation in force, and those that are on their way out."""
+
+    def __init__(self) -> None:
+        self.current: Generation | None = None
+        self._probers: dict[str, Prober] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def adopt(self, declaration: Declaration, catalog: Catalog) -> Generation:
+        """Build the next generation aside and put it in force."""
+        before = self.current.instances if self.current else {}
+        instances = {}
+        for name in catalog.loaded.keys() | catalog.faults.keys():
+            instances[name] = await _instance(name, catalog, before.get(name))
+        for instance in instances.values():
+            instance.users += 1
+        number = self.current.number + 1 if self.current else 1
+        old, self.current = self.current, Generation(number, declaration, instances)
+        if old is not None:
+            task = asyncio.create_task(self._retire(old), name=f"retire generation {old.number}")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+        return self.current
+
+    def probers(self) -> dict[str, Prober]:
+        """One prober for each device plugin in force; kept as long as its plugin is."""
+        instances = self.current.instances if self.current else {}
+        wanted = {
+            name: instance.plugin
+            for name, instance in instances.items()
+            if isinstance(instance.plugin, DevicePlugin) and not instance.problem
+        }
+        for name in [name for name, prober in self._probers.items() if wanted.get(name) is not prober.plugin]:
+            self._probers.pop(name).close()
+        for name, plugin in wanted.items():
+            loaded = instances[name].loaded
+            if name not in self._probers and loaded is not None:
+                self._probers[name] = Prober(plugin, loaded.declaration.deadline)
+        return dict(self._probers)
+
+    async def close(self) -> None:
+        """Close every plugin."""
+        for prober in self._probers.values():
+            prober.close()
+        for task in self._retiring:
+            task.cancel()
+        if self.current is not None:
+            await asyncio.gather(*(instance.close() for instance in self.current.instances.values()))
+
+    async def _retire(self, old: Generation) -> None:
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await old.idle.wait()
+        except TimeoutError:
+            log.warning("generation %d still has %d requests after %g s", old.number, old.leases, GRACE_S)
+        for instance in old.instances.values():
+            instance.users -= 1
+            if instance.users == 0:
+                await instance.close()
+
+
+async def _instance(name: str, catalog: Catalog, before: Instance | None) -> Instance:
+    """The plugin as it was if nothing about it changed, else a new one; the old one again if the new one fails."""
+    usable = before is not None and not before.problem
+    loaded = catalog.loaded.get(name)
+    if loaded is None:
+        if before is not None and usable:
+            return before
+        return Instance(name, None, "; ".join(str(fault) for fault in catalog.faults[name]))
+    if before is not None and usable and _same(before.loaded, loaded):
+        return before
+    fresh = Instance(name, loaded)
+    await fresh.open()
+    if fresh.problem and before is not None and usable:
+        log.error("plugin %s: %s; the one before stays in force", name, fresh.problem)
+        await fresh.close()
+        return before
+    return fresh
+
+
+def _same(one: Loaded | None, other: Loaded) -> bool:
+    return one is not None and (one.cls, one.declaration, one.config) == (other.cls, other.declaration, other.config)
+
+
+def _provides(instance: Instance, mode: str) -> bool:
+    return instance.loaded is not None and instance.kind == "interface" and instance.loaded.provides == mode
+
+
+def _absent(name: str) -> Instance:
+    return Instance(name, None, "it is not declared")

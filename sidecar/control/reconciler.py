@@ -1,0 +1,140 @@
+"""The loop: observe, plan, act. Level-triggered: whatever happens only wakes it, and it looks at everything again.
+
+It never waits for a server. Starts and stops run in tasks of their own and wake it when they are through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from opentelemetry.trace import Tracer
+
+from sidecar.control.fleet import Fleet, LiveServer, RefusedError, code_of
+from sidecar.control.generations import Generation
+from sidecar.control.servers import Order, Servers
+from sidecar.control.watch import DeviceWatch, observe_memory
+from sidecar.core.manifest import PortRange
+from sidecar.core.observed import Observed, ServerState
+from sidecar.core.plan import Action, Drain, Plan, Start, Stop
+from sidecar.core.planner import HOPELESS, plan
+
+log = logging.getLogger(__name__)
+
+RESYNC_S = 5.0  # a lost event costs this much time, never correctness
+FRESH_S = 1.0  # a device reading of this age will do
+PAUSE_S = 0.02  # between two rounds, so that a burst of events is one round
+
+# With these a retry may help some time, though nobody knows when.
+_RETRY_AFTER_S = {"InsufficientMemory": 30.0, "DeviceUnavailable": 30.0, "ExternalUnhealthy": 5.0}
+
+
+class Reconciler:
+    """Carries out plans. rounds / acted / errors: counters for status."""
+
+    def __init__(
+        self, fleet: Fleet, servers: Servers, watch: DeviceWatch, generation: Callable[[], Generation], tracer: Tracer
+    ) -> None:
+        self._fleet = fleet
+        self._servers = servers
+        self._watch = watch
+        self._generation = generation
+        self._tracer = tracer
+        self.cwd = Path()
+        self.last_plan = Plan()
+        self.rounds = self.acted = self.errors = 0
+
+    async def run(self) -> None:
+        """For ever. A round that fails is logged and counted, and the next one looks again."""
+        while True:
+            try:
+                await self.round()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                self.errors += 1
+                log.exception("a reconcile round failed (%d so far)", self.errors)
+                await asyncio.sleep(FRESH_S)
+            await asyncio.sleep(PAUSE_S)
+            await self._until_something_happens()
+
+    async def round(self) -> None:
+        """Observe, plan, act, once."""
+        self._fleet.changed.clear()
+        observed = await self.observe()
+        now = self._fleet.clock.monotonic()
+        self.last_plan = plan(self._generation().declaration, observed, now)
+        self.rounds += 1
+        if self.last_plan.actions:
+            self._act(observed)
+        self._fleet.note(self.last_plan.conditions)
+        for model in list(self._fleet.waiting):
+            self._refuse_if_hopeless(model, now)
+
+    async def observe(self) -> Observed:
+        """One look at everything."""
+        newer_than = max(self._fleet.last_transition, self._fleet.clock.monotonic() - FRESH_S)
+        devices = await self._watch.read(newer_than)
+        await observe_memory(self._fleet.servers.values(), devices)
+        return self._fleet.observed(devices)
+
+    async def _until_something_happens(self) -> None:
+        wake_at = self.last_plan.wake_at
+        now = self._fleet.clock.monotonic()
+        timeout_s = RESYNC_S if wake_at is None else min(RESYNC_S, max(0.0, wake_at - now))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._fleet.changed.wait()
+        except TimeoutError:
+            return
+
+    def _act(self, observed: Observed) -> None:
+        self.acted += 1
+        told = [f"{type(action).__name__} {action.model}: {action.message}" for action in self.last_plan.actions]
+        with self._tracer.start_as_current_span("reconcile", attributes={"sidecar.actions": told}):
+            for action, text in zip(self.last_plan.actions, told, strict=True):
+                log.info("%s", text)
+                self._carry_out(action, observed)
+
+    def _carry_out(self, action: Action, observed: Observed) -> None:
+        match action:
+            case Start():
+                self._start(action, observed)
+            case Drain(server=server_id):
+                server = self._fleet.servers.get(server_id)
+                if server is not None and server.state in (ServerState.STARTING, ServerState.READY):
+                    self._fleet.move(server, ServerState.DRAINING)
+            case Stop(server=server_id, reason=reason):
+                server = self._fleet.servers.get(server_id)
+                if server is not None and not self._fleet.try_stop(server, reason):
+                    log.info("%s: a request came in, so it stays", server.id)
+
+    def _start(self, start: Start, observed: Observed) -> None:
+        generation = self._generation()
+        model = generation.declaration.models[start.model]
+        variant = next(variant for variant in model.variants if variant.name == start.variant)
+        server = LiveServer(f"{start.model}-{secrets.token_hex(4)}", start, variant, self._fleet.clock)
+        self._fleet.auto_started.add(start.model)
+        order = Order(
+            ready=generation.ready(model),
+            devices=observed.devices,
+            ports=PortRange.parse(generation.declaration.settings.ports),
+            cwd=self.cwd,
+        )
+        self._servers.begin(server, order)
+
+    def _refuse_if_hopeless(self, model: str, now: float) -> None:
+        """Tell those who wait for the model, if the plan says that waiting is no use."""
+        failure = self._fleet.failures.get(model)
+        if model not in self._generation().declaration.models:
+            self._fleet.refuse(model, RefusedError("model_not_found", "the model is no longer declared", None))
+        elif failure is not None and failure.retry_at > now and self._fleet.server_of(model) is None:
+            self._fleet.refuse(model, RefusedError(code_of(failure.reason), failure.message, failure.retry_at - now))
+        else:
+            for condition in self._fleet.conditions.get(model, ()):
+                if condition.reason in HOPELESS:
+                    retry_after_s = _RETRY_AFTER_S.get(condition.reason)
+                    self._fleet.refuse(model, RefusedError(code_of(condition.reason), condition.message, retry_after_s))

@@ -1,0 +1,198 @@
+"""The life of one server, from its reservation to the confirmed end of its process group: one task, one straight line.
+
+Failure is data: it ends in `Fleet.failed`, never in an exception that leaves the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from opentelemetry.trace import Status as SpanStatus
+from opentelemetry.trace import StatusCode, Tracer
+
+from plugin_sdk import Upstream
+from sidecar.control.fleet import Fleet, LiveServer
+from sidecar.core.manifest import PortRange
+from sidecar.core.observed import Device, ServerState
+from sidecar.mechanism import placeholders
+from sidecar.mechanism.ports import NoPortError, Ports
+from sidecar.mechanism.readiness import NeverReadyError, Wait, until_ready
+from sidecar.mechanism.runner import Launch, ServerProcess, SpawnError, child_environment, spawn
+from sidecar.mechanism.serverlog import ServerLog
+from sidecar.mechanism.upstream import Client
+
+log = logging.getLogger(__name__)
+
+Ready = Callable[[Upstream], Awaitable[bool]]
+
+_TOLD_LINES = 8  # of the server's last output, in conditions and client errors
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server is to be run. ready: the interface's probe. devices: all of the machine, chosen or not."""
+
+    ready: Ready
+    devices: tuple[Device, ...]
+    ports: PortRange
+    cwd: Path
+
+
+class Servers:
+    """Runs servers. One task for each; none of them waits for another."""
+
+    def __init__(self, fleet: Fleet, client: Client, logs: Path, tracer: Tracer) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._logs = logs
+        self._tracer = tracer
+        self._ports = Ports()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, server: LiveServer, order: Order) -> None:
+        """Start the server, whose reservation stands already."""
+        self._fleet.servers[server.id] = server
+        task = asyncio.create_task(self._live(server, order), name=f"server {server.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def all_gone(self) -> None:
+        """Wait until every server has ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _live(self, server: LiveServer, order: Order) -> None:
+        try:
+            await self._start(server, order)
+            if server.process is not None and server.state in (ServerState.READY, ServerState.DRAINING):
+                await self._serve(server)
+        except Exception as error:
+            log.exception("%s: the server's own task failed", server.id)
+            self._fleet.failed(server, "InternalError", f"{type(error).__name__}: {error}")
+        finally:
+            await self._end(server)
+
+    async def _start(self, server: LiveServer, order: Order) -> None:
+        attributes = {
+            "sidecar.model": server.model,
+            "sidecar.variant": server.variant.name,
+            "sidecar.devices": list(server.devices),
+        }
+        with self._tracer.start_as_current_span("server start", attributes=attributes) as span:
+            problem = await self._try_start(server, order)
+            if problem is None:
+                return
+            reason, message = problem
+            message = await self._with_output(server, message)
+            span.set_status(SpanStatus(StatusCode.ERROR, message))
+            self._fleet.failed(server, reason, message)
+
+    async def _try_start(self, server: LiveServer, order: Order) -> tuple[str, str] | None:
+        """Spawn and wait for ready. (reason, message) if it failed; None if it is ready, or was told to leave."""
+        try:
+            server.port = self._ports.take(order.ports)
+            server.process = await spawn(self._launch(server, order))
+            if await self._ready_or_told_to_leave(server, server.process, order):
+                server.ready_unix = self._fleet.clock.unix()
+                server.last_used = self._fleet.clock.monotonic()
+                self._fleet.failures.pop(server.model, None)
+                self._fleet.move(server, ServerState.READY)
+                self._fleet.grant(server)
+        except NoPortError as error:
+            return "NoPort", str(error)
+        except SpawnError as error:
+            return "SpawnFailed", str(error)
+        except NeverReadyError as error:
+            return error.reason, str(error)
+        return None
+
+    async def _ready_or_told_to_leave(self, server: LiveServer, process: ServerProcess, order: Order) -> bool:
+        """True: it is ready and may serve. False: it was told to leave, or to drain, in the meantime."""
+        upstream = self._client.probe(server.base_url)
+        wait = Wait(
+            port=server.port,
+            ready=lambda: order.ready(upstream),
+            timeout_s=server.variant.load_timeout,
+            foreign_listener=server.variant.foreign_listener,
+        )
+        ready = asyncio.create_task(until_ready(process, wait))
+        leave = asyncio.create_task(server.leave.wait())
+        try:
+            await asyncio.wait((ready, leave), return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+            return ready.done() and server.state is ServerState.STARTING
+        finally:
+            for task in (ready, leave):
+                task.cancel()
+            await asyncio.gather(ready, leave, return_exceptions=True)
+
+    async def _serve(self, server: LiveServer) -> None:
+        """Until it is told to leave, or ends by itself."""
+        process = server.process
+        if process is None:
+            return
+        leave = asyncio.create_task(server.leave.wait())
+        try:
+            await asyncio.wait((process.exited, leave), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leave.cancel()
+        if not server.leave.is_set():
+            message = f"the server {process.exited.result()} while it was serving"
+            self._fleet.failed(server, "Exited", message)
+            self._fleet.force_stop(server, "Exited")  # the route closes here, before anything else can happen
+            self._fleet.explain(server.model, await self._with_output(server, message))
+
+    async def _end(self, server: LiveServer) -> None:
+        """Stop what there is of it; only when its whole group is gone, give back port and memory."""
+        if server.state is not ServerState.STOPPING:
+            self._fleet.force_stop(server, server.left_because or "Failed")
+        if server.process is not None:
+            attributes = {"sidecar.model": server.model, "sidecar.reason": server.left_because}
+            with self._tracer.start_as_current_span("server stop", attributes=attributes):
+                await server.process.stop(server.variant.stop_timeout)
+        self._ports.give_back(server.port)
+        self._fleet.gone(server)
+
+    async def _with_output(self, server: LiveServer, message: str) -> str:
+        if server.process is None:
+            return message
+        lines = await asyncio.to_thread(server.process.log.tail)
+        return "\n".join([f"{message}; the last lines of its output:", *lines[-_TOLD_LINES:]]) if lines else message
+
+    def _launch(self, server: LiveServer, order: Order) -> Launch:
+        variant = server.variant
+        chosen = [device for key in server.devices for device in order.devices if device.id == key]
+        values = {
+            "port": str(server.port),
+            "devices.index": ",".join(str(device.status.index) for device in chosen),
+            "devices.uuid": ",".join(device.id for device in chosen),
+        }
+        extra = visibility(order.devices, server.devices) | variant.env
+        return Launch(
+            argv=tuple(placeholders.fill(text, values) for text in variant.command),
+            env=child_environment(
+                os.environ, {key: placeholders.fill(text, values) for key, text in extra.items()}, server.id
+            ),
+            cwd=(order.cwd / placeholders.fill(variant.cwd, values)).expanduser(),
+            marker=server.id,
+            log=ServerLog(self._logs, server.model),
+        )
+
+
+def visibility(devices: tuple[Device, ...], chosen: tuple[str, ...]) -> dict[str, str]:
+    """For each vendor's variable, the chosen devices; "" where none is chosen.
+
+    A server that reserved nothing on a GPU must not find one: engines take whatever they see.
+    """
+    variables: dict[str, list[str]] = {}
+    for device in devices:
+        if device.visibility_env:
+            shown = variables.setdefault(device.visibility_env, [])
+            if device.id in chosen:
+                shown.append(device.id)
+    return {name: ",".join(shown) for name, shown in variables.items()}

@@ -1,0 +1,24 @@
+"""Names that were meant: suggestions for what is misspelt."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The names of `known` that `name` may have meant, best first."""
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=most, cutoff=0.6)
+    return [by_folded[match] for match in matches]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?`, or nothing when nothing is near."""
+    matches = near(name, known, most=1)
+    return f'; did you mean "{matches[0]}"?' if matches else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """`a, b, c`, or `none`."""
+    return ", ".join(sorted(names)) or "none"

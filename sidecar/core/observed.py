@@ -1,0 +1,137 @@
+"""What the machine is doing, as values: devices, servers, demand, failures. The planner's other input."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from plugin_sdk import DeviceStatus
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One device of a class, as last read.
+
+    visibility_env: the variable that restricts a server to some devices. host_memory: its memory is the machine's RAM.
+    """
+
+    device_class: str
+    status: DeviceStatus
+    visibility_env: str = ""
+    host_memory: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.status.id
+
+    @property
+    def label(self) -> str:
+        """`nvidia:0`, or the class alone for a device that has no siblings by nature (`cpu`)."""
+        if self.status.id == self.device_class:
+            return self.device_class
+        return f"{self.device_class}:{self.status.index}"
+
+    @property
+    def unknown(self) -> str:
+        """Why the device cannot be read; "" when it can."""
+        return self.status.problem
+
+
+class ServerState(enum.Enum):
+    """The states of a server that exists. A model without a server is stopped, or in backoff if a Failure says so."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"  # admission closed, requests in flight finish
+    STOPPING = "stopping"  # signalled; the reservation is held until the process group is gone
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that the sidecar started. Times are seconds of one monotonic clock.
+
+    reserved_mb / observed_mb: device id to MB; a device missing from observed_mb = not known there.
+    """
+
+    id: str
+    model: str
+    variant: str
+    fingerprint: str
+    state: ServerState
+    reserved_mb: dict[str, int]
+    observed_mb: dict[str, int] = {}
+    in_flight: int = 0
+    since: float = 0.0
+    last_used: float = 0.0
+
+    def charged_mb(self, device: str) -> int:
+        """What the ledger holds against the server: the higher of declared and observed."""
+        return max(self.reserved_mb.get(device, 0), self.observed_mb.get(device, 0))
+
+    def yet_to_allocate_mb(self, device: str) -> int:
+        """What a starting server may still take from live free memory."""
+        if self.state is not ServerState.STARTING:
+            return 0
+        return max(0, self.reserved_mb.get(device, 0) - self.observed_mb.get(device, 0))
+
+    def would_free_mb(self, device: str) -> int:
+        """What live free memory gains when the server is gone; the declaration where the use is not known."""
+        return self.observed_mb.get(device, self.reserved_mb.get(device, 0))
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """Somebody wants the model up: requests that wait, or a person (`sidecar start`)."""
+
+    model: str
+    since: float
+    waiting: int = 1
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The last attempts to run the model failed. Not tried again before retry_at."""
+
+    model: str
+    reason: str
+    message: str
+    count: int
+    retry_at: float
+
+
+class ExternalServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A `url` variant as last probed: watched and routed to, never started, stopped or signalled."""
+
+    model: str
+    variant: str
+    healthy: bool
+    message: str = ""
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at everything. auto_started: models whose `auto_start` has been honoured since the sidecar came up."""
+
+    devices: tuple[Device, ...] = ()
+    servers: tuple[Server, ...] = ()
+    externals: tuple[ExternalServer, ...] = ()
+    demands: tuple[Demand, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    auto_started: frozenset[str] = frozenset()
+
+
+class Status(enum.Enum):
+    """The three values of a condition."""
+
+    TRUE = "true"
+    FALSE = "false"
+    UNKNOWN = "unknown"
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact about a model, for people and programs. reason: one CamelCase word; message: a sentence.
+
+    since: unix seconds, the time at which status or reason last changed; 0 until the control floor knows it.
+    """
+
+    type: str
+    status: Status
+    reason: str
+    message: str = ""
+    since: float = 0.0

@@ -1,0 +1,108 @@
+"""Which devices a variant gets. Pure: requirements and free memory in, an assignment or the reasons against it out."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from sidecar.core.ledger import Memory
+from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Variant
+from sidecar.core.observed import Device
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """devices: ids in the order of required_devices. reserved_mb: device id to MB."""
+
+    devices: tuple[str, ...]
+    reserved_mb: dict[str, int]
+
+
+class Inventory(msgspec.Struct, frozen=True):
+    """The devices that there are, and what the manifests call them: `[devices.*]` name to id, and id to cap in MB."""
+
+    devices: tuple[Device, ...]
+    named: dict[str, str]
+    caps: dict[str, int]
+
+    @classmethod
+    def of(cls, devices: tuple[Device, ...], declared: Mapping[str, DeviceDeclaration]) -> Inventory:
+        """Resolve the declared names. A name that fits no device, or more than one, stands for none."""
+        named: dict[str, str] = {}
+        caps: dict[str, int] = {}
+        for name, declaration in declared.items():
+            found = [device for device in devices if _matches(device, declaration.match)]
+            if len(found) != 1:
+                continue
+            named[name] = found[0].id
+            if declaration.memory_mb is not None:
+                caps[found[0].id] = min(declaration.memory_mb, caps.get(found[0].id, declaration.memory_mb))
+        return cls(devices, named, caps)
+
+    def candidates(self, requirement: str) -> tuple[Device, ...]:
+        """The devices that a requirement may mean: a declared name, an id, `class:index`, or a whole class."""
+        wanted = self.named.get(requirement, requirement)
+        exact = tuple(device for device in self.devices if wanted in (device.id, device.label))
+        return exact or tuple(device for device in self.devices if device.device_class == requirement)
+
+    def label(self, device_id: str) -> str:
+        """What a person calls the device."""
+        return next((device.label for device in self.devices if device.id == device_id), device_id)
+
+
+def place(variant: Variant, inventory: Inventory, free: Memory) -> Placement | None:
+    """Give each requirement a device of its own with enough free memory, or none at all.
+
+    Best fit: the largest need chooses first, and takes the fullest device that holds it, so that big holes stay big.
+    A choice is revised when a later need has no other place (Kuhn's algorithm for bipartite matching), so an assignment
+    is found whenever there is one.
+    """
+    needs = variant.needs()
+    options = [
+        sorted(
+            (device.id for device in inventory.candidates(name) if free.get(device.id, -1) >= amount),
+            key=lambda device: (free[device], device),
+        )
+        for name, amount in needs
+    ]
+    taken: dict[str, int] = {}
+    by_size = sorted(range(len(needs)), key=lambda need: -needs[need][1])
+    if not all(_assign(need, options, taken, set()) for need in by_size):
+        return None
+    devices = sorted(taken, key=lambda device: taken[device])
+    return Placement(tuple(devices), {device: needs[taken[device]][1] for device in devices})
+
+
+def missing(variant: Variant, inventory: Inventory) -> str:
+    """The first requirement that no readable device could meet, and why; "" when there are devices for all of them."""
+    for name in variant.required_devices:
+        candidates = inventory.candidates(name)
+        unreadable = [device for device in candidates if device.unknown]
+        if candidates and len(unreadable) == len(candidates):
+            return f"{unreadable[0].label} cannot be read: {unreadable[0].unknown}"
+        distinct = sum(1 for other in variant.required_devices if other == name)
+        if len(candidates) - len(unreadable) < distinct:
+            return f'no device "{name}" is online' if not candidates else f"{distinct} {name} devices are needed"
+    return ""
+
+
+def _assign(need: int, options: list[list[str]], taken: dict[str, int], tried: set[str]) -> bool:
+    for device in options[need]:
+        if device in tried:
+            continue
+        tried.add(device)
+        if device not in taken or _assign(taken[device], options, taken, tried):
+            taken[device] = need
+            return True
+    return False
+
+
+def _matches(device: Device, match: DeviceMatch) -> bool:
+    checks: Iterable[tuple[object, object]] = (
+        (match.device_class, device.device_class),
+        (match.uuid, device.id),
+        (match.index, device.status.index),
+    )
+    exact = all(wanted is None or wanted == actual for wanted, actual in checks)
+    return exact and (match.name is None or fnmatch.fnmatchcase(device.status.name, match.name))

@@ -1,0 +1,85 @@
+"""Calls into plugins: on the loop, or in threads of the plugin's own, always with a deadline.
+
+A plugin that hangs costs its own threads and nothing else: they are few and daemons, and its further calls time out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import queue
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from plugin_sdk.kinds import is_inline
+
+THREADS_PER_PLUGIN = 4
+
+Job = tuple["Future[Any]", Callable[[], Any]]
+
+
+class Threads:
+    """A few daemon threads, started when first needed. Daemons, because a hung one must not keep the program alive."""
+
+    def __init__(self, name: str, most: int = THREADS_PER_PLUGIN) -> None:
+        self._name = name
+        self._most = most
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._started = 0
+        self._idle = threading.Semaphore(0)
+
+    def submit(self, function: Callable[[], Any]) -> Future[Any]:
+        """Run `function` in one of the threads; a job whose future was cancelled meanwhile is skipped."""
+        future: Future[Any] = Future()
+        self._jobs.put((future, function))
+        if not self._idle.acquire(blocking=False) and self._started < self._most:
+            self._started += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            _run(*job)
+            self._idle.release()
+
+
+def _run(future: Future[Any], function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:  # noqa: BLE001 - handed to whoever awaits the call; sys.exit() must not end the thread
+        future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+    else:
+        future.set_result(result)
+
+
+def bind(method: Callable[..., Any], deadline_s: float, threads: Threads) -> Callable[..., Awaitable[Any]]:
+    """`method` as a coroutine function with a deadline: raises TimeoutError past it, else what the method raises."""
+    if is_inline(method):
+
+        async def call_inline(*args: Any) -> Any:
+            return method(*args)
+
+        return call_inline
+    if inspect.iscoroutinefunction(method):
+
+        async def call_async(*args: Any) -> Any:
+            async with asyncio.timeout(deadline_s):
+                return await method(*args)
+
+        return call_async
+
+    async def call_threaded(*args: Any) -> Any:
+        async with asyncio.timeout(deadline_s):
+            return await asyncio.wrap_future(threads.submit(functools.partial(method, *args)))
+
+    return call_threaded

@@ -1,0 +1,119 @@
+"""Reads plain data into structs; reports every fault, not only the first: unknown keys, missing ones, wrong types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args, get_origin
+
+import msgspec
+
+from plugin_sdk.config import convert
+from sidecar.core.names import did_you_mean
+from sidecar.mechanism.places import Path
+
+S = TypeVar("S", bound=msgspec.Struct)
+Report = Callable[[Path, str], None]
+
+_FAULTY = object()
+_NEVER = object()
+
+_AT = re.compile(r" - at `\$(.*)`$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+
+
+def read(raw: Any, kind: type[S], path: Path, report: Report) -> S | None:
+    """`raw` as a `kind`; every fault is reported as (path, message).
+
+    What is faulty gets its default, or an empty value, so that rules can look at the rest and find what else is wrong.
+    None if `raw` is no table at all.
+    """
+    if not isinstance(raw, dict):
+        report(path, f"expected a table, got {_type_name(raw)}")
+        return None
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for key in raw.keys() - fields.keys():
+        report((*path, key), f'unknown key "{key}"{did_you_mean(key, fields)}')
+    values: dict[str, Any] = {}
+    for key, field in fields.items():
+        if key in raw:
+            value = _value(raw[key], field.type, (*path, key), report)
+        elif field.required:
+            report((*path, key), f"is missing: expected {_type_wanted(field.type)}")
+            value = _FAULTY
+        else:
+            continue
+        if value is not _FAULTY or field.required:
+            values[field.name] = _empty(field.type) if value is _FAULTY else value
+    return _build(kind, values, path, report)
+
+
+def _build(kind: type[S], values: dict[str, Any], path: Path, report: Report) -> S | None:
+    try:
+        return kind(**values)
+    except ValueError as error:  # the struct's own __post_init__
+        report(path, str(error))
+        return None
+
+
+def _value(raw: Any, kind: Any, path: Path, report: Report) -> Any:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        value = read(raw, kind, path, report)
+        return _FAULTY if value is None else value
+    if get_origin(kind) is tuple and isinstance(item := get_args(kind)[0], type) and issubclass(item, msgspec.Struct):
+        return _tables(raw, item, path, report)
+    try:
+        return convert(raw, kind)
+    except msgspec.ValidationError as error:
+        message, inner = _explain(str(error))
+        report((*path, *inner), message)
+        return _FAULTY
+
+
+def _empty(kind: Any) -> Any:
+    """A value of the type that says nothing, in place of one that is faulty."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return kind()
+    candidates: tuple[Any, ...] = ("", (), {}, 0, False)
+    for candidate in candidates:
+        try:
+            return convert(candidate, kind)
+        except msgspec.ValidationError:
+            continue
+    return None
+
+
+def _type_wanted(kind: Any) -> str:
+    """What should stand there, in msgspec's own words for a value that never fits: `int | table`."""
+    if get_origin(kind) is tuple and get_args(kind)[0] is not str:
+        return "an array of tables"
+    try:
+        convert(_NEVER, kind)
+    except msgspec.ValidationError as error:
+        return _explain(str(error))[0].removeprefix("expected ").partition(",")[0]
+    return "a value"
+
+
+def _tables(raw: Any, kind: type[msgspec.Struct], path: Path, report: Report) -> Any:
+    if not isinstance(raw, list):
+        report(path, f"expected an array of tables ([[...{path[-1]}]]), got {_type_name(raw)}")
+        return _FAULTY
+    values = [read(item, kind, (*path, index), report) for index, item in enumerate(raw)]
+    return tuple(value for value in values if value is not None)
+
+
+def _explain(text: str) -> tuple[str, Path]:
+    """msgspec's message without its markup, and the path inside the value at which it occurred."""
+    match = _AT.search(text)
+    inner: Path = ()
+    if match:
+        steps = _STEP.findall(match.group(1))
+        inner = tuple(int(index) if index else key for key, index in steps if index != "..." and key != "...")
+        text = text[: match.start()]
+    plain = text.replace("`", "").replace("Expected", "expected", 1).replace("| null", "").replace("object", "table")
+    return plain[:1].lower() + plain[1:], inner
+
+
+def _type_name(value: Any) -> str:
+    names = {dict: "a table", list: "an array", str: "text", bool: "a boolean", int: "an integer", float: "a float"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,199 @@
+"""From a snapshot of files to a declaration: parsed, checked and explained, with every fault at its place.
+
+What is faulty is left out of the declaration and named in a Problem; the rest stands. Only faults in `[sidecar]` itself
+leave nothing to run with, since they may be about who is let in.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sidecar.core.manifest import Declaration, DeviceDeclaration, Model, PluginDeclaration, Problem, Settings
+from sidecar.core.names import did_you_mean
+from sidecar.mechanism import checker, plugins, rules
+from sidecar.mechanism.places import Path as Place
+from sidecar.mechanism.places import Places, shown
+from sidecar.mechanism.source import PLUGIN_FOLDER, Snapshot
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "plugins": PluginDeclaration,
+    "devices": DeviceDeclaration,
+    "models": Model,
+}
+_LINE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A revision after checking. usable: False when `[sidecar]` is faulty, or may be in a file that does not parse."""
+
+    declaration: Declaration
+    catalog: plugins.Catalog
+    problems: tuple[Problem, ...]
+    usable: bool
+
+
+def load(snapshot: Snapshot, environment: Mapping[str, str], fallback: Settings | None = None) -> Loaded:
+    """Check a snapshot. Imports the plugins it declares, so keep it off the event loop.
+
+    fallback: the settings against which models are checked if this revision's own are faulty.
+    """
+    return _Loader(snapshot, environment, fallback or Settings()).run()
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """Something declared: its plain data and the file that it came from."""
+
+    file: str
+    raw: Any
+
+
+class _Loader:
+    def __init__(self, snapshot: Snapshot, environment: Mapping[str, str], fallback: Settings) -> None:
+        self.fallback = fallback
+        self.snapshot = snapshot
+        self.environment = environment
+        self.contents = dict(snapshot.files)
+        self.places: dict[str, Places] = {}
+        self.problems: list[Problem] = []
+        self.entries: dict[tuple[str, ...], list[_Entry]] = {}
+        self.mistyped: dict[str, set[Place]] = {}  # file to the paths about which rules need not speak as well
+
+    def run(self) -> Loaded:
+        for name, why in self.snapshot.unreadable:
+            self._problem(name, (), why, line=0)
+        for name, content in self.snapshot.files:
+            self._collect(name, self._parse(name, content))
+        settings = self._settings()
+        read_plugins = self._section("plugins", PluginDeclaration)
+        catalog = plugins.load(self._clean(read_plugins, "plugins"), self.snapshot.root / PLUGIN_FOLDER)
+        self._tell_plugin_faults(catalog)
+        devices = self._section("devices", DeviceDeclaration)
+        known = rules.Known.of(settings or self.fallback, catalog, self._names("plugins"), self._names("devices"))
+        if settings is not None:
+            self._obey(("sidecar",), rules.check_settings(settings, known))
+        models = self._models(known)
+        declaration = Declaration(
+            revision=self.snapshot.revision,
+            settings=settings or self.fallback,
+            plugins=self._clean(read_plugins, "plugins"),
+            devices=self._clean(devices, "devices"),
+            models=models,
+            files={".".join(subject): entries[0].file for subject, entries in self.entries.items()},
+        )
+        problems = tuple(sorted(self.problems, key=lambda problem: (problem.file, problem.line, problem.path)))
+        usable = settings is not None and not any(problem.subject == ("sidecar",) for problem in problems)
+        return Loaded(declaration, catalog, problems, usable)
+
+    # --- collecting ---------------------------------------------------------------------------------------------
+
+    def _parse(self, file: str, content: bytes) -> dict[str, Any]:
+        try:
+            return tomllib.loads(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            self._problem(file, (), f"is not UTF-8 text: {error.reason}", line=content[: error.start].count(b"\n") + 1)
+        except tomllib.TOMLDecodeError as error:
+            match = _LINE.search(str(error))
+            line = int(match.group(1)) if match and match.group(1) else content.count(b"\n") + 1
+            self._problem(file, (), f"is not TOML: {_LINE.sub('', str(error)).strip()}", line=line)
+        except RecursionError:
+            self._problem(file, (), "is not a manifest: nested too deep", line=0)
+        return {}
+
+    def _collect(self, file: str, tables: dict[str, Any]) -> None:
+        for key, value in tables.items():
+            if key == "sidecar":
+                self.entries.setdefault((key,), []).append(_Entry(file, value))
+            elif key not in SECTIONS:
+                self._problem(file, (key,), f'unknown key "{key}"{did_you_mean(key, ("sidecar", *SECTIONS))}')
+            elif not isinstance(value, dict):
+                self._problem(file, (key,), f"expected tables [{key}.NAME]")
+            else:
+                for name, raw in value.items():
+                    self.entries.setdefault((key, name), []).append(_Entry(file, raw))
+
+    def _names(self, section: str) -> list[str]:
+        """Everything that a section declares, be it faulty or not: a faulty thing is not an unknown one."""
+        return [subject[1] for subject in self.entries if subject[0] == section]
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def _settings(self) -> Settings | None:
+        entries = self.entries.get(("sidecar",), [])
+        if not entries:
+            broken = [problem for problem in self.problems if not problem.subject and not problem.path]
+            return None if broken else Settings()  # [sidecar] may stand in the broken file: do not guess who is let in
+        if not self._single(("sidecar",), entries):
+            return None
+        return self._read(("sidecar",), entries[0], Settings)
+
+    def _section(self, section: str, kind: type[checker.S]) -> dict[str, checker.S]:
+        values: dict[str, checker.S] = {}
+        for subject, entries in self.entries.items():
+            if subject[0] == section and self._single(subject, entries):
+                value = self._read(subject, entries[0], kind)
+                if value is not None:
+                    values[subject[1]] = value
+        return values
+
+    def _single(self, subject: tuple[str, ...], entries: list[_Entry]) -> bool:
+        """Whether it is declared once. If not, each place names the others, and none of them counts."""
+        for entry in entries if len(entries) > 1 else ():
+            others = ", ".join(f"{self.snapshot.root / other.file}" for other in entries if other is not entry)
+            self._problem(entry.file, subject, f"declared more than once: also in {others}", subject=subject)
+        return len(entries) == 1
+
+    def _read(self, subject: tuple[str, ...], entry: _Entry, kind: type[checker.S]) -> checker.S | None:
+        def report(path: Place, message: str) -> None:
+            self.mistyped.setdefault(entry.file, set()).add(path)
+            self._problem(entry.file, path, message, subject=subject)
+
+        return checker.read(entry.raw, kind, subject, report)
+
+    def _models(self, known: rules.Known) -> dict[str, Model]:
+        models: dict[str, Model] = {}
+        for name, raw in self._section("models", Model).items():
+            models[name], faults = rules.complete(name, raw, known, self.environment)
+            self._obey(("models", name), faults)
+        for name, fault in rules.alias_clashes(models, self._names("models")):
+            self._obey(("models", name), [fault])
+        return self._clean(models, "models")
+
+    def _clean(self, values: dict[str, checker.S], section: str) -> dict[str, checker.S]:
+        """Those about which there is no problem."""
+        faulty = {problem.subject for problem in self.problems}
+        return {name: value for name, value in values.items() if (section, name) not in faulty}
+
+    def _obey(self, subject: tuple[str, ...], faults: Iterable[rules.Fault]) -> None:
+        """Report the faults of a subject, but for what follows from a wrong type that was reported already."""
+        entries = self.entries.get(subject)
+        file = entries[0].file if entries else ""
+        mistyped = self.mistyped.get(file, set())
+        for fault in faults:
+            path = (*subject, *fault.where)
+            if not any(told[: len(path)] == path[: len(told)] for told in mistyped):
+                self._problem(file, path, fault.message, subject=subject)
+
+    def _tell_plugin_faults(self, catalog: plugins.Catalog) -> None:
+        for name, faults in catalog.faults.items():
+            self._obey(("plugins", name), [rules.Fault(fault.key, str(fault)) for fault in faults])
+
+    def _problem(
+        self, file: str, path: Place, message: str, *, subject: tuple[str, ...] = (), line: int | None = None
+    ) -> None:
+        if line is None:
+            if file not in self.places:
+                self.places[file] = Places(self.contents.get(file, b""))
+            line = self.places[file].line(path)
+        shown_file = str(self.snapshot.root / file) if file else str(self.snapshot.root)
+        self.problems.append(Problem(file=shown_file, line=line, path=shown(path), message=message, subject=subject))
+
+
+def manifest_folder(root: str) -> Path:
+    """The folder that the user named, made absolute once, so that a later change of directory does not matter."""
+    return Path(root).expanduser().absolute()

@@ -1,0 +1,124 @@
+"""Reads /proc: who belongs to a server, who listens on a port, how much memory a process holds (Linux, proc(5))."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+PROC = Path("/proc")
+_LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One process as it is now. started: clock ticks since boot; together with the pid it is an identity."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    started: int
+    rss_mb: int
+
+    @property
+    def alive(self) -> bool:
+        """False for a zombie: it runs no more and holds nothing but its number."""
+        return self.state not in "ZX"
+
+
+def process(pid: int) -> Process | None:
+    """The process, or None if there is none (any more)."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name in parentheses may hold spaces, and parentheses
+    return Process(
+        pid=pid,
+        state=fields[0],
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        started=int(fields[19]),
+        rss_mb=int(fields[21]) * _PAGE_BYTES // 2**20,
+    )
+
+
+def processes() -> Iterator[Process]:
+    """Every process that can be seen."""
+    for entry in os.scandir(PROC):
+        if entry.name.isdecimal() and (found := process(int(entry.name))) is not None:
+            yield found
+
+
+def family(leader: int, marker: str) -> list[Process]:
+    """The living processes of a server: those of its session or group, and those that carry its marker.
+
+    A grandchild may leave the session (a daemon does); its environment still tells whose it is.
+    """
+    wanted = marker.encode()
+    return [
+        found
+        for found in processes()
+        if found.alive and (leader in (found.session, found.group) or wanted in _environment(found.pid))
+    ]
+
+
+def marked(marker: str) -> Iterator[Process]:
+    """The living processes whose environment starts an entry with `marker`."""
+    wanted = marker.encode()
+    for found in processes():
+        if found.alive and any(entry.startswith(wanted) for entry in _environment(found.pid)):
+            yield found
+
+
+def environment_value(pid: int, name: str) -> str:
+    """A variable of a process's environment; "" if it has none, or cannot be read."""
+    prefix = f"{name}=".encode()
+    return next((e[len(prefix) :].decode(errors="replace") for e in _environment(pid) if e.startswith(prefix)), "")
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []  # gone, or another user's: not one of ours
+
+
+def listeners(port: int) -> set[int]:
+    """Inodes of the TCP sockets, IPv4 and IPv6, that listen on a port."""
+    inodes: set[int] = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (PROC / "net" / table).read_text(encoding="ascii").splitlines()[1:]
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(int(fields[9]))
+    return inodes
+
+
+def sockets(pids: Iterable[int]) -> set[int]:
+    """Inodes of the sockets that the processes hold."""
+    return {inode for pid in pids for inode in _sockets_of(pid)}
+
+
+def _sockets_of(pid: int) -> Iterator[int]:
+    folder = PROC / str(pid) / "fd"
+    try:
+        links = list(folder.iterdir())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return
+    for link in links:
+        try:
+            target = str(link.readlink())
+        except OSError:
+            continue  # closed since it was listed
+        if target.startswith("socket:["):
+            yield int(target[8:-1])

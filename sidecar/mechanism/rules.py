@@ -1,0 +1,258 @@
+"""What a manifest must obey beyond types: names that exist, memory that is declared, commands that can be started."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from sidecar.core.manifest import Model, PortRange, Settings, Variant
+from sidecar.core.names import did_you_mean, listed
+from sidecar.mechanism import placeholders
+from sidecar.mechanism.places import Path as Place
+from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
+_UUID = re.compile(r"(GPU|MIG)-[0-9a-fA-F-]+.*")
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """where: the path below the subject (`("variants", 0, "memory_mb")`)."""
+
+    where: Place
+    message: str
+
+
+class Known(msgspec.Struct, frozen=True):
+    """The names that a model may use, and whether it needs an auth plugin in its chain."""
+
+    modes: frozenset[str]
+    device_classes: frozenset[str]
+    device_names: frozenset[str]
+    plugins: frozenset[str]
+    kinds: dict[str, str]
+    settings: Settings
+
+    @classmethod
+    def of(cls, settings: Settings, catalog: Catalog, plugins: Iterable[str], devices: Iterable[str]) -> Known:
+        """Faulty plugins and devices count as known: their own problem is told once, at their own place."""
+        kinds = {name: plugin.kind for name, plugin in catalog.loaded.items()}
+        return cls(
+            modes=frozenset(catalog.providing("interface")),
+            device_classes=frozenset(catalog.providing("device")),
+            device_names=frozenset(devices),
+            plugins=frozenset(plugins) | frozenset(catalog.loaded),
+            kinds=kinds,
+            settings=settings,
+        )
+
+
+# --- [sidecar] ----------------------------------------------------------------------------------------------------
+
+
+def check_settings(settings: Settings, known: Known) -> Iterator[Fault]:
+    """The faults of `[sidecar]`."""
+    try:
+        host, _ = listen_address(settings.listen)
+    except ValueError as error:
+        yield Fault(("listen",), str(error))
+        host = "127.0.0.1"
+    try:
+        PortRange.parse(settings.ports)
+    except ValueError as error:
+        yield Fault(("ports",), str(error))
+    if settings.headroom_mb < 0:
+        yield Fault(("headroom_mb",), "expected 0 or more")
+    yield from _check_chain(settings.chain, known)
+    if not is_loopback(host) and not settings.insecure and not _has_auth(settings.chain, known):
+        yield Fault(
+            ("listen",),
+            f"{settings.listen} can be reached from other machines, and the default chain has no auth plugin: "
+            "add one, listen on 127.0.0.1, or set insecure = true",
+        )
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of `listen`. Raises ValueError if it is not "HOST:PORT"."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f'expected "HOST:PORT", such as "127.0.0.1:8080", got "{text}"')
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost may stand for anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _has_auth(chain: Iterable[str], known: Known) -> bool:
+    """A plugin that failed to load counts: its requests are refused, which is no open door."""
+    return any(known.kinds.get(name, "auth") == "auth" for name in chain if name in known.plugins)
+
+
+def _check_chain(chain: tuple[str, ...], known: Known) -> Iterator[Fault]:
+    for position, name in enumerate(chain):
+        if name not in known.plugins:
+            hint = did_you_mean(name, known.plugins)
+            yield Fault(("chain", position), f'unknown plugin "{name}"{hint}; declare it as [plugins.{name}]')
+        elif (kind := known.kinds.get(name, "auth")) not in CHAIN_KINDS:
+            yield Fault(("chain", position), f'"{name}" is a plugin of kind {kind}, which does not go into a chain')
+        elif name in chain[:position]:
+            yield Fault(("chain", position), f'"{name}" stands in the chain twice')
+
+
+# --- [models.*] ---------------------------------------------------------------------------------------------------
+
+
+def complete(name: str, model: Model, known: Known, environment: Mapping[str, str]) -> tuple[Model, list[Fault]]:
+    """The model with names and placeholders filled in, and its faults."""
+    faults = list(_check_model(name, model, known))
+    at_load = placeholders.environment(environment) | {
+        "model": name,
+        "state_dir": str(Path(known.settings.state_dir).expanduser()),
+        "python": sys.executable,
+    }
+    variants = []
+    for index, written in enumerate(model.variants):
+        variant = msgspec.structs.replace(written, name=written.name or _default_name(model, index))
+        faults += [Fault(("variants", index, *fault.where), fault.message) for fault in _check_variant(variant, known)]
+        try:
+            variants.append(_fill(variant, at_load))
+        except placeholders.PlaceholderError as error:
+            faults.append(Fault(("variants", index), str(error)))
+    names = [variant.name for variant in variants]
+    for index, variant_name in enumerate(names):
+        if variant_name in names[:index]:
+            faults.append(Fault(("variants", index, "name"), f'a variant "{variant_name}" stands further up'))
+    return msgspec.structs.replace(model, variants=tuple(variants)), faults
+
+
+def alias_clashes(models: Mapping[str, Model], names: Iterable[str]) -> list[tuple[str, Fault]]:
+    """(model, fault) for each alias that is another model's name or alias: the model that stands later has to yield."""
+    owner = {name: name for name in names}
+    clashes = []
+    for name, model in models.items():
+        for position, alias in enumerate(model.aliases):
+            if owner.setdefault(alias, name) != name:
+                clashes.append(
+                    (name, Fault(("aliases", position), f'"{alias}" means the model {owner[alias]} already'))
+                )
+    return clashes
+
+
+def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
+    if not _NAME.fullmatch(name):
+        yield Fault((), f'"{name}" is no model name: letters, digits and ._:/@+- only, starting with a letter or digit')
+    if not model.variants:
+        yield Fault(("variants",), "no variants: say how it runs in [[models.NAME.variants]]")
+    if not model.modes:
+        yield Fault(("mode",), "expected at least one mode")
+    for mode in model.modes:
+        if mode not in known.modes:
+            hint = did_you_mean(mode, known.modes)
+            yield Fault(("mode",), f'unknown mode "{mode}"{hint}; known: {listed(known.modes)}')
+    if model.chain is None:
+        return  # it has the default chain, whose faults are told at [sidecar]
+    yield from _check_chain(model.chain, known)
+    open_to_all = not is_loopback(_host(known.settings)) and not known.settings.insecure
+    if open_to_all and not _has_auth(model.chain, known):
+        yield Fault(("chain",), "no auth plugin, and the sidecar can be reached from other machines")
+
+
+def _host(settings: Settings) -> str:
+    try:
+        return listen_address(settings.listen)[0]
+    except ValueError:
+        return "127.0.0.1"  # told already
+
+
+def _default_name(model: Model, index: int) -> str:
+    return "default" if len(model.variants) == 1 else f"variant-{index}"
+
+
+def _check_variant(variant: Variant, known: Known) -> Iterator[Fault]:
+    if bool(variant.command) == bool(variant.url):
+        yield Fault((), "expected either a command (a server to start) or a url (a server that runs already)")
+    elif variant.external:
+        yield from _check_external(variant)
+    else:
+        yield from _check_command(variant)
+        yield from _check_devices(variant, known)
+
+
+def _check_external(variant: Variant) -> Iterator[Fault]:
+    parts = urlsplit(variant.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{variant.url}"')
+    elif parts.query or parts.fragment or parts.username:
+        yield Fault(("url",), "expected no query, fragment or credentials; a key goes into api_key")
+    for key in ("required_devices", "memory_mb", "env", "cwd"):
+        if getattr(variant, key):
+            yield Fault((key,), "means nothing for a url variant: the sidecar does not start that server")
+
+
+def _check_command(variant: Variant) -> Iterator[Fault]:
+    if not variant.command[0].strip():
+        yield Fault(("command", 0), "expected a program")
+    texts: list[tuple[Place, str]] = [(("command", i), text) for i, text in enumerate(variant.command)]
+    texts += [(("env", key), text) for key, text in variant.env.items()]
+    texts.append((("cwd",), variant.cwd))
+    for where, text in texts:
+        try:
+            placeholders.check(text)
+        except placeholders.PlaceholderError as error:
+            yield Fault(where, str(error))
+        if "\0" in text:
+            yield Fault(where, "expected no NUL character")
+    if not any("port" in placeholders.names_in(text) for _, text in texts):
+        yield Fault(("command",), "nothing says {port}: the server must listen on the port that it is given")
+    if variant.load_timeout <= 0:
+        yield Fault(("load_timeout",), "expected more than 0s")
+
+
+def _check_devices(variant: Variant, known: Known) -> Iterator[Fault]:
+    if not variant.required_devices:
+        yield Fault(("required_devices",), f"is missing; known classes: {listed(known.device_classes)}")
+    for position, name in enumerate(variant.required_devices):
+        if not _is_device(name, known):
+            names = known.device_classes | known.device_names
+            hint = did_you_mean(name, names)
+            yield Fault(("required_devices", position), f'unknown device "{name}"{hint}; known: {listed(names)}')
+    memory = variant.memory_mb
+    if isinstance(memory, int):
+        if memory <= 0:
+            yield Fault(
+                ("memory_mb",), "expected the memory that the server takes, in MB, more than 0: it is never free"
+            )
+        return
+    for name in memory.keys() - set(variant.required_devices):
+        hint = did_you_mean(name, variant.required_devices)
+        yield Fault(("memory_mb", name), f'"{name}" is not among required_devices{hint}')
+    for name in dict.fromkeys(variant.required_devices):
+        if memory.get(name, 0) <= 0:
+            yield Fault(("memory_mb",), f'expected the MB taken on "{name}", more than 0')
+
+
+def _is_device(name: str, known: Known) -> bool:
+    base, colon, index = name.rpartition(":")
+    indexed = bool(colon) and index.isdecimal() and base in known.device_classes
+    return name in known.device_classes or name in known.device_names or indexed or bool(_UUID.fullmatch(name))
+
+
+def _fill(variant: Variant, values: Mapping[str, str]) -> Variant:
+    return msgspec.structs.replace(
+        variant,
+        command=tuple(placeholders.fill(text, values) for text in variant.command),
+        env={key: placeholders.fill(text, values) for key, text in variant.env.items()},
+        cwd=placeholders.fill(variant.cwd, values),
+        url=placeholders.fill(variant.url, values),
+    )

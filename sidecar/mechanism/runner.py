@@ -1,0 +1,178 @@
+"""Starts and stops server processes. A signal goes only to a process whose identity is proven, through a pidfd.
+
+The leader is not reaped before its whole group is gone: while it is a zombie its number cannot be given to anybody
+else, so the session id that the others are found by keeps its meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from sidecar.mechanism import procfs
+from sidecar.mechanism.serverlog import ServerLog
+
+log = logging.getLogger(__name__)
+
+MARKER = "SIDECAR_SERVER"  # in the environment of every process that a server consists of
+_RESCAN_S = 0.05
+_RESCAN_MOST_S = 1.0
+
+
+class SpawnError(Exception):
+    """The command could not be run at all; the text says why."""
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a process ended. code: its exit status, or None with the signal's name."""
+
+    code: int | None
+    signal: str = ""
+
+    def __str__(self) -> str:
+        return f"was killed by {self.signal}" if self.signal else f"exited with code {self.code}"
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run. env: the whole environment. marker: unique to this server."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+    marker: str
+    log: ServerLog
+
+
+class ServerProcess:
+    """A running server: its leader, and whatever the leader has forked.
+
+    exited: resolves the moment that the leader ends, whether or not others of its group live on.
+    """
+
+    def __init__(self, launch: Launch, popen: subprocess.Popen[bytes], pidfd: int) -> None:
+        self.launch = launch
+        self.pid = popen.pid
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._popen = popen
+        self._pidfd = pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._ended)
+
+    @property
+    def log(self) -> ServerLog:
+        return self.launch.log
+
+    def family(self) -> list[procfs.Process]:
+        """The server's living processes. Reads all of /proc: keep it off the event loop."""
+        return procfs.family(self.pid, f"{MARKER}={self.launch.marker}")
+
+    def owns_port(self, port: int) -> bool:
+        """Whether every socket that listens on the port is held by this server; False when none listens."""
+        inodes = procfs.listeners(port)
+        return bool(inodes) and inodes <= procfs.sockets(process.pid for process in self.family())
+
+    async def stop(self, grace_s: float) -> None:
+        """TERM to all, KILL to what is left after `grace_s`; returns when the group is confirmed empty, not before."""
+        await self._end(signal.SIGTERM, grace_s)
+        await self._end(signal.SIGKILL, None)
+        self._reap()
+
+    async def _end(self, number: signal.Signals, patience_s: float | None) -> None:
+        """Signal the family, newcomers too, until it is empty or patience is at an end."""
+        loop = asyncio.get_running_loop()
+        deadline = None if patience_s is None else loop.time() + patience_s
+        signalled: set[tuple[int, int]] = set()
+        pause_s = _RESCAN_S / 5
+        while family := await asyncio.to_thread(self.family):
+            for process in family:
+                if (process.pid, process.started) not in signalled:
+                    signalled.add((process.pid, process.started))
+                    send(process, number)
+            if deadline is not None and loop.time() >= deadline:
+                log.warning("%s: %d processes ignored %s", self.launch.marker, len(family), number.name)
+                return
+            if number is signal.SIGKILL and pause_s >= _RESCAN_MOST_S:
+                log.error("%s: pids %s survive SIGKILL", self.launch.marker, [process.pid for process in family])
+            pause_s = min(pause_s * 1.5, _RESCAN_S if deadline is not None else _RESCAN_MOST_S)
+            await asyncio.sleep(pause_s)
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if info is None:
+            ended = Exit(None, "an unknown cause")  # somebody else reaped it; that it is gone is certain
+        elif info.si_code == os.CLD_EXITED:
+            ended = Exit(info.si_status)
+        else:
+            ended = Exit(None, signal.Signals(info.si_status).name)
+        self.exited.set_result(ended)
+
+    def _reap(self) -> None:
+        self._popen.wait()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+async def spawn(launch: Launch) -> ServerProcess:
+    """Start a server in a session of its own. Raises SpawnError with a reason that names the remedy."""
+    try:
+        popen = await asyncio.to_thread(_popen, launch)
+    except OSError as error:
+        raise SpawnError(_explain(launch, error)) from error
+    return ServerProcess(launch, popen, os.pidfd_open(popen.pid))
+
+
+def send(process: procfs.Process, number: signal.Signals) -> None:
+    """Signal exactly the process that was seen: the pidfd pins it, the start time proves that it is still the same."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        now = procfs.process(process.pid)
+        if now is not None and now.started == process.started:
+            signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        pass  # it ended between the look and the signal, which is what the signal was for
+    except PermissionError:
+        log.exception("pid %d may not be sent %s", process.pid, number.name)
+    finally:
+        os.close(pidfd)
+
+
+def child_environment(own: Mapping[str, str], extra: Mapping[str, str], marker: str) -> dict[str, str]:
+    """The environment of a server: the sidecar's, what the manifest adds, and the marker."""
+    return {**own, **extra, MARKER: marker}
+
+
+def _popen(launch: Launch) -> subprocess.Popen[bytes]:
+    out, err = launch.log.open()
+    with out, err:
+        return subprocess.Popen(
+            launch.argv,
+            env=launch.env,
+            cwd=launch.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+def _explain(launch: Launch, error: OSError) -> str:
+    program = launch.argv[0]
+    if error.errno == errno.ENOENT and not launch.cwd.is_dir():
+        return f"the working directory {launch.cwd} does not exist"
+    if error.errno == errno.ENOENT:
+        return f'command not found: "{program}" is neither a path nor on PATH'
+    if error.errno == errno.EACCES:
+        return f'"{program}" may not be executed: {error.strerror}'
+    return f'"{program}" could not be started: {error}'

@@ -1,0 +1,135 @@
+"""Talks HTTP to servers: short probes, and exchanges whose bytes are relayed as they come.
+
+`Exchange` is the seam of the data plane: who relays sees a status, headers and chunks, and need not know which client
+brought them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import httpx
+
+from plugin_sdk import Reply
+from plugin_sdk.messages import RawHeaders
+
+CONNECT_S = 5.0
+PROBE_S = 5.0
+
+# RFC 9110, 7.6.1: these speak of one connection, not of the message; Connection itself may name more.
+HOP_BY_HOP = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    )
+)
+
+
+class UpstreamError(Exception):
+    """The server could not be reached, or broke off. processed: whether any of the request may have been acted on."""
+
+    def __init__(self, message: str, *, processed: bool) -> None:
+        super().__init__(message)
+        self.processed = processed
+
+
+class Exchange(Protocol):
+    """An answer whose head has arrived. Must be closed; closing before the end cancels the request upstream."""
+
+    status: int
+    headers: RawHeaders
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, undecoded. Raises UpstreamError if it breaks off."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Client:
+    """Connections to servers, kept alive and reused."""
+
+    def __init__(self) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=4)
+        timeout = httpx.Timeout(None, connect=CONNECT_S)
+        self._http = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, follow_redirects=False)
+
+    async def exchange(self, method: str, url: str, headers: RawHeaders, body: bytes) -> Exchange:
+        """Send a request and wait for the head of the answer, for as long as the caller does. Raises UpstreamError."""
+        request = httpx.Request(method, url, headers=list(headers), content=body)
+        request.extensions["timeout"] = self._http.timeout.as_dict()
+        try:
+            return _HttpxExchange(await self._http.send(request, stream=True))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise UpstreamError(f"no connection to {_origin(url)}: {_reason(error)}", processed=False) from error
+        except httpx.HTTPError as error:
+            raise UpstreamError(f"{_origin(url)} broke off: {_reason(error)}", processed=True) from error
+
+    def probe(self, base_url: str, headers: RawHeaders = ()) -> ProbeUpstream:
+        """The server at `base_url`, as an interface's `ready` sees it."""
+        return ProbeUpstream(self._http, base_url, headers)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+
+class ProbeUpstream:
+    """Short requests with a deadline (plugin_sdk.Upstream). Raises OSError when there is no answer."""
+
+    def __init__(self, http: httpx.AsyncClient, base_url: str, headers: RawHeaders) -> None:
+        self._http = http
+        self._base_url = base_url
+        self._headers = list(headers)
+
+    async def get(self, path: str) -> Reply:
+        return await self._send("GET", path, None)
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        return await self._send("POST", path, body)
+
+    async def _send(self, method: str, path: str, body: bytes | None) -> Reply:
+        headers = [*self._headers, *([(b"content-type", b"application/json")] if body is not None else [])]
+        request = httpx.Request(method, self._base_url + path, headers=headers, content=body)
+        request.extensions["timeout"] = httpx.Timeout(PROBE_S).as_dict()
+        try:
+            response = await self._http.send(request)
+        except httpx.HTTPError as error:
+            raise OSError(f"{_origin(self._base_url)} does not answer: {_reason(error)}") from error
+        return Reply(response.status_code, response.content)
+
+
+class _HttpxExchange:
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.headers: RawHeaders = tuple(response.headers.raw)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._response.aiter_raw():
+                yield chunk
+        except httpx.HTTPError as error:
+            raise UpstreamError(f"the server broke off: {_reason(error)}", processed=True) from error
+
+    async def close(self) -> None:
+        await self._response.aclose()
+
+
+def end_to_end(headers: RawHeaders) -> RawHeaders:
+    """What a proxy passes on: not the hop-by-hop headers, nor those that Connection names (RFC 9110, 7.6.1)."""
+    named = {
+        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
+    }
+    drop = HOP_BY_HOP | named
+    return tuple((name, value) for name, value in headers if name.lower() not in drop)
+
+
+def _origin(url: str) -> str:
+    parts = httpx.URL(url)
+    return f"{parts.scheme}://{parts.netloc.decode()}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

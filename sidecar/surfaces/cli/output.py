@@ -1,0 +1,47 @@
+"""How the command line speaks: JSON for programs, tables for people, problems one to a line on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sidecar.core.manifest import Problem
+
+NO, UNREACHABLE = 1, 3
+_PIPE_WIDTH = 240
+
+
+def print_json(value: Any) -> None:
+    """Any struct or plain value, indented."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table as wide as the terminal; wide where there is none, so that pipes get whole lines."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text, since brackets in messages are no markup
+    console.print(table)
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """One to a line, `file:line: path: message`, as editors and compilers have it."""
+    for problem in problems:
+        click.echo(str(problem), err=True)
+
+
+def fail(message: str, code: int = NO) -> NoReturn:
+    """Say why on stderr and exit."""
+    click.echo(f"sidecar: {message}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,124 @@
+"""Commands that speak to a running sidecar: `status`, `devices`, `start`, `stop`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+import msgspec
+
+from sidecar.core.manifest import Declaration
+from sidecar.mechanism import plugins
+from sidecar.surfaces import report
+from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
+from sidecar.surfaces.cli.local import probe
+from sidecar.surfaces.cli.output import print_json, print_table
+from sidecar.surfaces.report import DeviceReport, ModelReport, StatusReport
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything, as JSON.")
+@remote_options
+def status(as_json: bool, remote: Remote) -> None:
+    """Show devices, models and problems of the running sidecar."""
+    answer = remote.get("/-/status")
+    if as_json:
+        print_json(answer)
+        return
+    found = msgspec.convert(answer, StatusReport)
+    click.echo(f"sidecar {found.version}, up {_ago(found.uptime_s)}, revision {found.applied}\n")
+    _show_devices(found.devices)
+    click.echo()
+    print_table("Models", ("MODEL", "MODE", "STATE", "WHERE", "MB", "BUSY", "BECAUSE"), map(_model_row, found.models))
+    broken = [(plugin.name, plugin.kind, plugin.problem) for plugin in found.plugins if plugin.problem]
+    if broken:
+        print_table("\nPlugins that cannot be used", ("PLUGIN", "KIND", "BECAUSE"), broken)
+    for title, texts in (("Problems", found.problems), ("In their last good form", found.kept)):
+        if texts:
+            click.echo(f"\n{title}:")
+            for text in texts:
+                click.echo(f"  {text}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the devices as JSON.")
+@remote_options
+def devices(as_json: bool, remote: Remote) -> None:
+    """Show the devices: as the running sidecar sees them, or, if none runs, as they are."""
+    try:
+        found = msgspec.convert(remote.ask("GET", "/-/devices", {}, timeout_s=30.0), tuple[DeviceReport, ...])
+    except UnreachableError as error:
+        click.echo(f"{error}; looking for myself, without reservations", err=True)
+        catalog = plugins.load({}, Path("plugins"))
+        found = report.devices(asyncio.run(probe(catalog)), (), Declaration())
+    if as_json:
+        print_json(found)
+    else:
+        _show_devices(found)
+
+
+@click.command()
+@click.argument("model")
+@remote_options
+def start(model: str, remote: Remote) -> None:
+    """Start MODEL and wait until it is ready; exit 1 with the reason if it does not come up."""
+    began = time.monotonic()
+    answer = remote.post(f"/-/models/{quote(model, safe='/')}/start")
+    click.echo(f"{answer['model']} is ready ({time.monotonic() - began:.1f} s)")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--force", is_flag=True, help="Do not wait for requests in flight: cut them off.")
+@remote_options
+def stop(model: str, force: bool, remote: Remote) -> None:
+    """Let MODEL's server finish what is in flight, then stop it; wait until it is gone."""
+    answer = remote.post(f"/-/models/{quote(model, safe='/')}/stop", {"force": "true"} if force else {})
+    click.echo(f"{answer['model']} is stopped" + (f": {answer['message']}" if answer["message"] else ""))
+
+
+def _show_devices(found: tuple[DeviceReport, ...]) -> None:
+    columns = ("DEVICE", "NAME", "TOTAL MB", "USABLE", "RESERVED", "FREE", "BUSY", "TEMP", "POWER")
+    print_table("Devices", columns, map(_device_row, found))
+
+
+def _device_row(device: DeviceReport) -> tuple[str, ...]:
+    seen = device.status
+    label = ", ".join((device.label, *device.names))
+    if seen.problem:
+        return (label, f"{seen.name}: UNKNOWN: {seen.problem}", "", "", str(device.reserved_mb), "", "", "", "")
+    return (
+        label,
+        seen.name,
+        str(seen.total_mb),
+        str(device.usable_mb),
+        str(device.reserved_mb),
+        str(seen.free_mb),
+        _unit(seen.utilisation_pct, "%"),
+        _unit(seen.temperature_c, "°C"),
+        _unit(seen.power_w, " W"),
+    )
+
+
+def _model_row(model: ModelReport) -> tuple[str, ...]:
+    server = model.server
+    reason = model.conditions[0].reason if model.conditions else ""
+    message = model.conditions[0].message.splitlines()[0] if model.conditions and model.conditions[0].message else ""
+    state = server.state if server else reason.lower()
+    where = f"{server.variant} :{server.port}" if server else ""
+    reserved = "+".join(str(amount) for amount in server.reserved_mb.values()) if server else ""
+    busy = f"{server.in_flight if server else 0}" + (f" (+{model.waiting} waiting)" if model.waiting else "")
+    return (model.name, ",".join(model.modes), state, where, reserved, busy, message)
+
+
+def _unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.0f}{unit}"
+
+
+def _ago(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{left:02}s" if minutes else f"{left}s"

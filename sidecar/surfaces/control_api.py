@@ -1,0 +1,113 @@
+"""The control API under `/-/`, by Litestar: health, status, plan, devices, and starting and stopping models."""
+
+# No `from __future__ import annotations` here: Litestar reads the handlers' annotations at run time.
+
+from typing import Any
+
+from litestar import Litestar, Request, Response, get, post
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.handlers.base import BaseRouteHandler
+
+from sidecar.control.controller import Controller
+from sidecar.control.fleet import RefusedError
+from sidecar.core.names import near
+from sidecar.core.plan import Plan
+from sidecar.surfaces import guard, report
+from sidecar.surfaces.dataplane.errors import ApiError
+
+
+class ControlState(State):
+    """What handlers need."""
+
+    controller: Controller
+
+
+Connection = ASGIConnection[Any, Any, Any, ControlState]
+Caller = Request[Any, Any, ControlState]
+
+
+def only_for_operators(connection: Connection, _: BaseRouteHandler) -> None:
+    """A guard for everything but the health checks."""
+    peer = connection.client.host if connection.client else ""
+    guard.check(connection.headers, peer, connection.app.state.controller.declaration.settings)
+
+
+@get("/-/healthy")
+async def healthy() -> dict[str, str]:
+    """The process runs and its loop turns."""
+    return {"status": "ok"}
+
+
+@get("/-/ready")
+async def ready(state: ControlState) -> Response[dict[str, str]]:
+    """Requests are taken. 503 once the sidecar is shutting down."""
+    if state.controller.fleet.closing:
+        return Response({"status": "shutting down"}, status_code=503)
+    return Response({"status": "ready"})
+
+
+@get("/-/status", guards=[only_for_operators])
+async def status(state: ControlState) -> report.StatusReport:
+    """Devices, models, plugins, problems."""
+    return report.status(state.controller)
+
+
+@get("/-/devices", guards=[only_for_operators])
+async def devices(state: ControlState) -> tuple[report.DeviceReport, ...]:
+    """The devices, with what is reserved on them."""
+    return report.live_devices(state.controller)
+
+
+@get("/-/plan", guards=[only_for_operators])
+async def plan(state: ControlState, want: str | None = None) -> Plan:
+    """What would be done now; with `?want=MODEL`, if somebody asked for that model now."""
+    return state.controller.what_if(_known(state.controller, want) if want is not None else None)
+
+
+@post("/-/models/{target:path}", guards=[only_for_operators], status_code=200)
+async def act(state: ControlState, target: str, force: bool = False) -> dict[str, str]:
+    """`{name}/start` and `{name}/stop` (a name may have slashes in it, so the path is taken whole)."""
+    requested, _, verb = target.strip("/").rpartition("/")
+    if verb not in ("start", "stop") or not requested:
+        raise ApiError(404, "unknown_path", "expected /-/models/NAME/start or /-/models/NAME/stop")
+    name = _known(state.controller, requested)
+    if verb == "stop":
+        stopped = await state.controller.stop(name, force=force)
+        return {"model": name, "state": "stopped", "message": "" if stopped else "it was not running"}
+    try:
+        await state.controller.start(name)
+    except RefusedError as error:
+        raise ApiError.refused(error, name) from None
+    return {"model": name, "state": "ready", "message": ""}
+
+
+def _known(controller: Controller, requested: str) -> str:
+    found = controller.generation.find(requested)
+    if found is None:
+        meant = near(requested, controller.generation.names())
+        hint = f"; near it: {', '.join(meant)}" if meant else ""
+        raise ApiError(404, "model_not_found", f'there is no model "{requested[:200]}"{hint}')
+    return found[0]
+
+
+def _answer_api_error(_: Caller, error: ApiError) -> Response[bytes]:
+    headers = {name.decode(): value.decode() for name, value in error.response_headers() if name != b"content-type"}
+    return Response(error.body(), status_code=error.status, headers=headers, media_type="application/json")
+
+
+def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]:
+    code = {404: "unknown_path", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return _answer_api_error(request, ApiError(error.status_code, code, error.detail))
+
+
+def control_app(controller: Controller) -> Litestar:
+    """The Litestar application for everything that is not inference."""
+    return Litestar(
+        route_handlers=[healthy, ready, status, devices, plan, act],
+        state=ControlState({"controller": controller}),
+        exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
+        openapi_config=None,
+        logging_config=None,
+    )

@@ -1,0 +1,67 @@
+"""`GET /v1/models` and `/v1/models/{id}`: what clients may ask for, whether it runs at the moment or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from plugin_sdk import Headers, Reject, Request
+from sidecar.control.controller import Controller
+from sidecar.core.manifest import Model
+from sidecar.core.names import near
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.relay import Incoming
+
+_LIST = "/v1/models"
+
+
+class ModelList:
+    """The declared models in OpenAI's shape, for callers that the default chain admits."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._created = int(controller.clock.unix())
+
+    def owns(self, path: str) -> bool:
+        """Whether the path is the list's, or one of its entries'."""
+        return path.rstrip("/") == _LIST or path.startswith(_LIST + "/")
+
+    async def answer(self, incoming: Incoming) -> tuple[int, bytes]:
+        """(status, JSON body). Raises ApiError."""
+        if incoming.method not in ("GET", "HEAD"):
+            message = f"{_LIST} takes GET, not {incoming.method}"
+            raise ApiError(405, "method_not_allowed", message, headers=((b"allow", b"GET, HEAD"),))
+        generation = self._controller.generation
+        request = Request(
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+            headers=Headers(incoming.headers),
+            client=incoming.client,
+        )
+        try:
+            await generation.default_chain.authenticate(request)
+        except Reject as reject:
+            raise ApiError.rejected(reject) from None
+        wanted = incoming.path.removeprefix(_LIST).strip("/")
+        if not wanted:
+            entries = [self._entry(name, model) for name, model in generation.declaration.models.items()]
+            return 200, msgspec.json.encode({"object": "list", "data": entries})
+        found = generation.find(wanted)
+        if found is None:
+            meant = near(wanted, generation.names())
+            hint = f"; near it: {', '.join(meant)}" if meant else ""
+            raise ApiError(404, "model_not_found", f'there is no model "{wanted[:200]}"{hint}', param="model")
+        return 200, msgspec.json.encode(self._entry(*found))
+
+    def _entry(self, name: str, model: Model) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "sidecar",
+            "aliases": list(model.aliases),
+            "modes": list(model.modes),
+            "ready": self._controller.fleet.ready(name),
+        }

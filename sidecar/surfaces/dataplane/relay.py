@@ -1,0 +1,325 @@
+"""The course of one inference request, whoever carries its bytes.
+
+Find the interface by path and the model by name; authenticate; lease a server, starting one if need be; relay its
+answer byte by byte; whatever happens, give the lease back, record the outcome and end the span.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Protocol
+
+import msgspec
+from opentelemetry.trace import SpanKind
+
+from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Interface, Outcome, Principal, Reject, Request, Usage
+from plugin_sdk.messages import RawHeaders
+from sidecar.control.controller import Controller
+from sidecar.control.fleet import Lease, RefusedError, Target
+from sidecar.control.generations import Generation
+from sidecar.core.manifest import Model
+from sidecar.core.names import listed, near
+from sidecar.mechanism.upstream import Exchange, UpstreamError, end_to_end
+from sidecar.surfaces.dataplane.body import Head, read_head, with_model
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.tail import Tail
+from sidecar.surfaces.dataplane.tracing import RequestTrace
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # connections tried in all, each on a server that was ready; only while nothing can have been processed
+
+# Of the client's connection or identity: they do not concern the upstream, which gets its own.
+_NOT_PASSED_ON = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it came. query: undecoded, without the "?"."""
+
+    method: str
+    path: str
+    query: str
+    headers: RawHeaders
+    client: str
+
+
+class Downstream(Protocol):
+    """The way back to the client. Waits when the client is slow, so that nothing piles up here."""
+
+    async def start(self, status: int, headers: RawHeaders) -> None: ...
+
+    async def send(self, chunk: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+    async def abort(self) -> None:
+        """Break the connection, so that nobody takes what was sent for the whole."""
+        ...
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Where a path leads: the mode and interface that own it."""
+
+    mode: str
+    endpoint: Endpoint
+    interface: Interface[Any]
+
+
+def find_endpoint(generation: Generation, path: str) -> Found | None:
+    """The interface that serves a path."""
+    for mode, interface in generation.interfaces.items():
+        for endpoint in interface.endpoints:
+            if endpoint.path == path:
+                return Found(mode, endpoint, interface)
+    return None
+
+
+class Relay:
+    """One request from start to end. Create, `run` once, and the outcome is recorded."""
+
+    def __init__(self, controller: Controller, incoming: Incoming, found: Found, out: Downstream) -> None:
+        self._controller = controller
+        self._generation = controller.generation
+        self._incoming = incoming
+        self._found = found
+        self._out = out
+        self._clock = controller.clock
+        self._started = self._clock.monotonic()
+        self._started_unix = self._clock.unix()
+        self._trace = RequestTrace(
+            controller.tracer, incoming.headers, found.endpoint.operation, incoming.method, incoming.path
+        )
+        self._chain = self._generation.default_chain
+        self._model = ""
+        self._principal: Principal = ANONYMOUS
+        self._target: Target | None = None
+        self._queue_s = 0.0
+        self._first_byte_s: float | None = None
+        self._tail = Tail(streamed=False)
+        self._status = 0
+        self._code = ""
+        self._end = End.OK
+        self._head_sent = False
+
+    async def run(self, body: bytes) -> None:
+        """Answer the request. Raises nothing but cancellation, which means that the client has gone."""
+        self._generation.enter()
+        usage: Usage | None = None
+        try:
+            await self._answer(body)
+            usage = self._usage()
+        except ApiError as error:
+            await self._refuse(error)
+        except UpstreamError as error:
+            await self._break_off(error)
+        except asyncio.CancelledError:
+            self._end, self._code = End.CLIENT_GONE, "client_gone"
+            raise
+        except Exception:
+            log.exception("%s %s failed", self._incoming.method, self._incoming.path)
+            await self._refuse(ApiError(500, "internal_error", "the sidecar failed on this request; its log says how"))
+        finally:
+            self._generation.leave()
+            outcome = self._outcome(len(body), usage)
+            self._chain.record(outcome)
+            self._trace.end(outcome)
+
+    # --- stages -------------------------------------------------------------------------------------------------
+
+    async def _answer(self, body: bytes) -> None:
+        request, head, model = await self._admit(body)
+        try:
+            self._found.interface.validate(request)
+        except Reject as reject:
+            raise ApiError.rejected(reject) from None
+        await self._relay(model, head, body)
+
+    async def _admit(self, body: bytes) -> tuple[Request, Head, Model]:
+        """Who asks for what. Nobody learns which models there are before the default chain has let them in."""
+        request = Request(
+            method=self._incoming.method,
+            path=self._incoming.path,
+            query=self._incoming.query,
+            headers=Headers(self._incoming.headers),
+            body=body,
+            mode=self._found.mode,
+            client=self._incoming.client,
+        )
+        try:
+            head = read_head(body)
+            name, model = self._find(head)
+        except ApiError:
+            await self._authenticate(request)
+            raise
+        self._model = name
+        self._chain = self._generation.chain(name)
+        request = msgspec.structs.replace(request, model=name, requested_model=head.model or "")
+        await self._authenticate(request)
+        if self._found.mode not in model.modes:
+            raise ApiError(400, "wrong_mode", self._wrong_mode(name, model), param="model")
+        return msgspec.structs.replace(request, principal=self._principal), head, model
+
+    def _find(self, head: Head) -> tuple[str, Model]:
+        if not head.model:
+            raise ApiError(400, "model_missing", 'the body must name a "model"', param="model")
+        self._trace.asks_for(head.model)
+        found = self._generation.find(head.model)
+        if found is None:
+            meant = near(head.model, self._generation.names())
+            hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
+            message = f'there is no model "{head.model[:200]}"{hint}'
+            raise ApiError(404, "model_not_found", message, param="model")
+        return found
+
+    async def _authenticate(self, request: Request) -> None:
+        if not self._chain.has_auth:
+            return
+        with self._trace.stage("auth") as span:
+            try:
+                self._principal = await self._chain.authenticate(request)
+            except Reject as reject:
+                span.set_attribute("error.type", reject.code)
+                raise ApiError.rejected(reject) from None
+
+    def _wrong_mode(self, name: str, model: Model) -> str:
+        paths = [
+            endpoint.path
+            for mode in model.modes
+            if mode in self._generation.interfaces
+            for endpoint in self._generation.interfaces[mode].endpoints
+        ]
+        modes = listed(model.modes)
+        return f'the model "{name}" is of mode {modes}, not {self._found.mode}: it answers at {listed(paths)}'
+
+    async def _lease(self, model: Model) -> Lease:
+        lease = self._controller.activator.try_acquire(self._model, model)
+        if lease is None:
+            began = self._clock.monotonic()
+            with self._trace.stage("queue") as span:
+                try:
+                    lease = await self._controller.activator.acquire(self._model, model)
+                except RefusedError as error:
+                    raise ApiError.refused(error, self._model) from None
+                finally:
+                    self._queue_s += self._clock.monotonic() - began
+                self._trace.cold_start(lease.target, span)
+        self._target = lease.target
+        return lease
+
+    async def _relay(self, model: Model, head: Head, body: bytes) -> None:
+        """Ask the server, and again if it cannot have noticed; then pass on what it says."""
+        for attempt in range(1, ATTEMPTS + 1):
+            lease = await self._lease(model)
+            try:
+                await self._ask(lease.target, head, body)
+                return
+            except UpstreamError as error:
+                if error.processed or attempt == ATTEMPTS:
+                    raise
+                log.info("%s: %s; trying again", self._model, error)
+            finally:
+                lease.release()
+            await asyncio.sleep(0.05 * attempt)  # a server that has just died is noticed in this time
+
+    async def _ask(self, target: Target, head: Head, body: bytes) -> None:
+        if head.model != target.upstream_model:
+            body = with_model(body, target.upstream_model)
+        with self._trace.stage("upstream", SpanKind.CLIENT) as span:
+            span.set_attribute("url.full", target.base_url + self._incoming.path)
+            query = f"?{self._incoming.query}" if self._incoming.query else ""
+            exchange = await self._controller.client.exchange(
+                self._incoming.method,
+                target.base_url + self._incoming.path + query,
+                self._trace.carry(self._headers_for(target), span),
+                body,
+            )
+            try:
+                span.set_attribute("http.response.status_code", exchange.status)
+                await self._pass_on(exchange)
+            finally:
+                await exchange.close()
+
+    def _headers_for(self, target: Target) -> RawHeaders:
+        """The client's headers without what was meant for the sidecar, with the upstream's own key."""
+        headers = tuple(pair for pair in end_to_end(self._incoming.headers) if pair[0].lower() not in _NOT_PASSED_ON)
+        if target.api_key is None:
+            return headers
+        return (*headers, (b"authorization", b"Bearer " + target.api_key.reveal().encode()))
+
+    async def _pass_on(self, exchange: Exchange) -> None:
+        self._status = exchange.status
+        self._tail = Tail(streamed=_is_event_stream(exchange.headers))
+        await self._out.start(exchange.status, end_to_end(exchange.headers))
+        self._head_sent = True
+        async for chunk in exchange.chunks():
+            if self._first_byte_s is None:
+                self._first_byte_s = self._clock.monotonic() - self._started
+            self._tail.feed(chunk)
+            await self._out.send(chunk)
+        await self._out.end()
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    async def _refuse(self, error: ApiError) -> None:
+        if self._head_sent:  # too late for an answer: at least it must not look whole
+            self._end, self._code = End.UPSTREAM_FAILED, error.code
+            await self._out.abort()
+            return
+        self._end, self._code, self._status = End.REFUSED, error.code, error.status
+        body = error.body()
+        await self._out.start(error.status, (*error.response_headers(), (b"content-length", str(len(body)).encode())))
+        self._head_sent = True
+        await self._out.send(body)
+        await self._out.end()
+
+    async def _break_off(self, error: UpstreamError) -> None:
+        """The server broke off: a plain error if the head was not sent; else an error event and a broken connection."""
+        why = self._controller.fleet.failures.get(self._model)
+        message = f"{error}; {why.message}" if why is not None else str(error)
+        log.warning("%s: %s", self._model, message)
+        api_error = ApiError(502, "upstream_failed", message)
+        if not self._head_sent:
+            await self._refuse(api_error)
+            self._end = End.UPSTREAM_FAILED
+            return
+        self._end, self._code = End.UPSTREAM_FAILED, api_error.code
+        if self._tail.streamed:
+            await self._out.send(b"\n\ndata: " + api_error.body() + b"\n\n")
+        await self._out.abort()
+
+    def _usage(self) -> Usage | None:
+        try:
+            return self._found.interface.usage(self._tail.read(), self._tail.streamed)
+        except Exception:
+            log.exception("the interface plugin of mode %s cannot read usage", self._found.mode)
+            return None
+
+    def _outcome(self, bytes_in: int, usage: Usage | None) -> Outcome:
+        target = self._target
+        return Outcome(
+            model=self._model,
+            variant=target.variant if target else "",
+            mode=self._found.mode,
+            path=self._incoming.path,
+            principal=self._principal.id,
+            end=self._end,
+            status=self._status,
+            code=self._code,
+            streamed=self._tail.streamed,
+            cold=target is not None and target.cold is not None,
+            started_s=self._started_unix,
+            duration_s=self._clock.monotonic() - self._started,
+            queue_s=self._queue_s,
+            first_byte_s=self._first_byte_s,
+            bytes_in=bytes_in,
+            bytes_out=self._tail.total,
+            usage=usage,
+            trace_id=self._trace.id,
+        )
+
+
+def _is_event_stream(headers: RawHeaders) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
+    )

@@ -1,0 +1,174 @@
+"""What the sidecar says about itself: the values behind `sidecar status` and `/-/status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from plugin_sdk import DeviceStatus
+from sidecar import __version__
+from sidecar.control.controller import Controller
+from sidecar.control.generations import Generation
+from sidecar.core.ledger import Ledger
+from sidecar.core.manifest import Declaration, Model
+from sidecar.core.observed import Condition, Device, Server
+from sidecar.core.placement import Inventory
+
+
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One device. usable_mb: for servers, after headroom and cap. reserved_mb: by our servers. names: in manifests."""
+
+    device_class: str
+    label: str
+    status: DeviceStatus
+    usable_mb: int | None = None
+    reserved_mb: int = 0
+    names: tuple[str, ...] = ()
+
+
+class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that exists. Memory by device id; a device missing from observed_mb is one that does not tell."""
+
+    id: str
+    state: str
+    variant: str
+    devices: tuple[str, ...]
+    port: int
+    pid: int | None
+    in_flight: int
+    reserved_mb: dict[str, int]
+    observed_mb: dict[str, int]
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A declared model. waiting: requests that wait for it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    modes: tuple[str, ...]
+    waiting: int
+    server: ServerReport | None
+    conditions: tuple[Condition, ...]
+
+
+class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin in force. failed: calls that went wrong. dropped: outcomes that found the queue full."""
+
+    name: str
+    kind: str
+    import_path: str
+    problem: str
+    failed: int
+    dropped: int
+
+
+class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything at a glance. kept: models that run in their last good form, since the new one has problems."""
+
+    version: str
+    uptime_s: float
+    generation: int
+    attempted: str
+    applied: str
+    problems: tuple[str, ...]
+    kept: tuple[str, ...]
+    devices: tuple[DeviceReport, ...]
+    device_problems: dict[str, str]
+    models: tuple[ModelReport, ...]
+    plugins: tuple[PluginReport, ...]
+    rounds: int
+    acted: int
+    errors: int
+
+
+def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: Declaration) -> tuple[DeviceReport, ...]:
+    """The devices with what is reserved on them."""
+    inventory = Inventory.of(found, declared.devices)
+    usable = Ledger(found, servers, inventory.caps, declared.settings.headroom_mb).usable
+    return tuple(
+        DeviceReport(
+            device_class=device.device_class,
+            label=device.label,
+            status=device.status,
+            usable_mb=usable.get(device.id),
+            reserved_mb=sum(server.reserved_mb.get(device.id, 0) for server in servers),
+            names=tuple(name for name, key in inventory.named.items() if key == device.id),
+        )
+        for device in found
+    )
+
+
+def status(controller: Controller) -> StatusReport:
+    """Everything, now."""
+    generation = controller.generation
+    revisions = controller.revisions
+    reconciler = controller.reconciler
+    return StatusReport(
+        version=__version__,
+        uptime_s=round(controller.clock.monotonic() - controller.opened_at, 1),
+        generation=generation.number,
+        attempted=revisions.attempted,
+        applied=revisions.applied,
+        problems=tuple(str(problem) for problem in revisions.problems),
+        kept=revisions.kept,
+        devices=live_devices(controller),
+        device_problems=controller.devices.problems,
+        models=tuple(_model(controller, name, model) for name, model in generation.declaration.models.items()),
+        plugins=_plugins(generation),
+        rounds=reconciler.rounds,
+        acted=reconciler.acted,
+        errors=reconciler.errors,
+    )
+
+
+def live_devices(controller: Controller) -> tuple[DeviceReport, ...]:
+    """The devices as last read, with the reservations of this moment."""
+    servers = tuple(server.view() for server in controller.fleet.servers.values())
+    return devices(controller.devices.devices, servers, controller.declaration)
+
+
+def _model(controller: Controller, name: str, model: Model) -> ModelReport:
+    waiters = controller.fleet.waiting.get(name)
+    return ModelReport(
+        name=name,
+        aliases=model.aliases,
+        modes=model.modes,
+        waiting=len(waiters.futures) if waiters else 0,
+        server=_server(controller, name),
+        conditions=controller.fleet.conditions.get(name, ()),
+    )
+
+
+def _server(controller: Controller, name: str) -> ServerReport | None:
+    server = controller.fleet.server_of(name)
+    if server is None:
+        return None
+    return ServerReport(
+        id=server.id,
+        state=server.state.value,
+        variant=server.variant.name,
+        devices=server.devices,
+        port=server.port,
+        pid=server.process.pid if server.process else None,
+        in_flight=server.in_flight,
+        reserved_mb=server.reserved_mb,
+        observed_mb=server.observed_mb,
+    )
+
+
+def _plugins(generation: Generation) -> tuple[PluginReport, ...]:
+    def import_path(loaded: Any) -> str:
+        return loaded.declaration.import_path if loaded else ""
+
+    return tuple(
+        PluginReport(
+            name=instance.name,
+            kind=instance.loaded.kind if instance.loaded else "unknown",
+            import_path=import_path(instance.loaded),
+            problem=instance.problem,
+            failed=instance.failed,
+            dropped=instance.sink.dropped if instance.sink else 0,
+        )
+        for instance in sorted(generation.instances.values(), key=lambda instance: instance.name)
+    )
