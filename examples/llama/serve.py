@@ -17,6 +17,7 @@ from pathlib import Path
 import xllamacpp
 
 WRITER = Path(__file__).with_name("tiny_gguf.py")
+HTTP_THREADS = 64
 STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -47,7 +48,7 @@ def parse_options() -> argparse.Namespace:
     kind.add_argument("--say", metavar="SENTENCE", help="serve a chat model that answers with this sentence")
     kind.add_argument("--embedding", action="store_true", help="serve an embedding model")
     parser.add_argument("--name", help="model name to report (default: the file's name)")
-    parser.add_argument("--slots", type=int, default=4, help="requests worked on at once; more wait (default: 4)")
+    parser.add_argument("--slots", type=int, default=4, help="chat requests worked on at once; more wait (default: 4)")
     parser.add_argument("--context", type=int, default=8192, help="tokens per slot (default: 8192)")
     parser.add_argument("--layers", type=int, default=1, help="depth of the chat model, to make it slower (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads (default: 1)")
@@ -78,9 +79,13 @@ def server_settings(options: argparse.Namespace, model: Path) -> xllamacpp.Commo
     settings.port = options.port
     if options.name:
         settings.model_alias = {options.name}
-    settings.n_parallel = options.slots
-    settings.n_ctx = options.slots * options.context
+    # llama.cpp mixes up pooled texts of unequal length that share a batch, so these go one by one.
+    settings.n_parallel = 1 if options.embedding else options.slots
+    settings.n_ctx = settings.n_parallel * options.context
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = options.threads
+    # Each connection holds a thread for as long as it lives. llama.cpp starts with few and is late to add more in a
+    # rush, which would leave /health without one.
+    settings.n_threads_http = HTTP_THREADS
     settings.endpoint_metrics = True
     settings.ui = False
     # A prompt costs nothing here, and without a cache a request's token counts do not depend on those before it.
@@ -88,7 +93,6 @@ def server_settings(options: argparse.Namespace, model: Path) -> xllamacpp.Commo
     settings.cache_ram_mib = 0
     if options.embedding:
         settings.embedding = True
-        settings.kv_unified = False
         # A pooled text has to fit into one batch.
         settings.n_batch = settings.n_ubatch = options.context
         # llama.cpp lets an embedding model chat as well, and this one knows no end.
@@ -102,10 +106,12 @@ def server_settings(options: argparse.Namespace, model: Path) -> xllamacpp.Commo
 def why_not_started(host: str, port: int) -> str:
     """llama.cpp only says that it did not start; nearly always the address is the reason, so try that."""
     try:
-        with socket.create_server((host, port)):
-            return "llama.cpp did not start, see its log above"
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
     except OSError as error:
-        return f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
+        return f"cannot listen on {host}:{port}: {error.strerror}"
+    return "llama.cpp did not start, see its log above"
 
 
 def fail(message: str) -> int:

@@ -35,6 +35,7 @@ TRAINED_CONTEXT = 131072
 FEED_FORWARD = 1
 CHAT_HEAD = 2
 EMBEDDING_SIZE = 64
+MOST_LAYERS = 512  # llama.cpp aborts the process beyond that
 
 
 def write_chat(path: Path, sentence: str, layers: int = 1) -> None:
@@ -44,10 +45,12 @@ def write_chat(path: Path, sentence: str, layers: int = 1) -> None:
     embedding is 1 at its own place and 0 elsewhere (one-hot); every other token (a byte of the prompt, a turn marker)
     is 1 at place 0. Attention and feed-forward are all zero, so a block adds nothing and the vector reaches the output
     matrix as it was: it tells which token came last, and no more. The output matrix names the token that follows.
-    A prompt of any kind therefore starts the sentence, for it ends in a token that is no word.
+    A prompt therefore starts the sentence whatever it says, for it ends in a token that is no word.
 
     `layers` makes the model deeper and so truly slower, without changing what it says: llama.cpp computes every zero.
     """
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ValueError(f"a model has 1 to {MOST_LAYERS} layers")
     words = split_words(sentence)
     width = _round_up(len(words) + 1, 32)
     writer = _describe("sidecar sample chat", width, CHAT_HEAD, layers)
@@ -119,10 +122,12 @@ def _describe(name: str, width: int, head: int, layers: int) -> gguf.GGUFWriter:
 def _add_vocabulary(writer: gguf.GGUFWriter, words: list[str]) -> None:
     """Give every byte a token, so that any text can be read, and every word of the sentence one of its own.
 
-    In a prompt those words are still read byte by byte, because llama.cpp only finds a long token by way of shorter
-    ones: a prompt cannot enter the sentence in the middle. The space has a token, or it would take three bytes.
+    In a prompt those words are still read byte by byte (but for words of one letter), because llama.cpp only finds a
+    long token by way of shorter ones. The space has a token, or it would take three bytes.
     """
     tokens = [*SPECIAL, *BYTES, SPACE, *(word.replace(" ", SPACE) for word in words)]
+    if len(set(tokens)) < len(tokens):
+        raise ValueError("a word of the sentence is written like a token the model has already")
     types = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * (len(SPECIAL) - 1)
     types += [gguf.TokenType.BYTE] * len(BYTES) + [gguf.TokenType.NORMAL] * (1 + len(words))
     writer.add_vocab_size(len(tokens))

@@ -95,7 +95,7 @@ class Generations:
         """Build the next generation aside and put it in force."""
         before = self.current.instances if self.current else {}
         instances = {}
-        for name in catalog.loaded.keys() | catalog.faults.keys():
+        for name in catalog.loaded.keys() | catalog.faults.keys() | declaration.plugins.keys():
             instances[name] = await _instance(name, catalog, before.get(name))
         for instance in instances.values():
             instance.users += 1
@@ -151,7 +151,8 @@ async def _instance(name: str, catalog: Catalog, before: Instance | None) -> Ins
     if loaded is None:
         if before is not None and usable:
             return before
-        return Instance(name, None, "; ".join(str(fault) for fault in catalog.faults[name]))
+        faults = catalog.faults.get(name, ())
+        return Instance(name, None, "; ".join(str(fault) for fault in faults) or "its declaration is faulty")
     if before is not None and usable and _same(before.loaded, loaded):
         return before
     fresh = Instance(name, loaded)

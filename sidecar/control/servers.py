@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
+from opentelemetry.context import Context
 from opentelemetry.trace import Status as SpanStatus
 from opentelemetry.trace import StatusCode, Tracer
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Ready = Callable[[Upstream], Awaitable[bool]]
 
+_RETRY_STOP_S = 1.0
 _TOLD_LINES = 8  # of the server's last output, in conditions and client errors
 
 
@@ -153,10 +155,21 @@ class Servers:
             self._fleet.force_stop(server, server.left_because or "Failed")
         if server.process is not None:
             attributes = {"sidecar.model": server.model, "sidecar.reason": server.left_because}
-            with self._tracer.start_as_current_span("server stop", attributes=attributes):
-                await server.process.stop(server.variant.stop_timeout)
+            # A trace of its own: the one that this task belongs to began with the start, maybe days ago.
+            with self._tracer.start_as_current_span("server stop", context=Context(), attributes=attributes):
+                await self._stop(server, server.process)
         self._ports.give_back(server.port)
         self._fleet.gone(server)
+
+    async def _stop(self, server: LiveServer, process: ServerProcess) -> None:
+        """Until it has worked: the reservation must not be released before, nor be kept for ever."""
+        while True:
+            try:
+                await process.stop(server.variant.stop_timeout)
+                return
+            except OSError:
+                log.exception("%s: stopping failed, and is tried again", server.id)
+                await asyncio.sleep(_RETRY_STOP_S)
 
     async def _with_output(self, server: LiveServer, message: str) -> str:
         if server.process is None:

@@ -79,7 +79,7 @@ class _Round:
             return
         if change := self._outdated(server):
             self._leave(Drain(model=server.model, server=server.id, reason="ManifestChanged", message=change), server)
-        elif server.state is ServerState.READY and server.in_flight == 0 and server.model not in self.demand_of:
+        elif server.state is ServerState.READY and server.model not in self.demand_of:
             self._stop_if_idle(server, self.models[server.model])
 
     def _outdated(self, server: Server) -> str:
@@ -94,7 +94,8 @@ class _Round:
     def _stop_if_idle(self, server: Server, model: Model) -> None:
         if model.pinned or model.idle_timeout <= 0:
             return
-        expires = server.last_used + model.idle_timeout
+        used = self.now if server.in_flight else server.last_used  # a busy one cannot expire before now + idle_timeout
+        expires = used + model.idle_timeout
         if self.now >= expires:
             self._stop(server, "Idle", f"unused for {self.now - server.last_used:.0f} s")
         else:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
 
 from plugin_sdk.config import convert
-from sidecar.core.names import did_you_mean
+from sidecar.core.names import did_you_mean, near
 from sidecar.mechanism.places import Path
 
 S = TypeVar("S", bound=msgspec.Struct)
-Report = Callable[[Path, str], None]
+
+
+class Report(Protocol):
+    """Takes a fault. meant: a key that was probably meant, of which it need not be said as well that it is missing."""
+
+    def __call__(self, path: Path, message: str, meant: Path | None = None) -> None: ...
+
 
 _FAULTY = object()
 _NEVER = object()
@@ -32,14 +37,18 @@ def read(raw: Any, kind: type[S], path: Path, report: Report) -> S | None:
         report(path, f"expected a table, got {_type_name(raw)}")
         return None
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    misspelt = set()
     for key in raw.keys() - fields.keys():
-        report((*path, key), f'unknown key "{key}"{did_you_mean(key, fields)}')
+        meant = next(((*path, name) for name in near(key, fields, most=1)), None)
+        report((*path, key), f'unknown key "{key}"{did_you_mean(key, fields)}', meant)
+        misspelt.add(meant)
     values: dict[str, Any] = {}
     for key, field in fields.items():
         if key in raw:
             value = _value(raw[key], field.type, (*path, key), report)
         elif field.required:
-            report((*path, key), f"is missing: expected {_type_wanted(field.type)}")
+            if (*path, key) not in misspelt:
+                report((*path, key), f"is missing: expected {_type_wanted(field.type)}")
             value = _FAULTY
         else:
             continue

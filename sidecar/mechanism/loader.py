@@ -149,8 +149,8 @@ class _Loader:
         return len(entries) == 1
 
     def _read(self, subject: tuple[str, ...], entry: _Entry, kind: type[checker.S]) -> checker.S | None:
-        def report(path: Place, message: str) -> None:
-            self.mistyped.setdefault(entry.file, set()).add(path)
+        def report(path: Place, message: str, meant: Place | None = None) -> None:
+            self.mistyped.setdefault(entry.file, set()).update({path, meant or path})
             self._problem(entry.file, path, message, subject=subject)
 
         return checker.read(entry.raw, kind, subject, report)

@@ -98,12 +98,11 @@ def load(declarations: dict[str, PluginDeclaration], folder: Path) -> Catalog:
 def _load(name: str, declaration: PluginDeclaration) -> Loaded:
     cls = _class(declaration.import_path)
     faults: list[PluginFault] = []
-    config = checker.read(
-        declaration.config,
-        settings_of(cls),
-        ("config",),
-        lambda where, message: faults.append(PluginFault(message, where)),
-    )
+
+    def report(path: Place, message: str, meant: Place | None = None) -> None:  # noqa: ARG001 - checker.Report's shape
+        faults.append(PluginFault(message, path))
+
+    config = checker.read(declaration.config, settings_of(cls), ("config",), report)
     if cls.kind == "auth" and declaration.on_error == "skip":
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
     if cls.kind != "auth" and declaration.on_error == "deny":

@@ -21,6 +21,8 @@ from sidecar.mechanism.upstream import Client
 from sidecar.surfaces.cli.output import fail, print_problems
 from sidecar.surfaces.server import bind, serve
 
+BACKLOG = 2048
+
 log = logging.getLogger("sidecar")
 
 
@@ -66,6 +68,7 @@ async def _run(
     controller = Controller(root, state, client, telemetry.tracer)
     try:
         await controller.open(loaded, snapshot.signature)
+        listener.listen(BACKLOG)  # from here on connections are kept until they are served, so the next line is true
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         models = len(controller.declaration.models)

@@ -1,0 +1,134 @@
+"""What is free, by the lower of two readings, and who holds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from plugin_sdk import DeviceProcess
+from sidecar.core.ledger import Ledger, less, lower
+from sidecar.core.observed import Device, Server, ServerState
+from tests.core.build import DRAINING, GPU0, GPU1, STARTING, STOPPING, cpu, gpu, model, server
+
+M = model(400)
+
+
+def ledger(*seen: Device | Server, caps: Mapping[str, int] | None = None, headroom_mb: int = 0) -> Ledger:
+    devices = [one for one in seen if isinstance(one, Device)]
+    return Ledger(devices, [one for one in seen if isinstance(one, Server)], caps or {}, headroom_mb)
+
+
+def test_an_empty_device_is_free_but_for_the_headroom() -> None:
+    assert ledger(gpu(), cpu(600), headroom_mb=50).free() == {GPU0: 950, "cpu": 550}
+
+
+def test_a_device_that_cannot_be_read_has_no_entry() -> None:
+    assert ledger(gpu(), gpu(GPU1, problem="it hangs")).free() == {GPU0: 1000}
+
+
+def test_live_memory_is_the_lower_reading_where_others_hold_some() -> None:
+    assert ledger(gpu(free=300), headroom_mb=50).free() == {GPU0: 250}
+
+
+def test_the_reservation_is_the_lower_reading_where_a_server_takes_less_than_declared() -> None:
+    assert ledger(gpu(free=900), server("a", M, use=100)).free() == {GPU0: 600}
+
+
+def test_use_above_the_declaration_is_charged() -> None:
+    assert ledger(gpu(free=1000), server("a", M, use=700)).free() == {GPU0: 300}
+
+
+def test_use_on_a_device_that_was_not_reserved_is_charged() -> None:
+    assert ledger(gpu(), gpu(GPU1), server("a", M, use={GPU0: 400, GPU1: 50})).free() == {GPU0: 600, GPU1: 950}
+
+
+def test_a_cap_narrows_what_is_placed_not_what_others_use() -> None:
+    assert ledger(gpu(free=700), caps={GPU0: 500}, headroom_mb=100).free() == {GPU0: 500}
+    assert ledger(gpu(free=550), caps={GPU0: 500}, headroom_mb=100).free() == {GPU0: 450}
+
+
+def test_a_cap_above_the_device_does_not_widen_it() -> None:
+    assert ledger(gpu(), caps={GPU0: 5000}, headroom_mb=100).free() == {GPU0: 900}
+
+
+def test_what_a_starting_server_has_yet_to_allocate_is_not_free() -> None:
+    foreign = 300
+    starting = server("a", M, state=STARTING, use=100)
+    assert ledger(gpu(free=1000 - foreign - 100), starting).free() == {GPU0: 1000 - foreign - 400}
+
+
+def test_a_starting_server_that_took_more_than_declared_has_nothing_left_to_allocate() -> None:
+    assert ledger(gpu(free=500), server("a", M, state=STARTING, use=500)).free() == {GPU0: 500}
+
+
+@pytest.mark.parametrize("state", list(ServerState))
+def test_a_server_holds_its_reservation_in_every_state(state: ServerState) -> None:
+    assert ledger(gpu(), server("a", M, state=state, use=400)).free() == {GPU0: 600}
+
+
+@pytest.mark.parametrize("state", list(ServerState))
+def test_a_measured_server_gives_back_what_it_takes_when_it_is_gone(state: ServerState) -> None:
+    foreign, seen = 500, server("a", M, state=state, use=250)
+    book = ledger(gpu(free=1000 - foreign - 250), seen)
+    assert book.free([seen]) == {GPU0: 1000 - foreign}
+
+
+def test_a_ready_server_that_cannot_be_measured_gives_back_what_it_declared() -> None:
+    foreign, seen = 500, server("a", M)
+    assert ledger(gpu(free=1000 - foreign - 400), seen).free([seen]) == {GPU0: 1000 - foreign}
+
+
+def test_a_loading_server_that_was_not_measured_is_not_known_to_give_anything_back() -> None:
+    """It may have taken nothing yet: counted on, its memory would be counted twice."""
+    foreign, seen = 500, server("a", M, state=STARTING)
+    assert ledger(gpu(free=1000 - foreign), seen).free([seen]) == {GPU0: 1000 - foreign}
+
+
+def test_a_device_smaller_than_the_headroom_has_nothing_usable() -> None:
+    assert ledger(gpu(total=100, free=100), headroom_mb=256).usable == {GPU0: 0}
+
+
+def test_claims_and_lower_readings() -> None:
+    assert less({"a": 5, "b": 5}, {"a": 2, "c": 9}, {"a": 1}) == {"a": 2, "b": 5}
+    assert lower({"a": 5, "b": 1, "c": 1}, {"a": 3, "b": 2}) == {"a": 3, "b": 1}
+
+
+# --- who holds it ---------------------------------------------------------------------------------------------------
+
+
+def test_nobody_holds_an_empty_device() -> None:
+    assert ledger(gpu()).holders(GPU0) == ""
+
+
+def test_our_servers_are_named_by_model_and_state() -> None:
+    seen = server("a", M, use=400), server("b", M, state=DRAINING, use=450)
+    told = ledger(gpu(free=150), *seen).holders(GPU0)
+    assert told == "400 MB reserved by a (ready), 450 MB reserved by b (draining)"
+
+
+def test_others_are_named_by_pid_and_at_most_five_of_them() -> None:
+    crowd = [DeviceProcess(pid, 10, "") for pid in range(1, 8)]
+    told = ledger(gpu(free=700, processes=crowd)).holders(GPU0)
+    assert told == "300 MB used by others (pid 1, pid 2, pid 3, pid 4, pid 5)"
+
+
+def test_others_are_told_apart_from_ours_by_what_ours_take() -> None:
+    told = ledger(gpu(free=300), server("a", M, state=STOPPING, use=300)).holders(GPU0)
+    assert told == "400 MB reserved by a (stopping), 400 MB used by others"
+
+
+def test_what_is_not_measured_is_not_blamed_on_others() -> None:
+    assert ledger(gpu(free=300), server("a", M)).holders(GPU0) == "400 MB reserved by a (ready)"
+
+
+def test_use_of_ours_on_a_device_that_was_not_reserved_is_not_blamed_on_others() -> None:
+    told = ledger(gpu(), gpu(GPU1, free=950), server("a", M, use={GPU0: 400, GPU1: 50})).holders(GPU1)
+    assert "others" not in told
+
+
+def test_used_memory_is_taken_from_the_device_where_it_tells() -> None:
+    """Total - free may count what the driver keeps for itself."""
+    status = gpu(free=300).status
+    device = Device(device_class="gpu", status=type(status)(id=GPU0, total_mb=1000, free_mb=300, used_mb=650))
+    assert ledger(device).holders(GPU0) == "650 MB used by others"

@@ -1,0 +1,213 @@
+"""From files to a declaration: whole directories, with everything that is wrong in them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sidecar.core.manifest import Settings
+from sidecar.mechanism.loader import load, manifest_folder
+from sidecar.mechanism.source import read
+from tests.support import declare, model, write
+
+
+def told(root: Path, files: dict[str, str]) -> list[str]:
+    """Every problem, with paths relative to the root."""
+    return [str(problem).replace(f"{root}/", "") for problem in declare(root, files).problems]
+
+
+def test_a_good_directory_becomes_a_declaration(tmp_path: Path) -> None:
+    files = {
+        "sidecar.toml": '[sidecar]\nheadroom_mb = 7\nchain = ["log"]\n[devices.big]\nmatch = { index = 0 }\n',
+        "models/a.toml": model("a"),
+        "models/b.toml": model("b") + model("c"),
+    }
+    loaded = declare(tmp_path, files)
+    declaration = loaded.declaration
+    assert (loaded.problems, loaded.usable) == ((), True)
+    assert declaration.settings.headroom_mb == 7
+    assert list(declaration.models) == ["a", "b", "c"]
+    assert list(declaration.devices) == ["big"]
+    assert declaration.files["models.c"] == "models/b.toml"
+    assert declaration.revision == read(tmp_path).revision
+
+
+def test_an_empty_directory_is_a_declaration_of_nothing(tmp_path: Path) -> None:
+    loaded = declare(tmp_path, {})
+    assert (loaded.problems, loaded.usable) == ((), True)
+    assert loaded.declaration.settings == Settings()
+
+
+def test_every_fault_of_a_directory_is_told_and_the_good_models_of_the_same_files_stand(tmp_path: Path) -> None:
+    files = {
+        "a.toml": model("good1") + '[models.bad1]\nmodee = "chat"\n',
+        "b.toml": model("bad2").replace("100", "0") + model("good2") + "[plugin.x]\n",
+        "c.toml": "[models.lost]\n= 3\n",
+        "d.toml": model("bad3", "priority = 'high'", "cwd = 1").replace('"cpu"', '"gpu"'),
+        "sidecar.toml": "[sidecar]\nheadroom_mb = 5",
+    }
+    assert told(tmp_path, files) == [
+        "a.toml:10: models.bad1.variants: is missing: expected an array of tables",
+        'a.toml:11: models.bad1.modee: unknown key "modee"; did you mean "mode"?',
+        "b.toml:7: models.bad2.variants[0].memory_mb: expected the memory that the server takes, in MB, more than 0: "
+        "it is never free",
+        'b.toml:19: plugin: unknown key "plugin"; did you mean "plugins"?',
+        "c.toml:2: is not TOML: Invalid statement",
+        "d.toml:4: models.bad3.priority: expected int, got str",
+        'd.toml:6: models.bad3.variants[0].required_devices[0]: unknown device "gpu"; did you mean "cpu"?; '
+        "known: cpu, nvidia",
+        "d.toml:9: models.bad3.variants[0].cwd: expected str, got int",
+    ]
+    loaded = declare(tmp_path, {})
+    assert list(loaded.declaration.models) == ["good1", "good2"]
+    assert loaded.usable
+    assert {problem.subject for problem in loaded.problems} == {
+        ("models", "bad1"),
+        ("models", "bad2"),
+        ("models", "bad3"),
+        (),
+    }
+
+
+def test_a_name_declared_twice_is_told_at_both_places_and_neither_counts(tmp_path: Path) -> None:
+    files = {"a.toml": model("m") + model("good"), "sub/b.toml": "# far down\n" + model("m")}
+    assert told(tmp_path, files) == [
+        "a.toml:2: models.m: declared more than once: also in sub/b.toml",
+        "sub/b.toml:3: models.m: declared more than once: also in a.toml",
+    ]
+    assert list(declare(tmp_path, {}).declaration.models) == ["good"]
+
+
+def test_three_who_declare_the_same_name_each_see_the_other_two(tmp_path: Path) -> None:
+    device = "[devices.d]\nmatch = { index = 0 }"
+    assert told(tmp_path, {"a.toml": device, "b.toml": device, "c.toml": device}) == [
+        "a.toml:1: devices.d: declared more than once: also in b.toml, c.toml",
+        "b.toml:1: devices.d: declared more than once: also in a.toml, c.toml",
+        "c.toml:1: devices.d: declared more than once: also in a.toml, b.toml",
+    ]
+
+
+def test_the_sidecars_own_table_may_stand_only_once(tmp_path: Path) -> None:
+    files = {"a.toml": "[sidecar]\nheadroom_mb = 1", "b.toml": "[sidecar]\nheadroom_mb = 2"}
+    assert told(tmp_path, files) == [
+        "a.toml:1: sidecar: declared more than once: also in b.toml",
+        "b.toml:1: sidecar: declared more than once: also in a.toml",
+    ]
+    assert not declare(tmp_path, {}).usable
+
+
+def test_text_that_is_not_utf8_is_told_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path, {"good.toml": model("good")})
+    (tmp_path / "latin.toml").write_bytes(b"[models.m]\n# caf\xe9\n")
+    loaded = load(read(tmp_path), {})
+    [problem] = loaded.problems
+    assert str(problem) == f"{tmp_path}/latin.toml:2: is not UTF-8 text: invalid continuation byte"
+    assert list(loaded.declaration.models) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[sidecar]\nlisten =", 2),
+        ('a = "x\n', 1),
+        ("a = 1\na = 2\n", 2),
+        ("[a]\nb = 1\n\n[a]\n", 4),
+        ("a = {b = 1,}\n", 1),
+        ('a = """\nno end\n', 3),
+        ("\ufeff[models]\n", 1),
+        ("<<<<<<< HEAD\n", 1),
+        ("a = 1 b = 2", 1),
+        (model("m")[:60], 6),
+    ],
+)
+def test_a_syntax_error_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    [problem] = declare(tmp_path, {"broken.toml": text, "good.toml": model("good")}).problems
+    assert (problem.line, problem.path, problem.subject) == (line, "", ())
+    assert problem.message.startswith("is not TOML: ")
+    assert "at line" not in problem.message
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, f"a = {'9' * 10_000}"], ids=["deep", "long number"])
+def test_a_file_that_upsets_the_parser_harms_no_other(tmp_path: Path, text: str) -> None:
+    loaded = declare(tmp_path, {"broken.toml": text, "good.toml": model("good")})
+    [problem] = loaded.problems
+    assert problem.file == f"{tmp_path}/broken.toml"
+    assert list(loaded.declaration.models) == ["good"]
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    write(tmp_path, {"good.toml": model("good")})
+    snapshot = msgspec.structs.replace(read(tmp_path), unreadable=(("bad.toml", "cannot be read: Permission denied"),))
+    loaded = load(snapshot, {})
+    assert [str(problem) for problem in loaded.problems] == [f"{tmp_path}/bad.toml: cannot be read: Permission denied"]
+    assert list(loaded.declaration.models) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        ({"s.toml": "[sidecar]", "m.toml": "["}, True),
+        ({"m.toml": "["}, False),  # [sidecar], and the keys in it, may stand in the broken file
+        ({"s.toml": "[sidecar]\nlistn = 1"}, False),
+        ({"s.toml": "[sidecar]\nchain = ['nope']"}, False),
+        ({"s.toml": "sidecar = 1"}, False),
+        ({"s.toml": "[sidecar]", "m.toml": "[models.m]"}, True),
+        ({"s.toml": "[plugins.x]\nimport = 'no.such:X'"}, True),
+    ],
+)
+def test_only_faults_about_the_sidecar_itself_leave_nothing_to_run_with(
+    tmp_path: Path, files: dict[str, str], usable: bool
+) -> None:
+    loaded = declare(tmp_path, files)
+    assert loaded.problems
+    assert loaded.usable is usable
+
+
+def test_models_are_checked_against_the_settings_in_force_when_the_new_ones_are_faulty(tmp_path: Path) -> None:
+    write(tmp_path, {"s.toml": "[sidecar]\nlistn = 1", "m.toml": model("m", "chain = []")})
+    fallback = Settings(listen="0.0.0.0:1")
+    paths = [problem.path for problem in load(read(tmp_path), {}, fallback).problems]
+    assert "models.m.chain" in paths
+
+
+@pytest.mark.usefixtures("_own_imports")
+def test_a_plugin_beside_the_manifests_can_be_named(tmp_path: Path) -> None:
+    code = "from plugin_sdk import Stats\nclass Count(Stats):\n    def record(self, outcome): ...\n"
+    text = '[sidecar]\nchain = ["count"]\n[plugins.count]\nimport = "acme_count:Count"\n'
+    loaded = declare(tmp_path, {"plugins/acme_count.py": code, "s.toml": text})
+    assert [str(problem) for problem in loaded.problems] == []
+    assert loaded.catalog.loaded["count"].kind == "stats"
+    assert "acme_count" in sys.modules
+
+
+@pytest.mark.usefixtures("_own_imports")
+def test_a_mode_and_a_device_can_come_from_plugins(tmp_path: Path) -> None:
+    code = """
+from plugin_sdk import DeviceStatus, Endpoint, Interface, device
+class Speech(Interface):
+    provides = "speech"
+    endpoints = (Endpoint("/v1/audio/speech", "speech"),)
+@device("npu")
+def npu():
+    return DeviceStatus(total_mb=1, free_mb=1)
+"""
+    text = '[plugins.s]\nimport = "acme_modes:Speech"\n[plugins.n]\nimport = "acme_modes:npu"\n'
+    text += model("m").replace('"chat"', '"speech"').replace('"cpu"', '"npu:0"')
+    loaded = declare(tmp_path, {"plugins/acme_modes.py": code, "s.toml": text})
+    assert [str(problem) for problem in loaded.problems] == []
+
+
+def test_a_mode_whose_plugin_is_broken_holds_back_its_model_alone(tmp_path: Path) -> None:
+    text = '[plugins.speech]\nimport = "no.such:Speech"\n' + model("m").replace('"chat"', '"speech"') + model("good")
+    loaded = declare(tmp_path, {"s.toml": text})
+    assert list(loaded.declaration.models) == ["good"]
+
+
+def test_the_folder_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert manifest_folder("manifests") == tmp_path / "manifests"
+    assert manifest_folder("~/m") == Path("/home/me/m")

@@ -1,0 +1,11 @@
+"""Small misbehaving programs, run as `sys.executable PATH FLAGS`. They need the standard library alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+HTTP_SERVER = str(_HERE / "http_server.py")
+PROCESS = str(_HERE / "process.py")
+RAW_SERVER = str(_HERE / "raw_server.py")
