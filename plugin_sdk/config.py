@@ -122,7 +122,7 @@ def _from_env(name: str) -> str:
 def _from_file(path: str) -> str:
     try:
         value = Path(path).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: "~nobody" has no home
         raise ValueError(f"secret file {path} cannot be read: {error}") from error
     if not value:
         raise ValueError(f"secret file {path} is empty")

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
-from plugin_sdk import Plugin
+from plugin_sdk import Duration, Plugin
+from plugin_sdk.config import convert
+from plugin_sdk.kinds import settings_of
 from sidecar.core.manifest import PluginDeclaration
 from sidecar.mechanism import plugins
 from sidecar.mechanism.loader import Loaded, load
@@ -30,7 +30,7 @@ async def until(condition: Callable[[], T], what: str, patience_s: float = PATIE
     """Wait until the condition holds, looking often, and return what it gave; fail by name if it never does."""
     try:
         async with asyncio.timeout(patience_s):
-            while not (found := condition()):
+            while not (found := condition()):  # noqa: ASYNC110 - what is waited for happens in other processes
                 await asyncio.sleep(0.005)
             return found
     except TimeoutError:
@@ -67,11 +67,9 @@ command = ["serve", "{{port}}"]
 
 def plugin(cls: type[Plugin[Any]], name: str = "it", *, deadline_s: float = 5.0, **config: Any) -> plugins.Loaded:
     """A plugin class as the catalog has it."""
-    declaration = PluginDeclaration(
-        import_path=f"{cls.__module__}:{cls.__name__}", config=config, deadline=msgspec.convert(deadline_s, float)
-    )
-    settings = plugins.settings_of(cls)
-    return plugins.Loaded(name, cls, declaration, msgspec.convert(config, settings))
+    path = f"{cls.__module__}:{cls.__name__}"
+    declaration = PluginDeclaration(import_path=path, config=config, deadline=Duration(deadline_s))
+    return plugins.Loaded(name, cls, declaration, convert(config, settings_of(cls)))
 
 
 def catalog(*loaded: plugins.Loaded, faults: Mapping[str, str] | None = None) -> Catalog:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from sidecar.control.fleet import Fleet, Lease, RefusedError, Target
-from sidecar.core.manifest import Model, Variant
+from sidecar.control.fleet import Fleet, Lease, RefusedError
+from sidecar.core.manifest import Model
 from sidecar.core.observed import ServerState
 
 
@@ -20,11 +20,8 @@ class Activator:
         server = self._fleet.server_of(name)
         if server is not None and server.state is ServerState.READY:
             return self._fleet.admit(server, cold=False)
-        for variant in model.variants:
-            seen = self._fleet.externals.get((name, variant.name))
-            if variant.external and seen is not None and seen.healthy:
-                return Lease(self._fleet, None, _external(name, variant))
-        return None
+        variant = self._fleet.healthy_external(name, model)
+        return None if variant is None else self._fleet.external_lease(name, variant)
 
     async def acquire(self, name: str, model: Model) -> Lease:
         """A lease, waiting for a cold start if need be, for `queue_timeout` at most. Raises RefusedError."""
@@ -46,14 +43,3 @@ class Activator:
         why = "; ".join(condition.message for condition in self._fleet.conditions.get(name, ()) if condition.message)
         message = f"the model did not get its turn within queue_timeout ({model.queue_timeout:g} s)"
         return RefusedError("queue_timeout", f"{message}: {why}" if why else message, 10.0)
-
-
-def _external(name: str, variant: Variant) -> Target:
-    return Target(
-        model=name,
-        variant=variant.name,
-        base_url=variant.url.rstrip("/"),
-        upstream_model=variant.model_name or name,
-        origin="external",
-        api_key=variant.api_key,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from opentelemetry.trace import Tracer
 
 from sidecar.control.activator import Activator
 from sidecar.control.clock import Clock
-from sidecar.control.fleet import Fleet
+from sidecar.control.fleet import Fleet, RefusedError
 from sidecar.control.generations import Generation, Generations
 from sidecar.control.reconciler import Reconciler
 from sidecar.control.revisions import Revisions, take_over
@@ -30,7 +31,7 @@ from sidecar.mechanism.upstream import Client
 
 log = logging.getLogger(__name__)
 
-MANIFESTS_S = 1.0
+MANIFESTS_S = 0.5
 EXTERNALS_S = 5.0
 LOGS_S = 2.0
 
@@ -54,16 +55,18 @@ class Controller:
         self.opened_at = self.clock.monotonic()
         self.fleet = Fleet(self.clock)
         self.generations = Generations()
-        self.devices = DeviceWatch(self.clock)
+        self.devices = DeviceWatch(self.clock, self.fleet.changed)
         self.revisions = Revisions()
         self.activator = Activator(self.fleet)
+        self.look_now = asyncio.Event()  # set: somebody knows that the manifests have changed
         self.hurry = asyncio.Event()  # set: whoever shuts down has no patience for requests in flight
         self._state = state
         self._servers = Servers(self.fleet, client, state.logs, tracer)
         self._externals = ExternalWatch(self.fleet, client)
         self.reconciler = Reconciler(self.fleet, self._servers, self.devices, lambda: self.generation, tracer)
         self.reconciler.cwd = root
-        self._signature: source.Signature = ()
+        self._signature: source.Signature | None = None  # of the revision in force
+        self._seen: source.Signature | None = None  # at the last look
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -88,7 +91,7 @@ class Controller:
         await self.reconciler.round()
         self._loops = [
             asyncio.create_task(self.reconciler.run(), name="reconcile"),
-            asyncio.create_task(self._every(MANIFESTS_S, self.refresh), name="manifests"),
+            asyncio.create_task(self._every(MANIFESTS_S, self.refresh, self.look_now), name="manifests"),
             asyncio.create_task(self._every(EXTERNALS_S, self._probe_externals), name="externals"),
             asyncio.create_task(self._every(LOGS_S, self._cap_logs), name="server logs"),
         ]
@@ -99,26 +102,28 @@ class Controller:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self.fleet.close()
-        await self._drain()
+        if self.generations.current is not None:
+            await self._drain()
         for server in list(self.fleet.servers.values()):
             self.fleet.force_stop(server, "Shutdown")
         await self._servers.all_gone()
         await self.generations.close()
 
     async def refresh(self) -> bool:
-        """Take over what has changed in the manifests; whether anything had."""
-        signature = await asyncio.to_thread(self._look)
-        if signature is None or signature == self._signature:
-            return False
+        """Take over what has changed in the manifests and has held still since the last look; whether anything has."""
         try:
+            signature = await asyncio.to_thread(source.signature, self.root)
+            held_still, self._seen = signature == self._seen, signature
+            if not held_still or signature == self._signature:
+                return False
             snapshot = await asyncio.to_thread(source.read, self.root)
         except source.SourceError as error:
             self._reject(str(error))
             return False
-        fallback = self.declaration.settings
-        loaded = await asyncio.to_thread(loader.load, snapshot, os.environ, fallback)
+        loaded = await asyncio.to_thread(loader.load, snapshot, os.environ, self.declaration)
         self._signature = snapshot.signature
         await self._adopt(loaded)
+        await self._probe_externals()
         return True
 
     def what_if(self, wanted: str | None) -> Plan:
@@ -141,6 +146,7 @@ class Controller:
         server = self.fleet.server_of(name)
         if server is None:
             return False
+        self.fleet.refuse(name, RefusedError("stopped", "somebody has stopped the model", None))
         if force:
             self.fleet.force_stop(server, "Requested")
         elif server.state in (ServerState.STARTING, ServerState.READY):
@@ -155,29 +161,32 @@ class Controller:
         for problem in self.revisions.problems:
             log.warning("%s", problem)
         generation = await self.generations.adopt(declaration, loaded.catalog)
-        self.devices.use(self.generations.probers())
+        await self.devices.use(self.generations.probers())
         if before is not None:
-            for name in _changed(before, declaration):
-                self.fleet.failures.pop(name, None)  # a changed model deserves a fresh try
-            if (before.settings.listen, before.settings.state_dir) != (
-                declaration.settings.listen,
-                declaration.settings.state_dir,
-            ):
+            self._forget_changed(before, declaration)
+            new = loaded.declaration.settings
+            if (before.settings.listen, before.settings.state_dir) != (new.listen, new.state_dir):
                 log.warning("listen and state_dir take effect when the sidecar is started anew")
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
         self.fleet.changed.set()
 
-    def _look(self) -> source.Signature | None:
-        try:
-            return source.signature(self.root)
-        except source.SourceError as error:
-            self._reject(str(error))
-            return None
+    def _forget_changed(self, before: Declaration, after: Declaration) -> None:
+        """A changed model gets a fresh try, and its server what can change without a restart."""
+        for name in before.models.keys() | after.models.keys():
+            if before.models.get(name) != after.models.get(name):
+                self.fleet.failures.pop(name, None)
+                self.fleet.auto_started.discard(name)
+        for server in self.fleet.servers.values():
+            model = after.models.get(server.model)
+            for variant in model.variants if model else ():
+                if (variant.name, variant.fingerprint()) == (server.variant.name, server.variant.fingerprint()):
+                    server.variant = variant
 
     def _reject(self, message: str) -> None:
         problem = Problem(file=str(self.root), message=message)
         if self.revisions.problems != (problem,):
             log.error("%s; what is in force stays", problem)
+        self._signature = None  # when it can be read again, it is a new revision, even if it is the same
         self.revisions = Revisions(attempted="", applied=self.declaration.revision, problems=(problem,))
 
     async def _probe_externals(self) -> None:
@@ -204,9 +213,15 @@ class Controller:
             task.cancel()
         await asyncio.gather(idle, hurry, return_exceptions=True)
 
-    async def _every(self, period_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    async def _every(
+        self, period_s: float, work: Callable[[], Awaitable[object]], at_once: asyncio.Event | None = None
+    ) -> None:
+        at_once = at_once or asyncio.Event()
         while True:
-            await asyncio.sleep(period_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(period_s):
+                    await at_once.wait()
+            at_once.clear()
             try:
                 await work()
             except asyncio.CancelledError:
@@ -214,7 +229,3 @@ class Controller:
             except Exception:
                 self.reconciler.errors += 1
                 log.exception("%s failed", getattr(work, "__name__", work))
-
-
-def _changed(before: Declaration, after: Declaration) -> list[str]:
-    return [name for name, model in after.models.items() if before.models.get(name) != model]

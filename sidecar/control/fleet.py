@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from typing import Literal
 
@@ -14,7 +15,7 @@ import msgspec
 
 from plugin_sdk import Secret
 from sidecar.control.clock import Clock
-from sidecar.core.manifest import Variant
+from sidecar.core.manifest import Model, Variant
 from sidecar.core.observed import (
     Condition,
     Demand,
@@ -59,6 +60,8 @@ class LiveServer:
         self.process: ServerProcess | None = None
         self.leave = asyncio.Event()  # set: stop it, whatever state it is in
         self.left_because = ""
+        self.last_words = ""  # how it ended, when it ended by itself, with the last lines of its output
+        self.told = asyncio.Event()  # set when there are last words
         self.idle = asyncio.Event()  # set while nothing is in flight
         self.idle.set()
         self.ended = asyncio.Event()  # set when its process group is gone
@@ -109,6 +112,17 @@ class Lease:
         self._server = server
         self.target = target
 
+    async def last_words(self) -> str:
+        """How the server ended, if it has just ended by itself: it takes a moment until that is known."""
+        if self._server is None:
+            return ""
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._server.told.wait()
+        except TimeoutError:
+            return ""  # the connection broke, the server lives
+        return self._server.last_words
+
     def release(self) -> None:
         """Give the server back. Further calls do nothing."""
         if self._server is not None:
@@ -133,7 +147,7 @@ class Fleet:
         self.servers: dict[str, LiveServer] = {}
         self.waiting: dict[str, Waiters] = {}
         self.failures: dict[str, Failure] = {}
-        self.externals: dict[tuple[str, str], ExternalServer] = {}
+        self.externals: dict[tuple[str, str, str], ExternalServer] = {}
         self.auto_started: set[str] = set()
         self.conditions: dict[str, tuple[Condition, ...]] = {}
         self.last_transition = 0.0
@@ -161,8 +175,8 @@ class Fleet:
 
     def force_stop(self, server: LiveServer, reason: str) -> None:
         """Stop the server whatever is in flight: only a person, or the end of the sidecar, may ask for this."""
+        server.left_because = server.left_because or reason
         if server.state is not ServerState.STOPPING:
-            server.left_because = reason
             self.move(server, ServerState.STOPPING)
         server.leave.set()
 
@@ -180,22 +194,27 @@ class Fleet:
         """
         now = self.clock.monotonic()
         before = self.failures.get(server.model)
-        served_s = now - server.since if server.state is ServerState.READY else 0.0
-        count = 1 if before is None or served_s >= STABLE_S else before.count + 1
         served = server.state is ServerState.READY
+        stable = served and now - server.since >= STABLE_S
+        count = 1 if before is None or stable else before.count + 1
         delay = 0.0 if served and count == 1 else min(BACKOFF_MOST_S, 2.0 ** (count - 1))
+        if count >= ATTEMPTS:
+            delay = math.inf
+            message = f"given up after {count} attempts, until its manifest changes or somebody starts it: {message}"
         self.failures[server.model] = Failure(
             model=server.model, reason=reason, message=message, count=count, retry_at=now + delay
         )
         self.auto_started.discard(server.model)
         log.warning("%s: %s: %s", server.id, reason, message)
         if not served:
-            self.refuse(server.model, RefusedError(code_of(reason), message, delay))
+            self.refuse(server.model, RefusedError(code_of(reason), message, delay if delay < math.inf else None))
 
-    def explain(self, model: str, message: str) -> None:
-        """Say more about the model's last failure."""
-        if (failure := self.failures.get(model)) is not None:
-            self.failures[model] = msgspec.structs.replace(failure, message=message)
+    def explain(self, server: LiveServer, message: str) -> None:
+        """Say more about how the server ended."""
+        server.last_words = message
+        server.told.set()
+        if (failure := self.failures.get(server.model)) is not None:
+            self.failures[server.model] = msgspec.structs.replace(failure, message=message)
 
     # --- leases -------------------------------------------------------------------------------------------------
 
@@ -250,17 +269,42 @@ class Fleet:
 
     def grant(self, server: LiveServer) -> None:
         """Give everybody who waits for the model a lease on its server, which has just become ready."""
-        waiters = self.waiting.pop(server.model, None)
-        for future in waiters.futures if waiters else ():
-            if not future.done():
-                future.set_result(self.admit(server, cold=True))
+        for future in self._waiters(server.model):
+            future.set_result(self.admit(server, cold=True))
+
+    def grant_external(self, model: str, variant: Variant) -> None:
+        """Give everybody who waits for the model a lease on a server that somebody else runs."""
+        for future in self._waiters(model):
+            future.set_result(self.external_lease(model, variant))
+
+    def healthy_external(self, name: str, model: Model) -> Variant | None:
+        """The first url variant whose server is healthy."""
+        for variant in model.variants:
+            seen = self.externals.get((name, variant.name, variant.url))
+            if variant.external and seen is not None and seen.healthy:
+                return variant
+        return None
+
+    def external_lease(self, model: str, variant: Variant) -> Lease:
+        """A lease that holds nothing back: what somebody else runs is never stopped."""
+        target = Target(
+            model=model,
+            variant=variant.name,
+            base_url=variant.url.rstrip("/"),
+            upstream_model=variant.model_name or model,
+            origin="external",
+            api_key=variant.api_key,
+        )
+        return Lease(self, None, target)
+
+    def _waiters(self, model: str) -> list[asyncio.Future[Lease]]:
+        waiters = self.waiting.pop(model, None)
+        return [future for future in waiters.futures if not future.done()] if waiters else []
 
     def refuse(self, model: str, error: RefusedError) -> None:
         """Tell everybody who waits for the model that there is no point."""
-        waiters = self.waiting.pop(model, None)
-        for future in waiters.futures if waiters else ():
-            if not future.done():
-                future.set_exception(RefusedError(error.code, str(error), error.retry_after_s))
+        for future in self._waiters(model):
+            future.set_exception(RefusedError(error.code, str(error), error.retry_after_s))
 
     def close(self) -> None:
         """The sidecar is about to end: nobody waits any more."""
@@ -310,5 +354,7 @@ def code_of(reason: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
 
 
+LAST_WORDS_S = 0.5
 STABLE_S = 60.0  # a server that has served for so long has not crashed in a loop
 BACKOFF_MOST_S = 60.0
+ATTEMPTS = 10  # in a row, after which a model is left alone: about five minutes of backoff

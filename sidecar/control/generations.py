@@ -37,10 +37,15 @@ class Generation:
         self._chains = {name: self._chain(declaration.chain_of(model)) for name, model in declaration.models.items()}
         self._names = {alias: name for name, model in declaration.models.items() for alias in model.aliases}
         self._names |= {name: name for name in declaration.models}
-        self.interfaces: dict[str, Interface[Any]] = {
-            instance.loaded.provides: instance.plugin
+        self._modes = {
+            instance.loaded.provides: instance
             for instance in instances.values()
-            if instance.loaded is not None and isinstance(instance.plugin, Interface) and not instance.problem
+            if instance.loaded is not None and instance.kind == "interface"
+        }
+        self.interfaces: dict[str, Interface[Any]] = {
+            mode: instance.plugin
+            for mode, instance in self._modes.items()
+            if isinstance(instance.plugin, Interface) and not instance.problem
         }
 
     def find(self, requested: str) -> tuple[str, Model] | None:
@@ -58,7 +63,7 @@ class Generation:
 
     def ready(self, model: Model) -> Callable[[Upstream], Awaitable[bool]]:
         """How to find out whether a server of the model can serve: the probe of its first mode."""
-        instance = next((one for one in self.instances.values() if _provides(one, model.modes[0])), None)
+        instance = self._modes.get(model.modes[0])
         if instance is None or instance.problem:
             why = instance.problem if instance else "no such mode"
 
@@ -90,18 +95,21 @@ class Generations:
         self.current: Generation | None = None
         self._probers: dict[str, Prober] = {}
         self._retiring: set[asyncio.Task[None]] = set()
+        self._old: list[Generation] = []
 
     async def adopt(self, declaration: Declaration, catalog: Catalog) -> Generation:
         """Build the next generation aside and put it in force."""
         before = self.current.instances if self.current else {}
         instances = {}
-        for name in catalog.loaded.keys() | catalog.faults.keys() | declaration.plugins.keys():
+        for name in dict.fromkeys([*catalog.loaded, *catalog.faults, *declaration.plugins]):
             instances[name] = await _instance(name, catalog, before.get(name))
+            instances[name].skipped = _is_skipped(declaration, name)
         for instance in instances.values():
             instance.users += 1
         number = self.current.number + 1 if self.current else 1
         old, self.current = self.current, Generation(number, declaration, instances)
         if old is not None:
+            self._old.append(old)
             task = asyncio.create_task(self._retire(old), name=f"retire generation {old.number}")
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
@@ -127,8 +135,9 @@ class Generations:
         """Close every plugin."""
         for prober in self._probers.values():
             prober.close()
-        for task in self._retiring:
-            task.cancel()
+        for generation in self._old:
+            generation.idle.set()  # nobody is served any more
+        await asyncio.gather(*self._retiring)
         if self.current is not None:
             await asyncio.gather(*(instance.close() for instance in self.current.instances.values()))
 
@@ -138,6 +147,7 @@ class Generations:
                 await old.idle.wait()
         except TimeoutError:
             log.warning("generation %d still has %d requests after %g s", old.number, old.leases, GRACE_S)
+        self._old.remove(old)
         for instance in old.instances.values():
             instance.users -= 1
             if instance.users == 0:
@@ -168,8 +178,10 @@ def _same(one: Loaded | None, other: Loaded) -> bool:
     return one is not None and (one.cls, one.declaration, one.config) == (other.cls, other.declaration, other.config)
 
 
-def _provides(instance: Instance, mode: str) -> bool:
-    return instance.loaded is not None and instance.kind == "interface" and instance.loaded.provides == mode
+def _is_skipped(declaration: Declaration, name: str) -> bool:
+    """Auth plugins may not say "skip", so one that says it and did not load is none, and may be left out."""
+    declared = declaration.plugins.get(name)
+    return declared is not None and declared.on_error == "skip"
 
 
 def _absent(name: str) -> Instance:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -72,12 +73,11 @@ class Reconciler:
             self._act(observed)
         self._fleet.note(self.last_plan.conditions)
         for model in list(self._fleet.waiting):
-            self._refuse_if_hopeless(model, now)
+            self._answer(model, now)
 
     async def observe(self) -> Observed:
         """One look at everything."""
-        newer_than = max(self._fleet.last_transition, self._fleet.clock.monotonic() - FRESH_S)
-        devices = await self._watch.read(newer_than)
+        devices = await self._watch.read(self._fleet.last_transition, FRESH_S)
         await observe_memory(self._fleet.servers.values(), devices)
         return self._fleet.observed(devices)
 
@@ -113,6 +113,8 @@ class Reconciler:
                     log.info("%s: a request came in, so it stays", server.id)
 
     def _start(self, start: Start, observed: Observed) -> None:
+        if self._fleet.closing:
+            return  # whoever waits was refused already; what is not started need not be stopped
         generation = self._generation()
         model = generation.declaration.models[start.model]
         variant = next(variant for variant in model.variants if variant.name == start.variant)
@@ -120,19 +122,24 @@ class Reconciler:
         self._fleet.auto_started.add(start.model)
         order = Order(
             ready=generation.ready(model),
-            devices=observed.devices,
+            devices=tuple(device for key in start.devices for device in observed.devices if device.id == key),
+            visibility=self._watch.visibility(start.devices),
             ports=PortRange.parse(generation.declaration.settings.ports),
             cwd=self.cwd,
         )
         self._servers.begin(server, order)
 
-    def _refuse_if_hopeless(self, model: str, now: float) -> None:
-        """Tell those who wait for the model, if the plan says that waiting is no use."""
+    def _answer(self, model: str, now: float) -> None:
+        """Serve those who wait for the model if an external server can; tell them if waiting is no use."""
         failure = self._fleet.failures.get(model)
-        if model not in self._generation().declaration.models:
+        declared = self._generation().declaration.models.get(model)
+        if declared is None:
             self._fleet.refuse(model, RefusedError("model_not_found", "the model is no longer declared", None))
+        elif (variant := self._fleet.healthy_external(model, declared)) is not None:
+            self._fleet.grant_external(model, variant)
         elif failure is not None and failure.retry_at > now and self._fleet.server_of(model) is None:
-            self._fleet.refuse(model, RefusedError(code_of(failure.reason), failure.message, failure.retry_at - now))
+            retry_after_s = failure.retry_at - now if failure.retry_at < math.inf else None
+            self._fleet.refuse(model, RefusedError(code_of(failure.reason), failure.message, retry_after_s))
         else:
             for condition in self._fleet.conditions.get(model, ()):
                 if condition.reason in HOPELESS:

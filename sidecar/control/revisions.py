@@ -5,9 +5,11 @@ Nothing is ever removed because a source is empty, half-written or unreadable.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from sidecar.core.manifest import Declaration, Model, Problem
+from sidecar.core.manifest import Declaration, Model, Problem, Settings
 from sidecar.mechanism.loader import Loaded
 
 
@@ -25,38 +27,44 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
     new = loaded.declaration
     if before is None:
         return new, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems)
-    if before.models and not new.models and not loaded.problems:
+    if before.models and not new.models and all(problem.subject == ("sidecar",) for problem in loaded.problems):
         problem = Problem(
             file="", message="the source declares no model any more; taken for a mistake, nothing is removed"
         )
         return before, Revisions(attempted=new.revision, applied=before.revision, problems=(problem,))
-    kept = {name: before.models[name] for name in _still_meant("models", before, loaded) if name in before.models}
-    models: dict[str, Model] = kept | new.models
-    merged = msgspec.structs.replace(
-        new,
-        settings=new.settings if loaded.usable else before.settings,
-        plugins={k: before.plugins[k] for k in _still_meant("plugins", before, loaded) if k in before.plugins}
-        | new.plugins,
-        devices={k: before.devices[k] for k in _still_meant("devices", before, loaded) if k in before.devices}
-        | new.devices,
-        models={name: models[name] for name in sorted(models)},
-        files={key: before.files[key] for key in before.files if key.partition(".")[2] in kept} | new.files,
+    parts: dict[str, dict[str, Any]] = {
+        section: _kept(section, before, loaded) | getattr(new, section) for section in ("plugins", "devices", "models")
+    }
+    models: dict[str, Model] = {name: parts["models"][name] for name in sorted(parts["models"])}
+    merged = Declaration(
+        revision=new.revision,
+        settings=_settings(before.settings, new.settings) if loaded.usable else before.settings,
+        plugins=parts["plugins"],
+        devices=parts["devices"],
+        models=models,
+        files={key: file for key, file in before.files.items() if _is_in(key, parts)} | new.files,
     )
-    revisions = Revisions(
-        attempted=new.revision,
-        applied=new.revision,
-        problems=loaded.problems,
-        kept=tuple(sorted(kept.keys() - new.models)),
-    )
-    return merged, revisions
+    kept = tuple(name for name in models if name not in new.models)
+    return merged, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems, kept=kept)
 
 
-def _still_meant(section: str, before: Declaration, loaded: Loaded) -> set[str]:
-    """Names of a section that the new revision still declares, but faultily: in the file they were in, or elsewhere."""
+def _settings(before: Settings, new: Settings) -> Settings:
+    """What can change under a running sidecar: the address that it listens on and the state directory cannot."""
+    return msgspec.structs.replace(new, listen=before.listen, state_dir=before.state_dir)
+
+
+def _kept(section: str, before: Declaration, loaded: Loaded) -> dict[str, Any]:
+    """What the new revision still means to declare, but faultily, or in a file that is broken: as it was before."""
     faulty = {problem.subject[1] for problem in loaded.problems if problem.subject[:1] == (section,)}
-    broken_files = {problem.file for problem in loaded.problems if not problem.subject and not problem.path}
-    for key, file in before.files.items():
-        found, _, name = key.partition(".")
-        if found == section and any(broken.endswith(file) for broken in broken_files):
-            faulty.add(name)
-    return faulty
+    if section == "plugins" and not loaded.usable:
+        faulty.update(before.settings.chain)  # the settings stay, and with them what they need
+    return {
+        name: value
+        for name, value in getattr(before, section).items()
+        if name in faulty or before.files.get(f"{section}.{name}") in loaded.broken_files
+    }
+
+
+def _is_in(key: str, parts: dict[str, dict[str, Any]]) -> bool:
+    section, _, name = key.partition(".")
+    return name in parts.get(section, {})

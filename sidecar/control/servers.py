@@ -36,10 +36,14 @@ _TOLD_LINES = 8  # of the server's last output, in conditions and client errors
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """How a server is to be run. ready: the interface's probe. devices: all of the machine, chosen or not."""
+    """How a server is to be run. ready: the interface's probe. devices: those that it gets, in the manifest's order.
+
+    visibility: what restricts it to them, by environment variable.
+    """
 
     ready: Ready
     devices: tuple[Device, ...]
+    visibility: dict[str, str]
     ports: PortRange
     cwd: Path
 
@@ -101,7 +105,6 @@ class Servers:
             if await self._ready_or_told_to_leave(server, server.process, order):
                 server.ready_unix = self._fleet.clock.unix()
                 server.last_used = self._fleet.clock.monotonic()
-                self._fleet.failures.pop(server.model, None)
                 self._fleet.move(server, ServerState.READY)
                 self._fleet.grant(server)
         except NoPortError as error:
@@ -143,11 +146,14 @@ class Servers:
             await asyncio.wait((process.exited, leave), return_when=asyncio.FIRST_COMPLETED)
         finally:
             leave.cancel()
-        if not server.leave.is_set():
-            message = f"the server {process.exited.result()} while it was serving"
+        if server.leave.is_set():
+            self._fleet.failures.pop(server.model, None)  # it served, and leaves because it was told to
+            return
+        message = f"the server {process.exited.result()} while it was serving"
+        if server.state is ServerState.READY:
             self._fleet.failed(server, "Exited", message)
-            self._fleet.force_stop(server, "Exited")  # the route closes here, before anything else can happen
-            self._fleet.explain(server.model, await self._with_output(server, message))
+        self._fleet.force_stop(server, "Exited")  # the route closes here, before anything else can happen
+        self._fleet.explain(server, await self._with_output(server, message))
 
     async def _end(self, server: LiveServer) -> None:
         """Stop what there is of it; only when its whole group is gone, give back port and memory."""
@@ -179,13 +185,12 @@ class Servers:
 
     def _launch(self, server: LiveServer, order: Order) -> Launch:
         variant = server.variant
-        chosen = [device for key in server.devices for device in order.devices if device.id == key]
         values = {
             "port": str(server.port),
-            "devices.index": ",".join(str(device.status.index) for device in chosen),
-            "devices.uuid": ",".join(device.id for device in chosen),
+            "devices.index": ",".join(str(device.status.index) for device in order.devices),
+            "devices.uuid": ",".join(device.id for device in order.devices),
         }
-        extra = visibility(order.devices, server.devices) | variant.env
+        extra = order.visibility | variant.env
         return Launch(
             argv=tuple(placeholders.fill(text, values) for text in variant.command),
             env=child_environment(
@@ -195,17 +200,3 @@ class Servers:
             marker=server.id,
             log=ServerLog(self._logs, server.model),
         )
-
-
-def visibility(devices: tuple[Device, ...], chosen: tuple[str, ...]) -> dict[str, str]:
-    """For each vendor's variable, the chosen devices; "" where none is chosen.
-
-    A server that reserved nothing on a GPU must not find one: engines take whatever they see.
-    """
-    variables: dict[str, list[str]] = {}
-    for device in devices:
-        if device.visibility_env:
-            shown = variables.setdefault(device.visibility_env, [])
-            if device.id in chosen:
-                shown.append(device.id)
-    return {name: ",".join(shown) for name, shown in variables.items()}

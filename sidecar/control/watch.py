@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
+import msgspec
+
 from sidecar.control.clock import Clock
 from sidecar.control.fleet import Fleet, LiveServer
 from sidecar.core.manifest import Model
@@ -19,48 +21,93 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 0.5  # for which a plan waits for a fresh reading before it takes the last one
 
 
+class _Reading(msgspec.Struct, frozen=True):
+    """When a probe began and ended. What changed while it ran may be missing from it."""
+
+    began: float
+    ended: float
+
+
 class DeviceWatch:
-    """The last reading of every device plugin. A plugin that hangs delays nobody but itself."""
+    """The last reading of every device plugin. A plugin that hangs delays nobody but itself.
 
-    def __init__(self, clock: Clock) -> None:
+    late: set when a reading arrives that a plan could not wait for.
+    """
+
+    def __init__(self, clock: Clock, late: asyncio.Event) -> None:
         self._clock = clock
+        self._late = late
+        self._awaited: set[str] = set()
         self._probers: dict[str, Prober] = {}
-        self._probing: dict[str, asyncio.Task[tuple[Device, ...]]] = {}
-        self._read_at: dict[str, float] = {}
+        self._probing: dict[str, asyncio.Task[None]] = {}
+        self._readings: dict[str, _Reading] = {}
 
-    def use(self, probers: dict[str, Prober]) -> None:
-        """Watch with these plugins from now on."""
+    async def use(self, probers: dict[str, Prober]) -> None:
+        """Watch with these plugins from now on. The first reading of new ones is waited for, up to its deadline."""
+        new = [name for name, prober in probers.items() if self._probers.get(name) is not prober]
+        for name in new:
+            self._readings.pop(name, None)
+            if (running := self._probing.pop(name, None)) is not None:
+                running.cancel()
         self._probers = probers
-        self._read_at = {name: at for name, at in self._read_at.items() if name in probers}
+        if new:
+            await asyncio.wait([self._probe(name) for name in new])
 
     @property
     def devices(self) -> tuple[Device, ...]:
         """As last read."""
         return tuple(device for prober in self._probers.values() for device in prober.devices)
 
+    def visibility(self, chosen: tuple[str, ...]) -> dict[str, str]:
+        """For each vendor's variable, the chosen devices; "" where none is chosen.
+
+        A server that reserved nothing on a GPU must not find one: engines take whatever they see.
+        """
+        ids: dict[str, list[str]] = {}
+        for prober in self._probers.values():
+            if prober.plugin.visibility_env:
+                visible = [device.id for device in prober.devices if device.id in chosen]
+                ids.setdefault(prober.plugin.visibility_env, []).extend(visible)
+        return {name: ",".join(sorted(visible, key=chosen.index)) for name, visible in ids.items()}
+
     @property
     def problems(self) -> dict[str, str]:
         """Device plugins that cannot be read, and why."""
         return {name: prober.problem for name, prober in self._probers.items() if prober.problem}
 
-    async def read(self, newer_than: float) -> tuple[Device, ...]:
-        """The devices, read after `newer_than` (monotonic seconds) where that takes no longer than a moment."""
-        stale = [name for name in self._probers if self._read_at.get(name, -1.0) <= newer_than]
+    async def read(self, changed_at: float, fresh_s: float) -> tuple[Device, ...]:
+        """The devices, read since `changed_at` and not longer ago than `fresh_s`.
+
+        What cannot be had in a moment comes as it was, marked stale, and `late` is set when it is there.
+        """
+        stale = [name for name in self._probers if self._is_stale(name, changed_at, fresh_s)]
         if stale:
             await asyncio.wait([self._probe(name) for name in stale], timeout=PATIENCE_S)
-        return self.devices
+            stale = [name for name in stale if self._is_stale(name, changed_at, fresh_s)]
+            self._awaited.update(stale)
+        return tuple(
+            msgspec.structs.replace(device, stale=True) if name in stale else device
+            for name, prober in self._probers.items()
+            for device in prober.devices
+        )
 
-    def _probe(self, name: str) -> asyncio.Task[tuple[Device, ...]]:
+    def _is_stale(self, name: str, changed_at: float, fresh_s: float) -> bool:
+        reading = self._readings.get(name)
+        return reading is None or reading.began <= changed_at or self._clock.monotonic() - reading.ended > fresh_s
+
+    def _probe(self, name: str) -> asyncio.Task[None]:
         if name not in self._probing:
-            task = self._probing[name] = asyncio.create_task(self._probe_now(name), name=f"probe {name}")
-            task.add_done_callback(lambda _: self._probing.pop(name, None))
+            self._probing[name] = asyncio.create_task(self._probe_now(name, self._probers[name]), name=f"probe {name}")
         return self._probing[name]
 
-    async def _probe_now(self, name: str) -> tuple[Device, ...]:
-        started = self._clock.monotonic()
-        devices = await self._probers[name].probe()
-        self._read_at[name] = started  # what changed while the probe ran may be missing from it
-        return devices
+    async def _probe_now(self, name: str, prober: Prober) -> None:
+        began = self._clock.monotonic()
+        await prober.probe()
+        self._readings[name] = _Reading(began, self._clock.monotonic())
+        del self._probing[name]
+        if name in self._awaited:
+            self._awaited.discard(name)
+            self._late.set()
 
 
 async def observe_memory(servers: Iterable[LiveServer], devices: tuple[Device, ...]) -> None:
@@ -75,24 +122,23 @@ async def observe_memory(servers: Iterable[LiveServer], devices: tuple[Device, .
             server.observed_mb = _observed(families[server.process.pid], devices, server)
 
 
-def _families(leaders: set[int]) -> dict[int, list[procfs.Process]]:
-    """The living processes of each session, in one pass over /proc."""
-    families: dict[int, list[procfs.Process]] = {leader: [] for leader in leaders}
+def _families(leaders: set[int]) -> dict[int, dict[int, int]]:
+    """For each session the pids of its living processes with the RAM that is theirs alone, in one pass over /proc."""
+    families: dict[int, dict[int, int]] = {leader: {} for leader in leaders}
     for process in procfs.processes():
         if process.alive and process.session in families:
-            families[process.session].append(process)
+            families[process.session][process.pid] = procfs.private_mb(process.pid)
     return families
 
 
-def _observed(family: list[procfs.Process], devices: tuple[Device, ...], server: LiveServer) -> dict[str, int]:
-    pids = {process.pid for process in family}
+def _observed(family: dict[int, int], devices: tuple[Device, ...], server: LiveServer) -> dict[str, int]:
     observed: dict[str, int] = {}
     for device in devices:
         if device.host_memory:
             if device.id in server.reserved_mb:
-                observed[device.id] = sum(process.rss_mb for process in family)
+                observed[device.id] = sum(family.values())
             continue
-        used = [process.used_mb for process in device.status.processes if process.pid in pids]
+        used = [process.used_mb for process in device.status.processes if process.pid in family]
         if used and None not in used:
             observed[device.id] = sum(amount for amount in used if amount is not None)
     return observed
@@ -110,12 +156,12 @@ class ExternalWatch:
     ) -> None:
         """Probe every url variant once, side by side; forget those that are no longer declared."""
         declared = {
-            (name, variant.name): (model, variant)
+            (name, variant.name, variant.url)
             for name, model in models.items()
             for variant in model.variants
             if variant.external
         }
-        for key in self._fleet.externals.keys() - declared.keys():
+        for key in self._fleet.externals.keys() - declared:
             del self._fleet.externals[key]
         probes = (self._probe(name, model, index, ready(model)) for name, model, index in _externals(models))
         await asyncio.gather(*probes)
@@ -131,11 +177,12 @@ class ExternalWatch:
         except Exception as error:  # noqa: BLE001 - an interface plugin may raise anything; it is why the server is unhealthy
             message = str(error) or type(error).__name__
         seen = ExternalServer(model=name, variant=variant.name, healthy=healthy, message=message)
-        if self._fleet.externals.get((name, variant.name)) != seen:
+        identity = (name, variant.name, variant.url)
+        if self._fleet.externals.get(identity) != seen:
             log.info(
                 "%s: external server %s is %s %s", name, variant.url, "healthy" if healthy else "unhealthy", message
             )
-            self._fleet.externals[name, variant.name] = seen
+            self._fleet.externals[identity] = seen
             self._fleet.changed.set()
 
 

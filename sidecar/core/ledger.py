@@ -15,7 +15,7 @@ Memory = dict[str, int]  # device id to MB
 
 
 class Ledger:
-    """Reservations per device. Devices that cannot be read have no entry: nothing fits on what is not known."""
+    """Reservations per device. A device that cannot be read, or was read too long ago, has none free."""
 
     def __init__(
         self, devices: Iterable[Device], servers: Iterable[Server], caps: Mapping[str, int], headroom_mb: int
@@ -35,7 +35,10 @@ class Ledger:
         }
 
     def free(self, gone: Iterable[Server] = ()) -> Memory:
-        """MB that a newcomer may reserve on each device, once the servers `gone` have gone."""
+        """MB that a newcomer may reserve on each device, once the servers `gone` have gone.
+
+        Stale devices are left out: what is not known now is promised to nobody.
+        """
         gone = tuple(gone)
         return {
             key: min(
@@ -43,7 +46,8 @@ class Ledger:
                 self._live_free[key]
                 + sum(server.would_free_mb(key) + server.yet_to_allocate_mb(key) for server in gone),
             )
-            for key in self.devices
+            for key, device in self.devices.items()
+            if not device.stale
         }
 
     def holders(self, device: str) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 200
+
 
 def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The names of `known` that `name` may have meant, best first."""
+    if len(name) > _LONGEST:
+        return []  # no name is so long, and comparing takes time that grows with the square
     by_folded = {candidate.casefold(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.casefold(), by_folded, n=most, cutoff=0.6)
     return [by_folded[match] for match in matches]

@@ -12,13 +12,13 @@ from plugin_sdk import DeviceStatus
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """One device of a class, as last read.
 
-    visibility_env: the variable that restricts a server to some devices. host_memory: its memory is the machine's RAM.
+    host_memory: its memory is the machine's RAM. stale: something has happened since it was read.
     """
 
     device_class: str
     status: DeviceStatus
-    visibility_env: str = ""
     host_memory: bool = False
+    stale: bool = False
 
     @property
     def id(self) -> str:

@@ -14,6 +14,7 @@ Laws (each has a test in tests/core/test_planner.py that tries to break it):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from sidecar.core.eviction import choose, evictable
@@ -129,7 +130,8 @@ class _Round:
             return  # _at_rest says how it is
         failure = self.failure_of.get(name)
         if failure and failure.retry_at > self.now:
-            self.wakes.append(failure.retry_at)
+            if failure.retry_at < math.inf:
+                self.wakes.append(failure.retry_at)
             return
         variants = [variant for variant in model.variants if not variant.external]
         if variants and not (self._start(name, variants) or self._await(name, variants)):
@@ -193,6 +195,9 @@ class _Round:
 
     def _refusal(self, variants: list[Variant]) -> Condition:
         """Why no variant can be had now, the most hopeful reason of them all."""
+        unread = [device for variant in variants for device in self._candidates(variant) if device.stale]
+        if unread:
+            return _not_ready("WaitingForReading", f"waits until {unread[0].label} has been read again")
         message = "; ".join(self._shortage(variant) for variant in variants)
         movable = [server for server in self.observed.servers if not self._pinned(server)]
         if any(
@@ -213,10 +218,12 @@ class _Round:
         if lacking := missing(variant, self.inventory):
             return f"variant {variant.name}: {lacking}"
         free = less(self.ledger.free(), self.claimed)
-        candidates = [device for name in variant.required_devices for device in self.inventory.candidates(name)]
-        lines = dict.fromkeys(self._room_on(device, free) for device in candidates)
+        lines = dict.fromkeys(self._room_on(device, free) for device in self._candidates(variant))
         wanted = ", ".join(f"{amount} MB on {requirement}" for requirement, amount in variant.needs())
         return f"variant {variant.name} needs {wanted}: {'; '.join(lines)}"
+
+    def _candidates(self, variant: Variant) -> list[Device]:
+        return [device for name in variant.required_devices for device in self.inventory.candidates(name)]
 
     def _room_on(self, device: Device, free: Memory) -> str:
         if device.unknown:
@@ -236,7 +243,7 @@ class _Round:
             return _not_ready(failure.reason, failure.message)
         variants = [variant for variant in model.variants if not variant.external]
         if not variants:
-            return _not_ready("ExternalUnhealthy", str(external or "not probed yet"))
+            return _not_ready("ExternalUnhealthy", external) if external else _not_ready("NotProbed", "not probed yet")
         if not any(place(variant, self.inventory, self.ledger.usable) for variant in variants):
             return self._refusal(variants)
         return _not_ready("Stopped", "starts on demand")

@@ -30,6 +30,7 @@ class Instance:
         self.problem = problem
         self.failed = 0
         self.users = 0  # generations that hold it
+        self.skipped = False  # the manifest says that requests may go without it
         self.plugin: Plugin[Any] | None = None
         self.sink: Sink | None = None
         self.threads = Threads(f"plugin-{name}")
@@ -37,7 +38,9 @@ class Instance:
     @property
     def kind(self) -> str:
         """A plugin that did not load may be anything; as an auth plugin it does the least harm."""
-        return self.loaded.kind if self.loaded is not None else "auth"
+        if self.loaded is None:
+            return "" if self.skipped else "auth"
+        return self.loaded.kind
 
     async def open(self) -> None:
         """Make and open the plugin. What goes wrong becomes its problem."""

@@ -66,7 +66,6 @@ class Prober:
         return Device(
             device_class=provides,
             status=status,
-            visibility_env=self.plugin.visibility_env,
             host_memory=self.plugin.host_memory,
         )
 

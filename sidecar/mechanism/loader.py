@@ -30,20 +30,25 @@ _LINE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A revision after checking. usable: False when `[sidecar]` is faulty, or may be in a file that does not parse."""
+    """A revision after checking. usable: False when `[sidecar]` is faulty, or may be in a file that does not parse.
+
+    broken_files: relative to the root; what they declare is not known.
+    """
 
     declaration: Declaration
     catalog: plugins.Catalog
     problems: tuple[Problem, ...]
     usable: bool
+    broken_files: frozenset[str] = frozenset()
 
 
-def load(snapshot: Snapshot, environment: Mapping[str, str], fallback: Settings | None = None) -> Loaded:
+def load(snapshot: Snapshot, environment: Mapping[str, str], before: Declaration | None = None) -> Loaded:
     """Check a snapshot. Imports the plugins it declares, so keep it off the event loop.
 
-    fallback: the settings against which models are checked if this revision's own are faulty.
+    before: what is in force. Its settings stay if this revision's own are faulty or gone; its plugins and devices are
+    still known if they may stand in a file that is broken; and the address that it listens on does not change.
     """
-    return _Loader(snapshot, environment, fallback or Settings()).run()
+    return _Loader(snapshot, environment, before).run()
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -54,8 +59,10 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Loader:
-    def __init__(self, snapshot: Snapshot, environment: Mapping[str, str], fallback: Settings) -> None:
-        self.fallback = fallback
+    def __init__(self, snapshot: Snapshot, environment: Mapping[str, str], before: Declaration | None) -> None:
+        self.before = before or Declaration()
+        self.bound = before.settings.listen if before else ""
+        self.broken_files: set[str] = set()
         self.snapshot = snapshot
         self.environment = environment
         self.contents = dict(snapshot.files)
@@ -66,7 +73,7 @@ class _Loader:
 
     def run(self) -> Loaded:
         for name, why in self.snapshot.unreadable:
-            self._problem(name, (), why, line=0)
+            self._broken(name, why, line=0)
         for name, content in self.snapshot.files:
             self._collect(name, self._parse(name, content))
         settings = self._settings()
@@ -74,13 +81,16 @@ class _Loader:
         catalog = plugins.load(self._clean(read_plugins, "plugins"), self.snapshot.root / PLUGIN_FOLDER)
         self._tell_plugin_faults(catalog)
         devices = self._section("devices", DeviceDeclaration)
-        known = rules.Known.of(settings or self.fallback, catalog, self._names("plugins"), self._names("devices"))
+        for name, device in devices.items():
+            self._obey(("devices", name), rules.check_device(device))
+        in_force = settings or self.before.settings
+        known = rules.Known.of(in_force, self.bound, catalog, self._names("plugins"), self._names("devices"))
         if settings is not None:
             self._obey(("sidecar",), rules.check_settings(settings, known))
         models = self._models(known)
         declaration = Declaration(
             revision=self.snapshot.revision,
-            settings=settings or self.fallback,
+            settings=in_force,
             plugins=self._clean(read_plugins, "plugins"),
             devices=self._clean(devices, "devices"),
             models=models,
@@ -88,7 +98,7 @@ class _Loader:
         )
         problems = tuple(sorted(self.problems, key=lambda problem: (problem.file, problem.line, problem.path)))
         usable = settings is not None and not any(problem.subject == ("sidecar",) for problem in problems)
-        return Loaded(declaration, catalog, problems, usable)
+        return Loaded(declaration, catalog, problems, usable, frozenset(self.broken_files))
 
     # --- collecting ---------------------------------------------------------------------------------------------
 
@@ -96,13 +106,13 @@ class _Loader:
         try:
             return tomllib.loads(content.decode("utf-8"))
         except UnicodeDecodeError as error:
-            self._problem(file, (), f"is not UTF-8 text: {error.reason}", line=content[: error.start].count(b"\n") + 1)
+            self._broken(file, f"is not UTF-8 text: {error.reason}", line=content[: error.start].count(b"\n") + 1)
         except tomllib.TOMLDecodeError as error:
             match = _LINE.search(str(error))
             line = int(match.group(1)) if match and match.group(1) else content.count(b"\n") + 1
-            self._problem(file, (), f"is not TOML: {_LINE.sub('', str(error)).strip()}", line=line)
+            self._broken(file, f"is not TOML: {_LINE.sub('', str(error)).strip()}", line=line)
         except RecursionError:
-            self._problem(file, (), "is not a manifest: nested too deep", line=0)
+            self._broken(file, "is not a manifest: nested too deep", line=0)
         return {}
 
     def _collect(self, file: str, tables: dict[str, Any]) -> None:
@@ -119,18 +129,28 @@ class _Loader:
 
     def _names(self, section: str) -> list[str]:
         """Everything that a section declares, be it faulty or not: a faulty thing is not an unknown one."""
-        return [subject[1] for subject in self.entries if subject[0] == section]
+        names = [subject[1] for subject in self.entries if subject[0] == section]
+        return [*names, *getattr(self.before, section)] if self.broken_files else names
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def _settings(self) -> Settings | None:
         entries = self.entries.get(("sidecar",), [])
         if not entries:
-            broken = [problem for problem in self.problems if not problem.subject and not problem.path]
-            return None if broken else Settings()  # [sidecar] may stand in the broken file: do not guess who is let in
+            return self._absent_settings()
         if not self._single(("sidecar",), entries):
             return None
         return self._read(("sidecar",), entries[0], Settings)
+
+    def _absent_settings(self) -> Settings | None:
+        """Defaults, unless that would be a guess at who is let in."""
+        if self.broken_files:
+            return None  # [sidecar] may stand in one of them
+        if self.bound:
+            message = "there is no [sidecar] any more; what it said stays in force"
+            self._problem("", ("sidecar",), message, subject=("sidecar",))
+            return None
+        return Settings()
 
     def _section(self, section: str, kind: type[checker.S]) -> dict[str, checker.S]:
         values: dict[str, checker.S] = {}
@@ -157,7 +177,7 @@ class _Loader:
 
     def _models(self, known: rules.Known) -> dict[str, Model]:
         models: dict[str, Model] = {}
-        for name, raw in self._section("models", Model).items():
+        for name, raw in sorted(self._section("models", Model).items()):
             models[name], faults = rules.complete(name, raw, known, self.environment)
             self._obey(("models", name), faults)
         for name, fault in rules.alias_clashes(models, self._names("models")):
@@ -182,6 +202,10 @@ class _Loader:
     def _tell_plugin_faults(self, catalog: plugins.Catalog) -> None:
         for name, faults in catalog.faults.items():
             self._obey(("plugins", name), [rules.Fault(fault.key, str(fault)) for fault in faults])
+
+    def _broken(self, file: str, message: str, line: int) -> None:
+        self.broken_files.add(file)
+        self._problem(file, (), message, line=line)
 
     def _problem(
         self, file: str, path: Place, message: str, *, subject: tuple[str, ...] = (), line: int | None = None

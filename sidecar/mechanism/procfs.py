@@ -14,7 +14,10 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One process as it is now. started: clock ticks since boot; together with the pid it is an identity."""
+    """One process as it is now. started: clock ticks since boot; together with the pid it is an identity.
+
+    threads: a leader that has ended is a zombie (Z) while its other threads still live, and hold all that it held.
+    """
 
     pid: int
     state: str
@@ -22,20 +25,20 @@ class Process(msgspec.Struct, frozen=True):
     group: int
     session: int
     started: int
-    rss_mb: int
+    threads: int
 
     @property
     def alive(self) -> bool:
-        """False for a zombie: it runs no more and holds nothing but its number."""
-        return self.state not in "ZX"
+        """False for a zombie without threads: it runs no more and holds nothing but its number."""
+        return self.state not in "ZX" or self.threads > 1
 
 
 def process(pid: int) -> Process | None:
     """The process, or None if there is none (any more)."""
     try:
         text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # gone; or hidden (proc(5), hidepid), and then not ours
     fields = text.rpartition(")")[2].split()  # the name in parentheses may hold spaces, and parentheses
     return Process(
         pid=pid,
@@ -43,9 +46,21 @@ def process(pid: int) -> Process | None:
         parent=int(fields[1]),
         group=int(fields[2]),
         session=int(fields[3]),
+        threads=int(fields[17]),
         started=int(fields[19]),
-        rss_mb=int(fields[21]) * _PAGE_BYTES // 2**20,
     )
+
+
+def private_mb(pid: int) -> int:
+    """Memory that the machine gets back when the process ends: resident pages but for those of files, in MB.
+
+    Mapped weights are resident too, but they are page cache, which counts as available already. 0 if it is gone.
+    """
+    try:
+        _, resident, shared, *_ = (PROC / str(pid) / "statm").read_text(encoding="ascii").split()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return (int(resident) - int(shared)) * _PAGE_BYTES // 2**20
 
 
 def processes() -> Iterator[Process]:
@@ -66,20 +81,6 @@ def family(leader: int, marker: str) -> list[Process]:
         for found in processes()
         if found.alive and (leader in (found.session, found.group) or wanted in _environment(found.pid))
     ]
-
-
-def marked(marker: str) -> Iterator[Process]:
-    """The living processes whose environment starts an entry with `marker`."""
-    wanted = marker.encode()
-    for found in processes():
-        if found.alive and any(entry.startswith(wanted) for entry in _environment(found.pid)):
-            yield found
-
-
-def environment_value(pid: int, name: str) -> str:
-    """A variable of a process's environment; "" if it has none, or cannot be read."""
-    prefix = f"{name}=".encode()
-    return next((e[len(prefix) :].decode(errors="replace") for e in _environment(pid) if e.startswith(prefix)), "")
 
 
 def _environment(pid: int) -> list[bytes]:

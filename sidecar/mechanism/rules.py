@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sidecar.core.manifest import Model, PortRange, Settings, Variant
+from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PortRange, Settings, Variant
 from sidecar.core.names import did_you_mean, listed
 from sidecar.mechanism import placeholders
 from sidecar.mechanism.places import Path as Place
@@ -37,10 +37,17 @@ class Known(msgspec.Struct, frozen=True):
     plugins: frozenset[str]
     kinds: dict[str, str]
     settings: Settings
+    exposed: bool
 
     @classmethod
-    def of(cls, settings: Settings, catalog: Catalog, plugins: Iterable[str], devices: Iterable[str]) -> Known:
-        """Faulty plugins and devices count as known: their own problem is told once, at their own place."""
+    def of(
+        cls, settings: Settings, bound: str, catalog: Catalog, plugins: Iterable[str], devices: Iterable[str]
+    ) -> Known:
+        """Faulty plugins and devices count as known: their own problem is told once, at their own place.
+
+        bound: the address that is listened on already, "" if none is. A new one takes effect at the next start.
+        """
+        hosts = [_host(address) for address in (settings.listen, bound) if address]
         kinds = {name: plugin.kind for name, plugin in catalog.loaded.items()}
         return cls(
             modes=frozenset(catalog.providing("interface")),
@@ -49,6 +56,7 @@ class Known(msgspec.Struct, frozen=True):
             plugins=frozenset(plugins) | frozenset(catalog.loaded),
             kinds=kinds,
             settings=settings,
+            exposed=not all(is_loopback(host) for host in hosts) and not settings.insecure,
         )
 
 
@@ -58,10 +66,13 @@ class Known(msgspec.Struct, frozen=True):
 def check_settings(settings: Settings, known: Known) -> Iterator[Fault]:
     """The faults of `[sidecar]`."""
     try:
-        host, _ = listen_address(settings.listen)
+        listen_address(settings.listen)
     except ValueError as error:
         yield Fault(("listen",), str(error))
-        host = "127.0.0.1"
+    try:
+        Path(settings.state_dir).expanduser()
+    except RuntimeError as error:
+        yield Fault(("state_dir",), str(error))
     try:
         PortRange.parse(settings.ports)
     except ValueError as error:
@@ -69,10 +80,10 @@ def check_settings(settings: Settings, known: Known) -> Iterator[Fault]:
     if settings.headroom_mb < 0:
         yield Fault(("headroom_mb",), "expected 0 or more")
     yield from _check_chain(settings.chain, known)
-    if not is_loopback(host) and not settings.insecure and not _has_auth(settings.chain, known):
+    if known.exposed and not _has_auth(settings.chain, known):
         yield Fault(
             ("listen",),
-            f"{settings.listen} can be reached from other machines, and the default chain has no auth plugin: "
+            "it can be reached from other machines, and the default chain has no auth plugin: "
             "add one, listen on 127.0.0.1, or set insecure = true",
         )
 
@@ -89,9 +100,11 @@ def listen_address(text: str) -> tuple[str, int]:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address. A name other than localhost may stand for anything."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _has_auth(chain: Iterable[str], known: Known) -> bool:
@@ -118,7 +131,7 @@ def complete(name: str, model: Model, known: Known, environment: Mapping[str, st
     faults = list(_check_model(name, model, known))
     at_load = placeholders.environment(environment) | {
         "model": name,
-        "state_dir": str(Path(known.settings.state_dir).expanduser()),
+        "state_dir": _expanded(known.settings.state_dir),
         "python": sys.executable,
     }
     variants = []
@@ -163,16 +176,30 @@ def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
     if model.chain is None:
         return  # it has the default chain, whose faults are told at [sidecar]
     yield from _check_chain(model.chain, known)
-    open_to_all = not is_loopback(_host(known.settings)) and not known.settings.insecure
-    if open_to_all and not _has_auth(model.chain, known):
+    if known.exposed and not _has_auth(model.chain, known):
         yield Fault(("chain",), "no auth plugin, and the sidecar can be reached from other machines")
 
 
-def _host(settings: Settings) -> str:
+def check_device(declaration: DeviceDeclaration) -> Iterator[Fault]:
+    """The faults of `[devices.NAME]`."""
+    if declaration.memory_mb is not None and declaration.memory_mb < 0:
+        yield Fault(("memory_mb",), "expected 0 or more")
+    if declaration.match == DeviceMatch():
+        yield Fault(("match",), "expected at least one of class, uuid, name and index")
+
+
+def _host(address: str) -> str:
     try:
-        return listen_address(settings.listen)[0]
+        return listen_address(address)[0]
     except ValueError:
         return "127.0.0.1"  # told already
+
+
+def _expanded(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        return path  # told already
 
 
 def _default_name(model: Model, index: int) -> str:
@@ -190,7 +217,12 @@ def _check_variant(variant: Variant, known: Known) -> Iterator[Fault]:
 
 
 def _check_external(variant: Variant) -> Iterator[Fault]:
-    parts = urlsplit(variant.url)
+    try:
+        parts = urlsplit(variant.url)
+        _ = parts.port
+    except ValueError as error:
+        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{variant.url}": {error}')
+        return
     if parts.scheme not in ("http", "https") or not parts.hostname:
         yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{variant.url}"')
     elif parts.query or parts.fragment or parts.username:

@@ -82,6 +82,7 @@ class ServerProcess:
         """TERM to all, KILL to what is left after `grace_s`; returns when the group is confirmed empty, not before."""
         await self._end(signal.SIGTERM, grace_s)
         await self._end(signal.SIGKILL, None)
+        await self.exited  # a pidfd becomes readable when the last thread has ended: then reaping does not block
         self._reap()
 
     async def _end(self, number: signal.Signals, patience_s: float | None) -> None:
@@ -105,14 +106,8 @@ class ServerProcess:
 
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if info is None:
-            ended = Exit(None, "an unknown cause")  # somebody else reaped it; that it is gone is certain
-        elif info.si_code == os.CLD_EXITED:
-            ended = Exit(info.si_status)
-        else:
-            ended = Exit(None, signal.Signals(info.si_status).name)
-        self.exited.set_result(ended)
+        if not self.exited.done():
+            self.exited.set_result(_how_it_ended(self._pidfd))
 
     def _reap(self) -> None:
         self._popen.wait()
@@ -121,13 +116,34 @@ class ServerProcess:
             self._pidfd = -1
 
 
+def _how_it_ended(pidfd: int) -> Exit:
+    try:
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        info = None
+    if info is None:
+        return Exit(None, "an unknown cause")  # somebody else reaped it; that it is gone is certain
+    if info.si_code == os.CLD_EXITED:
+        return Exit(info.si_status)
+    try:
+        return Exit(None, signal.Signals(info.si_status).name)
+    except ValueError:
+        return Exit(None, f"signal {info.si_status}")  # a real-time signal has no name
+
+
 async def spawn(launch: Launch) -> ServerProcess:
     """Start a server in a session of its own. Raises SpawnError with a reason that names the remedy."""
     try:
         popen = await asyncio.to_thread(_popen, launch)
     except OSError as error:
         raise SpawnError(_explain(launch, error)) from error
-    return ServerProcess(launch, popen, os.pidfd_open(popen.pid))
+    try:
+        pidfd = os.pidfd_open(popen.pid)
+    except OSError as error:  # out of file descriptors, most likely: what cannot be watched must not run
+        popen.kill()
+        await asyncio.to_thread(popen.wait)
+        raise SpawnError(f"the server could not be watched: {error}") from error
+    return ServerProcess(launch, popen, pidfd)
 
 
 def send(process: procfs.Process, number: signal.Signals) -> None:

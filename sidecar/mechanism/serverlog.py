@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,8 @@ class ServerLog:
 
     def __init__(self, folder: Path, name: str) -> None:
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        if safe != name:
+            safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]  # "a/b" and "a_b" are two models
         self.out = folder / f"{safe}.out.log"
         self.err = folder / f"{safe}.err.log"
 

@@ -35,14 +35,19 @@ def _refuse_pages(headers: Mapping[str, str], settings: Settings) -> None:
     requests to other sites (Fetch standard, 3.2; Fetch Metadata).
     """
     host = headers.get("host", "")
-    if not _known_host(host, settings):
+    try:
+        known, same = _known_host(host, settings), _same_origin(headers.get("origin"), host)
+    except ValueError:
+        known = same = False  # no address at all
+    if not known:
         message = f'the host "{host[:100]}" is not known here; add it to [sidecar] allowed_hosts if it should be'
         raise ApiError(403, "unknown_host", message)
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if not same or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise ApiError(403, "foreign_origin", "a page of another site may not use the control API")
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise ApiError(403, "foreign_origin", "a page of another site may not use the control API")
+
+
+def _same_origin(origin: str | None, host: str) -> bool:
+    return origin is None or urlsplit(origin).netloc == host
 
 
 def _known_host(host: str, settings: Settings) -> bool:

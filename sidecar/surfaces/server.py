@@ -12,9 +12,13 @@ from typing import Any
 
 import uvicorn
 
+from sidecar import __version__
 from sidecar.control.controller import Controller
 from sidecar.surfaces.control_api import control_app
 from sidecar.surfaces.dataplane.asgi import DataPlane, Receive, Scope, Send
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75  # longer than clients keep connections in their pools, so that they are the ones to close them
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +59,40 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(controller: Controller, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; the first drains, the second hurries. The controller is open, and stays so."""
+class Shutdown:
+    """What signals ask for: the first SIGTERM or SIGINT drains, the second hurries; SIGHUP has the manifests looked at.
+
+    Made before anything is started, so that nothing that was started is left behind.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self.asked = False
+        self._controller = controller
+        self._server: HttpServer | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ask, number)
+        loop.add_signal_handler(signal.SIGHUP, controller.look_now.set)
+
+    def of(self, server: HttpServer) -> None:
+        """The server that is to end."""
+        self._server = server
+        server.should_exit = self.asked
+
+    def _ask(self, number: signal.Signals) -> None:
+        if self.asked:
+            log.info("%s again: not waiting for requests in flight", number.name)
+            self._controller.hurry.set()
+        else:
+            log.info("%s: draining", number.name)
+            self._controller.fleet.close()
+        if self._server is not None:
+            self._server.should_exit, self._server.force_exit = True, self.asked
+        self.asked = True
+
+
+async def serve(controller: Controller, listener: socket.socket, shutdown: Shutdown) -> None:
+    """Serve until `shutdown` is asked for. The controller is open, and stays so."""
     config = uvicorn.Config(
         Edge(controller),
         loop="uvloop",
@@ -68,25 +104,18 @@ async def serve(controller: Controller, listener: socket.socket) -> None:
         server_header=False,
         date_header=False,
         proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(controller.declaration.settings.drain_timeout)),
     )
     logging.getLogger("uvicorn.error").addFilter(_unlike_broken_off)
     server = HttpServer(config)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, server, controller, number)
+    shutdown.of(server)
+    listener.listen(BACKLOG)  # from here on connections are kept until they are served, so the next line is true
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    models = len(controller.declaration.models)
+    log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
     await server.serve(sockets=[listener])
-
-
-def _stop(server: HttpServer, controller: Controller, number: signal.Signals) -> None:
-    if server.should_exit:
-        log.info("%s again: not waiting for requests in flight", number.name)
-        server.force_exit = True
-        controller.hurry.set()
-    else:
-        log.info("%s: draining", number.name)
-        server.should_exit = True
-        controller.fleet.close()
 
 
 def _unlike_broken_off(record: logging.LogRecord) -> bool:

@@ -64,6 +64,7 @@ def gpu(
     total: int = 1000,
     index: int | None = None,
     problem: str = "",
+    stale: bool = False,
     processes: Sequence[DeviceProcess] = (),
     name: str = "",
 ) -> Device:
@@ -72,7 +73,7 @@ def gpu(
     status = DeviceStatus(
         id=key, index=place, total_mb=total, free_mb=free, problem=problem, processes=tuple(processes), name=name
     )
-    return Device(device_class="gpu", status=status)
+    return Device(device_class="gpu", status=status, stale=stale)
 
 
 def cpu(free: int = 1000, *, total: int = 1000) -> Device:

@@ -22,6 +22,8 @@ _NEEDS = (("gpu",),) * 6 + (("gpu", "gpu"), ("gpu:0",), (GPU1,), ("cpu",), ("gpu
 _DEVICES = ((GPU0,), (GPU0, GPU1), (GPU1, GPU0), (GPU0, GPU1, GPU2), (GPU0, "cpu"), (GPU0, GPU1, "cpu"))
 _FLAGS = tuple(product((0, 0, 1, 2), (False, False, False, True), (False, False, True), (0, 0, 20, 200)))
 _SERVING = ((READY, 0), (READY, 0), (READY, 2), (STARTING, 0), (DRAINING, 0), (DRAINING, 1), (STOPPING, 0))
+_SEEN = (("", False),) * 9 + (("driver not loaded", False), ("", True))
+_READINGS = tuple(product((0, 0, 100, 400), _SEEN, (0, 1)))  # foreign memory, (problem, stale), index
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -131,24 +133,25 @@ def _devices(
     used = sum(taken.get(key, 0) for taken in use.values())
     charged = sum(max(server.reserved_mb.get(key, 0), use[server.id].get(key, 0)) for server in servers)
     slack = STEP * draw(st.sampled_from((0, 1, 2, 4) if kind.crowded else (0, 2, 4, 8, 16)))
-    foreign, unknown, index = draw(
-        st.sampled_from(tuple(product((0, 0, 100, 400), (0, 0, 0, 0, 0, 0, 0, 0, 1), (0, 1))))
-    )
+    foreign, (problem, stale), index = draw(st.sampled_from(_READINGS))
     total = (charged if kind.sound or slack else used) + foreign + slack
     status = DeviceStatus(
         id=key,
         index=0 if key == "cpu" else index,  # two slices of one GPU share its index
         total_mb=total,
         free_mb=total - used - foreign,
-        problem="driver not loaded" if unknown else "",
+        problem=problem,
     )
-    return Device(device_class="cpu" if key == "cpu" else "gpu", status=status)
+    return Device(device_class="cpu" if key == "cpu" else "gpu", status=status, stale=stale)
 
 
 @st.composite
 def _demands(draw: st.DrawFn, models: dict[str, Model], hosted: tuple[str, ...], kind: Kind) -> tuple[Demand, ...]:
     cold = [name for name in models if name not in hosted]
-    names = cold or ["nobody"] if kind.crowded else [*cold, *models, "nobody"]
+    newcomers = (
+        cold if kind.wanted == 1 else [*cold, *cold, *models]
+    )  # one alone is to be a newcomer; others may restart
+    names = newcomers if kind.crowded else [*cold, *models, "nobody"]
     wanted = draw(st.lists(st.sampled_from(names), min_size=int(kind.crowded), max_size=kind.wanted, unique=True))
     return tuple(Demand(name, since % 3) for since, name in enumerate(wanted))
 

@@ -54,7 +54,7 @@ def test_a_cold_model_without_its_device_says_so_before_anybody_asks() -> None:
     assert (condition.reason, condition.message) == ("DeviceUnavailable", 'variant v: no device "gpu" is online')
 
 
-# --- with a server ----------------------------------------------------------------------------------------------------
+# --- with a server --------------------------------------------------------------------------------------------------
 
 
 def test_a_ready_server_is_serving() -> None:
@@ -97,11 +97,11 @@ def test_a_server_that_this_plan_stops_is_stopping() -> None:
 def test_a_server_that_this_plan_drains_is_draining(state: object) -> None:
     """The reason does not go from Serving over Stopping to Draining and back to Stopping."""
     more = {"state": state} if state else {"in_flight": 1}
-    seen = server("a", A.models["a"], fingerprint="older", **more)  # type: ignore[arg-type] # one keyword or the other
+    seen = server("a", A.models["a"], fingerprint="older", **more)
     assert ready(decide(A, gpu(free=500), seen), "a").reason == "Draining"
 
 
-# --- waiting for memory -------------------------------------------------------------------------------------------------
+# --- waiting for memory ---------------------------------------------------------------------------------------------
 
 
 def test_a_model_waits_for_the_stop_that_makes_room() -> None:
@@ -143,7 +143,7 @@ def test_a_model_waits_for_its_turn_while_another_starts() -> None:
     assert condition.message.startswith("waits for its turn; ")
 
 
-# --- hopeless -------------------------------------------------------------------------------------------------------------
+# --- hopeless -------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_larger_than_the_machine_is_unplaceable() -> None:
@@ -186,6 +186,13 @@ def test_a_device_that_cannot_be_read_makes_its_model_unavailable() -> None:
     assert condition.message == "variant v: gpu:0 cannot be read: driver not loaded"
 
 
+def test_a_device_whose_reading_is_out_of_date_is_waited_for() -> None:
+    decided = decide(A, gpu(stale=True), want("a"))
+    condition = ready(decided, "a")
+    assert (condition.reason, condition.message) == ("WaitingForReading", "waits until gpu:0 has been read again")
+    assert decided.actions == ()
+
+
 def test_too_few_devices_make_a_model_unavailable() -> None:
     declared = declare(a=model(variant(500, "gpu", "gpu")))
     condition = ready(decide(declared, gpu(), want("a")), "a")
@@ -209,7 +216,7 @@ def test_the_most_hopeful_variant_gives_the_reason_and_all_are_explained() -> No
     assert 'variant tpu: no device "tpu" is online; variant gpu needs 500 MB on gpu' in condition.message
 
 
-# --- external servers -------------------------------------------------------------------------------------------------------
+# --- external servers -----------------------------------------------------------------------------------------------
 
 
 def probe(healthy: bool, message: str = "") -> ExternalServer:
@@ -228,7 +235,7 @@ def test_an_unhealthy_external_server_tells_why() -> None:
 
 def test_an_external_server_that_was_not_probed_yet_is_not_ready() -> None:
     condition = ready(decide(declare(a=model(external("url"))), want("a")), "a")
-    assert (condition.reason, condition.message) == ("ExternalUnhealthy", "not probed yet")
+    assert (condition.reason, condition.message) == ("NotProbed", "not probed yet")
 
 
 def test_a_managed_variant_stands_in_for_an_unhealthy_external_one() -> None:
@@ -238,7 +245,7 @@ def test_a_managed_variant_stands_in_for_an_unhealthy_external_one() -> None:
     assert ready(decide(declared, gpu(), probe(True), want("a")), "a").reason == "Serving"
 
 
-# --- failures ---------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seen", [(want("a"),), ()])

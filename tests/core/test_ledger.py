@@ -27,6 +27,12 @@ def test_a_device_that_cannot_be_read_has_no_entry() -> None:
     assert ledger(gpu(), gpu(GPU1, problem="it hangs")).free() == {GPU0: 1000}
 
 
+def test_a_device_whose_reading_is_out_of_date_has_none_free_but_is_known() -> None:
+    book = ledger(gpu(), gpu(GPU1, stale=True))
+    assert book.free() == {GPU0: 1000}
+    assert book.usable == {GPU0: 1000, GPU1: 1000}
+
+
 def test_live_memory_is_the_lower_reading_where_others_hold_some() -> None:
     assert ledger(gpu(free=300), headroom_mb=50).free() == {GPU0: 250}
 

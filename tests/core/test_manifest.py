@@ -45,7 +45,7 @@ def test_a_variant_with_a_url_is_external() -> None:
     assert not variant().external
 
 
-# --- fingerprints -------------------------------------------------------------------------------------------------------
+# --- fingerprints ---------------------------------------------------------------------------------------------------
 
 BASE = variant({"gpu": 100, "cpu": 50}, "gpu", "cpu", env={"A": "1", "B": "2"}, cwd="x")
 
@@ -89,7 +89,7 @@ def test_the_same_memory_written_as_a_number_or_a_table_keeps_the_fingerprint() 
     assert variant(100).fingerprint() == variant({"gpu": 100}).fingerprint()
 
 
-# --- models and declarations --------------------------------------------------------------------------------------------
+# --- models and declarations ----------------------------------------------------------------------------------------
 
 
 def test_a_model_speaks_one_mode_or_several() -> None:

@@ -21,6 +21,7 @@ def test_nothing_is_suggested_where_nothing_is_near() -> None:
     assert did_you_mean("zzz", KNOWN) == ""
     assert did_you_mean("nvidia", []) == ""
     assert near("", KNOWN) == []
+    assert near("n" * 201, ["n" * 200]) == []
 
 
 def test_the_best_suggestions_come_first_and_are_few() -> None:

@@ -83,7 +83,7 @@ def test_one_device_under_two_names_is_still_one() -> None:
     assert place(variant(100, "gpu:2", "mine"), INVENTORY, dict.fromkeys(IDS, 1000)) is None
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------------------------
 
 
 def meant(inventory: Inventory, requirement: str) -> list[str]:
@@ -137,7 +137,7 @@ def test_a_device_that_is_gone_is_called_by_its_id() -> None:
     assert INVENTORY.label("GPU-gone") == "GPU-gone"
 
 
-# --- what is missing ------------------------------------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_missing_where_every_requirement_has_devices() -> None:

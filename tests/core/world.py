@@ -1,4 +1,4 @@
-"""A machine that carries plans out: servers move through their states, and live memory follows what they really take."""
+"""A machine that carries plans out: servers move through their states, and live memory follows what they take."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class World(msgspec.Struct, frozen=True):
 
     @property
     def moving(self) -> bool:
-        """Whether something is under way that needs no further decision."""
-        return any(server.state in _MOVING for server in self.observed.servers)
+        """Whether something is under way that needs no further decision: a start, a stop, a reading."""
+        servers, devices = self.observed.servers, self.observed.devices
+        return any(server.state in _MOVING for server in servers) or any(device.stale for device in devices)
 
     @property
     def overcommitted(self) -> list[str]:
@@ -160,4 +161,4 @@ def _taken(device: Device, use: Use) -> int:
 
 def _freed(device: Device, more_mb: int) -> Device:
     status = msgspec.structs.replace(device.status, free_mb=device.status.free_mb + more_mb)
-    return msgspec.structs.replace(device, status=status)
+    return msgspec.structs.replace(device, status=status, stale=False)

@@ -45,7 +45,7 @@ def test_the_clients_key_stays_here_and_the_upstreams_own_key_is_put_in(run: Run
     (keyed,) = seen(sidecar.model("vault")["server"]["port"])
     assert KEY not in json.dumps([open_one, keyed])
     assert "authorization" not in {name.lower() for name, _ in open_one["headers"]}
-    assert ["Bearer sk-upstream"] == [value for name, value in keyed["headers"] if name.lower() == "authorization"]
+    assert [value for name, value in keyed["headers"] if name.lower() == "authorization"] == ["Bearer sk-upstream"]
     assert keyed["path"] == "/v1/chat/completions?a=1&b=%20"
     assert "sk-upstream" not in json.dumps(sidecar.status()) + "".join(sidecar.log)
 

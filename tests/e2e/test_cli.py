@@ -30,7 +30,10 @@ def test_validate_prints_every_problem_with_its_place_and_exits_1(faulty: Path) 
         f"{faulty}/bad.toml:7: models.bad.variants[0].memory_mb: expected int | table, got str",
         "1 models are fine, 2 problems",
     ]
-    assert [problem["line"] for problem in json.loads(cli("validate", str(faulty), "--json", check=False).stdout)["problems"]] == [3, 7]
+    assert [
+        problem["line"]
+        for problem in json.loads(cli("validate", str(faulty), "--json", check=False).stdout)["problems"]
+    ] == [3, 7]
 
 
 def test_validate_of_the_sample_exits_0() -> None:

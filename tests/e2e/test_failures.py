@@ -191,3 +191,66 @@ def _alive(pid: int) -> bool:
 def _resident_mb(pid: int) -> int:
     with open(f"/proc/{pid}/statm") as file:  # noqa: PTH123 - one line of a pseudo file
         return int(file.read().split()[1]) * 4096 // 2**20
+
+
+def test_a_crash_loop_backs_off_and_ends_until_somebody_starts_it(run: Run) -> None:
+    """A server that gets ready and dies at once: the first death is forgiven, the next ones cost time."""
+    sidecar = run(stub("looping", "--exit-after", "0.3", model="auto_start = true"))
+    until(lambda: sidecar.starts("looping") >= 3, "it is tried again")
+    until(lambda: sidecar.state("looping") == "Exited", "it backs off")
+    again = refusal(sidecar, "looping")
+    assert int(again.response.headers["retry-after"]) >= 1
+    starts = sidecar.starts("looping")
+    assert starts <= 4
+    sidecar.cli("start", "looping")  # a person's word is a fresh start
+    assert sidecar.starts("looping") == starts + 1
+
+
+def test_the_clients_error_tells_how_the_server_ended(run: Run) -> None:
+    flags = ("--die-after-chunks", "2", "--exit-code", "9", "--stderr-line", "assertion failed")
+    sidecar = run(stub("brittle", *flags))
+    body = {"model": "brittle", "stream": True, "messages": []}
+    with sidecar.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        received = b""
+        with pytest.raises(httpx.RemoteProtocolError):
+            for piece in answer.iter_raw():
+                received += piece
+    message = json.loads(received.strip().splitlines()[-1].removeprefix(b"data: "))["error"]["message"]
+    assert "exited with code 9 while it was serving" in message
+    assert "assertion failed" in message
+
+
+def test_stopping_a_model_that_is_starting_refuses_who_waits_for_it(run: Run) -> None:
+    sidecar = run(stub("slow", "--unhealthy-for", "60"))
+    answers: list[openai.APIStatusError] = []
+    waiter = threading.Thread(target=lambda: answers.append(refusal(sidecar, "slow")))
+    waiter.start()
+    until(lambda: sidecar.model("slow")["waiting"] == 1, "somebody waits")
+    sidecar.cli("stop", "slow")
+    waiter.join(10)
+    assert answers[0].code == "stopped"
+    assert sidecar.model("slow")["server"] is None
+    assert sidecar.starts("slow") == 1
+
+
+def test_hostile_bodies_cost_little_and_nothing_before_the_key_is_known(run: Run) -> None:
+    sidecar = run(stub("mirror", variant='model_name = "other"'))
+    nested = b'{"a":[' + b'{"model":"mirror"},' * 50_000 + b'0],"model":"mirror","messages":[]}'
+    twice = b'{"model":"mirror","model":"mirror"}'
+    with sidecar.http() as http:
+        began = time.monotonic()
+        deep = http.post("/v1/chat/completions", content=b'{"x":' + b"[" * 100_000, headers={"authorization": ""})
+        assert deep.status_code == 401
+        assert (
+            http.post("/v1/chat/completions", content=b'{"x":' + b"[" * 100_000).json()["error"]["code"]
+            == "invalid_json"
+        )
+        long = b'{"model":"' + b"ab" * 5_000_000 + b'"}'
+        assert http.post("/v1/chat/completions", content=long).json()["error"]["code"] == "model_not_found"
+        assert http.post("/v1/chat/completions", content=twice).json()["error"]["code"] == "invalid_json"
+        assert time.monotonic() - began < 5
+        began = time.monotonic()
+        assert http.post("/v1/chat/completions", content=nested).status_code == 200
+        assert time.monotonic() - began < 3
+    (request,) = seen(sidecar.model("mirror")["server"]["port"])
+    assert request["body"].encode() == nested.replace(b'],"model":"mirror"', b'],"model":"other"')

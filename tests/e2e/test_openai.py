@@ -151,7 +151,7 @@ def test_an_unknown_model_is_refused_with_near_names(run: Run) -> None:
 def test_models_are_listed_by_name_and_found_by_alias(run: Run) -> None:
     sidecar = run(llama("parrot", model='aliases = ["gpt-4o-mini"]'), llama("compass", mode="embedding"))
     with sidecar.client() as client:
-        assert [model.id for model in client.models.list()] == ["parrot", "compass"]
+        assert [model.id for model in client.models.list()] == ["compass", "parrot"]
         assert client.models.retrieve("gpt-4o-mini").id == "parrot"
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("nope")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.e2e.conftest import Run
-from tests.e2e.harness import stub, until
+from tests.e2e.harness import running, seen, stub, until
 
 
 def test_a_bad_manifest_keeps_its_last_good_form_and_stops_nobody(run: Run) -> None:
@@ -87,3 +87,79 @@ def test_a_broken_sidecar_toml_does_not_open_the_door(run: Run) -> None:
         answer = http.post("/v1/chat/completions", content=body, headers={"authorization": "Bearer no"})
         assert answer.status_code == 401
         assert http.post("/v1/chat/completions", content=body).status_code == 200
+
+
+def test_what_a_broken_file_declared_outlives_further_revisions(run: Run) -> None:
+    """sidecar.toml breaks, then another file changes: the keys, which stood in the broken file, still count."""
+    sidecar = run(stub("a"))
+    sidecar.write("sidecar.toml", "[sidecar\n")
+    until(lambda: sidecar.status()["problems"] != [], "it is told")
+    sidecar.write("model-0.toml", stub("a", model='aliases = ["alpha"]'))
+    until(lambda: sidecar.model("a")["aliases"] == ["alpha"], "a good model's change is taken over all the same")
+    assert sidecar.ask("alpha").startswith("a-0")
+    with sidecar.http() as http:
+        assert http.post("/v1/chat/completions", headers={"authorization": "Bearer no"}).status_code == 401
+
+
+def test_taking_the_sidecar_table_away_does_not_open_the_door(run: Run) -> None:
+    sidecar = run(stub("a"))
+    sidecar.write("sidecar.toml", "")
+    until(lambda: sidecar.status()["problems"] != [], "it is told")
+    assert "there is no [sidecar] any more; what it said stays in force" in sidecar.status()["problems"][0]
+    with sidecar.http() as http:
+        assert http.post("/v1/chat/completions", headers={"authorization": "Bearer no"}).status_code == 401
+
+
+def test_a_removed_chain_is_refused_where_others_can_reach_it(run: Run) -> None:
+    """The address that is listened on counts, not the one that the manifest has by now."""
+    sidecar = run(stub("a"), extra="# here")
+    text = (sidecar.folder / "manifests" / "sidecar.toml").read_text()
+    assert sidecar.stop() == 0
+    for file in (sidecar.folder / "manifests").glob("sidecar.toml"):
+        file.unlink()
+    open_to_all = text.replace('"127.0.0.1:0"', '"0.0.0.0:0"')
+    with running(sidecar.folder, {"sidecar.toml": open_to_all}) as exposed:
+        exposed.write("sidecar.toml", text.replace('chain = ["keys", "log"]', "chain = []"))
+        until(lambda: exposed.status()["problems"] != [], "it is told")
+        assert "can be reached from other machines" in exposed.status()["problems"][0]
+        with exposed.http() as http:
+            assert http.post("/v1/chat/completions", headers={"authorization": "Bearer no"}).status_code == 401
+
+
+def test_what_needs_no_restart_reaches_a_running_server(run: Run) -> None:
+    sidecar = run(stub("a"))
+    sidecar.ask("a")
+    pid = sidecar.pid("a")
+    sidecar.write("model-0.toml", stub("a", variant='model_name = "renamed"'))
+    revision = sidecar.status()["applied"]
+    until(lambda: sidecar.status()["applied"] != revision, "the revision is taken over")
+    sidecar.ask("a")
+    assert sidecar.pid("a") == pid
+    assert '"renamed"' in seen(sidecar.model("a")["server"]["port"])[-1]["body"]
+
+
+def test_an_auto_started_model_comes_back_after_a_change(run: Run) -> None:
+    sidecar = run(stub("a", model="auto_start = true"))
+    until(lambda: sidecar.state("a") == "ready", "it is up from the start")
+    first = sidecar.pid("a")
+    sidecar.write("model-0.toml", stub("a", memory_mb=120, model="auto_start = true"))
+    until(lambda: sidecar.state("a") == "ready" and sidecar.pid("a") != first, "the changed one is up")
+
+
+def test_a_directory_that_was_away_for_a_while_is_taken_up_again(run: Run) -> None:
+    sidecar = run(stub("a"))
+    manifests = sidecar.folder / "manifests"
+    manifests.rename(sidecar.folder / "away")
+    until(lambda: "no such directory" in str(sidecar.status()["problems"]), "it is told")
+    (sidecar.folder / "away").rename(manifests)
+    until(lambda: sidecar.status()["problems"] == [], "all is well again")
+    assert sidecar.ask("a").startswith("a-0")
+
+
+def test_a_new_external_server_is_waited_for_until_it_has_been_probed(run: Run) -> None:
+    sidecar = run(stub("a"))
+    sidecar.ask("a")
+    port = sidecar.model("a")["server"]["port"]
+    sidecar.write("ext.toml", f'[models.ext]\nmode = "chat"\nvariants = [{{ url = "http://127.0.0.1:{port}" }}]\n')
+    until(lambda: any(model["name"] == "ext" for model in sidecar.status()["models"]), "it is declared")
+    assert sidecar.ask("ext").startswith("a-0")

@@ -16,7 +16,8 @@ def sample(tmp_path: Path) -> dict[str, str]:
     folder = ROOT / "manifests"
     texts = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*.toml")}
     texts["sidecar.toml"] = texts["sidecar.toml"].replace(
-        'listen = "127.0.0.1:8080"', f'listen = "127.0.0.1:0"\nstate_dir = "{tmp_path / "state"}"\nports = "22000-22020"'
+        'listen = "127.0.0.1:8080"',
+        f'listen = "127.0.0.1:0"\nstate_dir = "{tmp_path / "state"}"\nports = "22000-22020"',
     )
     return {name: text.replace("../examples", str(ROOT / "examples")) for name, text in texts.items()}
 

@@ -22,7 +22,7 @@ class Car(Config):
     name: str
     wheels: tuple[Wheel, ...] = ()
     spare: Wheel | None = None
-    labels: dict[str, int] = {}
+    labels: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it for each struct
     tags: tuple[str, ...] = ()
     timeout: Duration = Duration(1)
     tank: ByteSize = ByteSize(1)
@@ -88,7 +88,7 @@ def test_what_is_right_is_read() -> None:
         (
             {"name": "x", "timeout": "soon"},
             "car.timeout",
-            "expected a duration such as \"30s\", \"10m\" or \"1h30m\", got 'soon'",
+            'expected a duration such as "30s", "10m" or "1h30m", got \'soon\'',
         ),
         ({"name": "x", "timeout": 30}, "car.timeout", 'expected text with a unit, such as "10m", got 30'),
         ({"name": "x", "tank": 30}, "car.tank", 'expected text with a unit, such as "64MB", got 30'),

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sidecar.core.manifest import Settings
+from sidecar.core.manifest import Declaration, DeviceDeclaration, PluginDeclaration, Settings
 from sidecar.mechanism.loader import load, manifest_folder
 from sidecar.mechanism.source import read
 from tests.support import declare, model, write
@@ -166,11 +166,31 @@ def test_only_faults_about_the_sidecar_itself_leave_nothing_to_run_with(
     assert loaded.usable is usable
 
 
-def test_models_are_checked_against_the_settings_in_force_when_the_new_ones_are_faulty(tmp_path: Path) -> None:
-    write(tmp_path, {"s.toml": "[sidecar]\nlistn = 1", "m.toml": model("m", "chain = []")})
-    fallback = Settings(listen="0.0.0.0:1")
-    paths = [problem.path for problem in load(read(tmp_path), {}, fallback).problems]
-    assert "models.m.chain" in paths
+OPEN = Declaration(settings=Settings(listen="0.0.0.0:1", chain=("log",)))
+
+
+@pytest.mark.parametrize("lines", ["", "listn = 1", "insecure = true\nheadroom_mb = 'x'", "listen = '127.0.0.1:1'"])
+def test_what_a_faulty_revision_of_the_settings_says_opens_no_door(tmp_path: Path, lines: str) -> None:
+    write(tmp_path, {"s.toml": f"[sidecar]\n{lines}", "m.toml": model("m", "chain = []")})
+    loaded = load(read(tmp_path), {}, OPEN)
+    assert "models.m.chain" in [problem.path for problem in loaded.problems]
+    assert "m" not in loaded.declaration.models
+
+
+@pytest.mark.parametrize("files", [{}, {"s.toml": "[sidecar"}, {"s.toml": "[sidecar]\n[sidecar]"}])
+def test_settings_that_are_gone_or_broken_stay_as_they_were(tmp_path: Path, files: dict[str, str]) -> None:
+    loaded = load(read(write(tmp_path, {**files, "m.toml": model("m", "chain = ['log']")})), {}, OPEN)
+    assert not loaded.usable
+    assert loaded.declaration.settings == OPEN.settings
+
+
+def test_a_plugin_or_device_that_may_stand_in_a_broken_file_is_still_known(tmp_path: Path) -> None:
+    audit = PluginDeclaration(import_path="no.such:X")
+    before = Declaration(plugins={"audit": audit}, devices={"big": DeviceDeclaration()})
+    text = model("m", "chain = ['audit']").replace('"cpu"', '"big"')
+    write(tmp_path, {"s.toml": "[sidecar]", "broken.toml": "[", "m.toml": text})
+    [problem] = load(read(tmp_path), {}, before).problems
+    assert problem.file.endswith("broken.toml")
 
 
 @pytest.mark.usefixtures("_own_imports")

@@ -32,7 +32,7 @@ class Odd(Config):
     number: complex = 0j
 
 
-# --- durations and sizes ------------------------------------------------------------------------------------------------
+# --- durations and sizes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_any_text_is_either_read_or_refused(text: str) -> None:
             assert repr(text) in str(error)
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------------------------------------
 
 
 def test_a_secret_is_never_shown_but_on_purpose() -> None:
@@ -156,7 +156,7 @@ def test_a_refused_secret_is_not_repeated_in_the_error() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-# --- convert --------------------------------------------------------------------------------------------------------------
+# --- convert --------------------------------------------------------------------------------------------------------
 
 
 def test_plain_data_become_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_values_that_were_read_already_are_kept() -> None:
 
 def test_a_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
-        Example("x").path = "y"  # type: ignore[misc] # that it is refused is the point
+        Example("x").path = "y"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,6 @@ def test_a_config_is_frozen() -> None:
         ({"path": "x", "wait": 5}, r'text with a unit, such as "10m", got 5 - at `\$.wait`'),
         ({"path": "x", "size": 5}, r'text with a unit, such as "64MB", got 5 - at `\$.size`'),
         ({"path": "x", "nested": {"wait": "soon"}}, r"'soon' - at `\$.nested.wait`"),
-        ({"path": "x", "size": "9" * 400}, r"\$.size"),
     ],
 )
 def test_a_fault_is_told_with_its_path(written: dict[str, Any], told: str) -> None:

@@ -140,7 +140,7 @@ def test_inline_is_a_mark_that_an_override_does_not_inherit() -> None:
     assert not is_inline(Plain().authenticate)
 
 
-# --- devices of a function ------------------------------------------------------------------------------------------------
+# --- devices of a function ------------------------------------------------------------------------------------------
 
 
 @device("my_gpu", visibility_env="MY_VISIBLE_DEVICES")
@@ -180,7 +180,7 @@ def test_the_function_may_promise_not_to_block() -> None:
     assert not is_inline(my_gpu().probe)
 
 
-# --- interfaces -----------------------------------------------------------------------------------------------------------
+# --- interfaces -----------------------------------------------------------------------------------------------------
 
 
 class Server:
@@ -235,7 +235,7 @@ def test_an_interface_refuses_nothing_and_reads_openai_usage_by_default() -> Non
     assert interface.usage(b'{"usage": {"prompt_tokens": 3}}', streamed=False) == Usage(input_tokens=3)
 
 
-# --- usage ----------------------------------------------------------------------------------------------------------------
+# --- usage ----------------------------------------------------------------------------------------------------------
 
 CHUNK = b'data: {"model": "m", "choices": [{"delta": {"content": "\\"usage\\""}}], "usage": null}\n\n'
 LAST = b'data: {"model": "m", "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}\n\n'

@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 import uvloop
 
-from sidecar import __version__
 from sidecar.control.controller import Controller
 from sidecar.mechanism import loader, source
 from sidecar.mechanism.lock import StateDir, StateDirError
@@ -19,9 +18,7 @@ from sidecar.mechanism.rules import listen_address
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
 from sidecar.surfaces.cli.output import fail, print_problems
-from sidecar.surfaces.server import bind, serve
-
-BACKLOG = 2048
+from sidecar.surfaces.server import Shutdown, bind, serve
 
 log = logging.getLogger("sidecar")
 
@@ -66,14 +63,10 @@ async def _run(
 ) -> None:
     client = Client()
     controller = Controller(root, state, client, telemetry.tracer)
+    shutdown = Shutdown(controller)
     try:
         await controller.open(loaded, snapshot.signature)
-        listener.listen(BACKLOG)  # from here on connections are kept until they are served, so the next line is true
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        models = len(controller.declaration.models)
-        log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, root)
-        await serve(controller, listener)
+        await serve(controller, listener, shutdown)
     finally:
         listener.close()
         await controller.close()

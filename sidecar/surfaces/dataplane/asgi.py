@@ -10,7 +10,7 @@ from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.models import ModelList
-from sidecar.surfaces.dataplane.relay import Incoming, Relay, find_endpoint
+from sidecar.surfaces.dataplane.relay import Incoming, Relay, find_endpoints
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -32,7 +32,7 @@ class DataPlane:
 
     def owns(self, path: str) -> bool:
         """Whether a path belongs to the data plane: everything below /v1/, and what interfaces add."""
-        return path.startswith(PREFIX) or find_endpoint(self._controller.generation, path) is not None
+        return path.startswith(PREFIX) or bool(find_endpoints(self._controller.generation, path))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         out = AsgiDownstream(send, head_only=scope["method"] == "HEAD")
@@ -49,13 +49,14 @@ class DataPlane:
             status, body = await self._models.answer(incoming)
             await answer(out, status, ((b"content-type", b"application/json"),), body)
             return
-        found = find_endpoint(self._controller.generation, incoming.path)
-        if found is None:
+        on_path = find_endpoints(self._controller.generation, incoming.path)
+        if not on_path:
             raise ApiError(404, "unknown_path", f"no interface serves {incoming.path[:200]}")
-        if incoming.method != found.endpoint.method:
-            allow = ((b"allow", found.endpoint.method.encode()),)
-            message = f"{incoming.path} takes {found.endpoint.method}, not {incoming.method}"
-            raise ApiError(405, "method_not_allowed", message, headers=allow)
+        found = [one for one in on_path if one.endpoint.method == incoming.method]
+        if not found:
+            methods = ", ".join(sorted({one.endpoint.method for one in on_path}))
+            message = f"{incoming.path} takes {methods}, not {incoming.method}"
+            raise ApiError(405, "method_not_allowed", message, headers=((b"allow", methods.encode()),))
         body = await read_body(receive, incoming.headers, self._controller.declaration.settings.max_body)
         relay = Relay(self._controller, incoming, found, out)
         await _until_gone(relay.run(body), receive)

@@ -10,35 +10,49 @@ from sidecar.surfaces.dataplane.errors import ApiError
 
 
 class Head(msgspec.Struct):
-    """The two keys that matter; everything else is skipped over, not decoded."""
+    """The key that matters; everything else is skipped over, not decoded."""
 
     model: str | None = None
-    stream: bool | None = None
 
 
 _decode = msgspec.json.Decoder(Head).decode
-_MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+_decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_OPEN = re.compile(rb"\s*\{\s*")
+_KEY = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:\s*')
+_NEXT = re.compile(rb"\s*,\s*")
 
 
 def read_head(body: bytes) -> Head:
-    """Model and stream of a JSON object. Raises ApiError."""
+    """The model of a JSON object. Raises ApiError."""
     try:
         return _decode(body)
     except msgspec.ValidationError as error:
         raise ApiError(400, "invalid_type", f"the body is not as expected: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
 
 
 def with_model(body: bytes, name: str) -> bytes:
     """The body with the model's name replaced in place, every other byte as it was.
 
-    A nested "model" may come first, so each candidate is tried until the body says the new name. Raises ApiError when
-    the key is written in a way that cannot be found (with escapes in it).
+    Raises ApiError if the key stands there more than once: then servers differ in which one they take.
     """
-    replacement = msgspec.json.encode(name)
-    for match in _MODEL.finditer(body):
-        spliced = body[: match.start(1)] + replacement + body[match.end(1) :]
-        if _decode(spliced).model == name:
-            return spliced
-    raise ApiError(400, "invalid_json", 'the key "model" must be written plainly, without escapes', param="model")
+    start, end = _place_of_model(body)
+    spliced = body[:start] + msgspec.json.encode(name) + body[end:]
+    if start == end or _decode(spliced).model != name:
+        raise ApiError(400, "invalid_json", "the body has a key twice", param="model")
+    return spliced
+
+
+def _place_of_model(body: bytes) -> tuple[int, int]:
+    """Where the value of the top-level "model" starts and ends; (0, 0) if the keys are not what they seem."""
+    found = _OPEN.match(body)
+    for key, raw in _decode_keys(body).items():
+        named = _KEY.match(body, found.end()) if found else None
+        if named is None or msgspec.json.decode(named.group(1)) != key:
+            break
+        end = named.end() + len(memoryview(raw))
+        if key == "model":
+            return named.end(), end
+        found = _NEXT.match(body, end)
+    return 0, 0

@@ -66,29 +66,31 @@ class Found(msgspec.Struct, frozen=True):
     interface: Interface[Any]
 
 
-def find_endpoint(generation: Generation, path: str) -> Found | None:
-    """The interface that serves a path."""
-    for mode, interface in generation.interfaces.items():
-        for endpoint in interface.endpoints:
-            if endpoint.path == path:
-                return Found(mode, endpoint, interface)
-    return None
+def find_endpoints(generation: Generation, path: str) -> list[Found]:
+    """The interfaces that serve a path; which of them counts depends on the model."""
+    return [
+        Found(mode, endpoint, interface)
+        for mode, interface in generation.interfaces.items()
+        for endpoint in interface.endpoints
+        if endpoint.path == path
+    ]
 
 
 class Relay:
     """One request from start to end. Create, `run` once, and the outcome is recorded."""
 
-    def __init__(self, controller: Controller, incoming: Incoming, found: Found, out: Downstream) -> None:
+    def __init__(self, controller: Controller, incoming: Incoming, candidates: list[Found], out: Downstream) -> None:
         self._controller = controller
         self._generation = controller.generation
         self._incoming = incoming
-        self._found = found
+        self._candidates = candidates
+        self._found = candidates[0]
         self._out = out
         self._clock = controller.clock
         self._started = self._clock.monotonic()
         self._started_unix = self._clock.unix()
         self._trace = RequestTrace(
-            controller.tracer, incoming.headers, found.endpoint.operation, incoming.method, incoming.path
+            controller.tracer, incoming.headers, self._found.endpoint.operation, incoming.method, incoming.path
         )
         self._chain = self._generation.default_chain
         self._model = ""
@@ -148,29 +150,32 @@ class Relay:
         )
         try:
             head = read_head(body)
-            name, model = self._find(head)
+            found = self._generation.find(head.model or "")
         except ApiError:
             await self._authenticate(request)
             raise
+        if found is None:
+            await self._authenticate(request)
+            raise self._unknown(head)
+        name, model = found
         self._model = name
+        self._trace.asks_for(head.model or name)
+        self._found = next((found for found in self._candidates if found.mode in model.modes), self._found)
         self._chain = self._generation.chain(name)
-        request = msgspec.structs.replace(request, model=name, requested_model=head.model or "")
+        request = msgspec.structs.replace(request, model=name, requested_model=head.model or "", mode=self._found.mode)
         await self._authenticate(request)
         if self._found.mode not in model.modes:
             raise ApiError(400, "wrong_mode", self._wrong_mode(name, model), param="model")
         return msgspec.structs.replace(request, principal=self._principal), head, model
 
-    def _find(self, head: Head) -> tuple[str, Model]:
+    def _unknown(self, head: Head) -> ApiError:
         if not head.model:
-            raise ApiError(400, "model_missing", 'the body must name a "model"', param="model")
-        self._trace.asks_for(head.model)
-        found = self._generation.find(head.model)
-        if found is None:
-            meant = near(head.model, self._generation.names())
-            hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
-            message = f'there is no model "{head.model[:200]}"{hint}'
-            raise ApiError(404, "model_not_found", message, param="model")
-        return found
+            return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
+        shown = head.model[:200]
+        self._trace.asks_for(shown)
+        meant = near(head.model, self._generation.names())
+        hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
+        return ApiError(404, "model_not_found", f'there is no model "{shown}"{hint}', param="model")
 
     async def _authenticate(self, request: Request) -> None:
         if not self._chain.has_auth:
@@ -203,7 +208,11 @@ class Relay:
                     raise ApiError.refused(error, self._model) from None
                 finally:
                     self._queue_s += self._clock.monotonic() - began
-                self._trace.cold_start(lease.target, span)
+                try:
+                    self._trace.cold_start(lease.target, span)
+                except BaseException:
+                    lease.release()
+                    raise
         self._target = lease.target
         return lease
 
@@ -216,7 +225,8 @@ class Relay:
                 return
             except UpstreamError as error:
                 if error.processed or attempt == ATTEMPTS:
-                    raise
+                    why = await lease.last_words()
+                    raise UpstreamError(f"{error}; {why}" if why else str(error), processed=error.processed) from error
                 log.info("%s: %s; trying again", self._model, error)
             finally:
                 lease.release()
@@ -275,10 +285,8 @@ class Relay:
 
     async def _break_off(self, error: UpstreamError) -> None:
         """The server broke off: a plain error if the head was not sent; else an error event and a broken connection."""
-        why = self._controller.fleet.failures.get(self._model)
-        message = f"{error}; {why.message}" if why is not None else str(error)
-        log.warning("%s: %s", self._model, message)
-        api_error = ApiError(502, "upstream_failed", message)
+        log.warning("%s: %s", self._model, error)
+        api_error = ApiError(502, "upstream_failed", str(error))
         if not self._head_sent:
             await self._refuse(api_error)
             self._end = End.UPSTREAM_FAILED

@@ -1,0 +1,335 @@
+"""Plugin generations: built aside, put in force whole, and let go when their last request is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from plugin_sdk import Auth, Config, DeviceStatus, Endpoint, Interface, Principal, Reject, Reply, Request, inline
+from plugin_sdk import Device as DevicePlugin
+from sidecar.control import generations as module
+from sidecar.control.generations import Generation, Generations
+from sidecar.control.revisions import take_over
+from sidecar.core.manifest import Declaration, Model, PluginDeclaration, Settings
+from sidecar.mechanism.loader import load
+from sidecar.mechanism.plugins import Loaded
+from sidecar.mechanism.source import read
+from tests.support import PATIENCE_S, catalog, model, plugin, until, write
+
+REQUEST = Request(method="POST", path="/v1/chat/completions")
+
+
+class DoorConfig(Config):
+    who: str = "x"
+    broken: bool = False
+
+
+class Door(Auth[DoorConfig]):
+    """Admits everybody as its setting says, and tells when it is opened and closed."""
+
+    told: list[str] = []  # noqa: RUF012 - cleared for each test
+
+    async def open(self) -> None:
+        self.told.append(f"open {self.config.who}")
+        if self.config.broken:
+            raise OSError("no database")
+
+    async def close(self) -> None:
+        self.told.append(f"close {self.config.who}")
+
+    @inline
+    def authenticate(self, request: Request) -> Principal:
+        return Principal(self.config.who)
+
+
+class OtherDoor(Door):
+    """The same by another class."""
+
+
+class Speech(Interface):
+    """A mode that is ready when it is asked."""
+
+    provides = "speech"
+    endpoints = (Endpoint("/v1/audio/speech", "speech"),)
+
+    async def ready(self, upstream: Any) -> bool:
+        return True
+
+
+class Deaf(Speech):
+    """A mode that does not open."""
+
+    async def open(self) -> None:
+        raise OSError("no ears")
+
+
+class Npu(DevicePlugin):
+    """One device."""
+
+    provides = "npu"
+
+    def probe(self) -> DeviceStatus:
+        return DeviceStatus(total_mb=1, free_mb=1)
+
+
+class Nowhere:
+    """A server that is never asked."""
+
+    async def get(self, path: str) -> Reply:
+        raise AssertionError
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        raise AssertionError
+
+
+def declared(*chain: str, plugins: tuple[str, ...] = ("door",), **models: Model) -> Declaration:
+    return Declaration(
+        settings=Settings(chain=chain),
+        plugins={name: PluginDeclaration(import_path="x:X") for name in plugins},
+        models=models,
+    )
+
+
+def door(who: str = "x", **more: Any) -> Loaded:
+    return plugin(Door, "door", who=who, **more)
+
+
+async def caller(generation: Generation) -> str:
+    return (await generation.default_chain.authenticate(REQUEST)).id
+
+
+@pytest.fixture
+async def generations() -> AsyncIterator[Generations]:
+    Door.told.clear()
+    made = Generations()
+    yield made
+    await made.close()
+
+
+async def settled() -> None:
+    """Until retiring tasks that can end have ended."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# --- one generation -----------------------------------------------------------------------------------------------
+
+
+async def test_models_are_found_by_name_and_alias(generations: Generations) -> None:
+    qwen = Model(variants=(), mode="chat", aliases=("q", "gpt"))
+    generation = await generations.adopt(declared(qwen=qwen, llama=Model(variants=(), mode="base")), catalog())
+    assert generation.find("gpt") == ("qwen", qwen)
+    assert generation.find("qwen") == ("qwen", qwen)
+    assert generation.find("Qwen") is None
+    assert generation.names() == ["gpt", "llama", "q", "qwen"]
+
+
+async def test_a_model_has_its_own_chain_or_the_default_one(generations: Generations) -> None:
+    plain = Model(variants=(), mode="chat")
+    unguarded, lost = msgspec.structs.replace(plain, chain=()), msgspec.structs.replace(plain, chain=("nowhere",))
+    declaration = declared("door", closed=plain, open=unguarded, lost=lost)
+    generation = await generations.adopt(declaration, catalog(door()))
+    assert not generation.chain("open").has_auth
+    assert (await generation.chain("closed").authenticate(REQUEST)).id == "x"
+    with pytest.raises(Reject, match='"nowhere" is not available'):
+        await generation.chain("lost").authenticate(REQUEST)
+
+
+async def test_the_mode_of_a_model_tells_when_it_is_ready(generations: Generations) -> None:
+    generation = await generations.adopt(declared(), catalog(plugin(Speech, "tts")))
+    assert await generation.ready(Model(variants=(), mode="speech"))(Nowhere())
+    assert list(generation.interfaces) == ["speech"]
+
+
+@pytest.mark.parametrize(("mode", "why"), [("speech", "open failed: OSError: no ears"), ("chat", "no such mode")])
+async def test_a_mode_that_is_not_available_makes_nothing_ready(generations: Generations, mode: str, why: str) -> None:
+    generation = await generations.adopt(declared(), catalog(plugin(Deaf, "tts")))
+    assert not generation.interfaces
+    with pytest.raises(OSError, match=f"mode {mode} is not available: {why}"):
+        await generation.ready(Model(variants=(), mode=mode))(Nowhere())
+
+
+# --- reload -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_plugin_that_did_not_change_is_carried_over_open(generations: Generations) -> None:
+    first = await generations.adopt(declared("door"), catalog(door()))
+    second = await generations.adopt(declared("door", m=Model(variants=(), mode="chat")), catalog(door()))
+    await settled()
+    assert generations.current is second
+    assert (first.number, second.number) == (1, 2)
+    assert second.instances["door"] is first.instances["door"]
+    assert Door.told == ["open x"]
+
+
+@pytest.mark.parametrize("change", ["config", "class", "deadline"])
+async def test_a_plugin_that_changed_is_built_anew_and_the_old_one_closed(
+    generations: Generations, change: str
+) -> None:
+    await generations.adopt(declared("door"), catalog(door()))
+    new = {
+        "config": door("y"),
+        "class": plugin(OtherDoor, "door", who="y"),
+        "deadline": door("x", deadline_s=1.0),
+    }[change]
+    second = await generations.adopt(declared("door"), catalog(new))
+    await until(lambda: len(Door.told) == 3, "the old one is closed")
+    assert Door.told == ["open x", f"open {'x' if change == 'deadline' else 'y'}", "close x"]
+    assert await caller(second) in ("x", "y")
+
+
+async def test_the_new_one_opens_before_the_old_one_closes_and_meanwhile_the_old_one_serves(
+    generations: Generations,
+) -> None:
+    first = await generations.adopt(declared("door"), catalog(door("old")))
+    adopting = asyncio.create_task(generations.adopt(declared("door"), catalog(door("new"))))
+    assert generations.current is first
+    assert await caller(first) == "old"
+    second = await adopting
+    assert await caller(second) == "new"
+
+
+async def test_a_new_one_that_does_not_open_leaves_the_old_one_in_force(generations: Generations) -> None:
+    await generations.adopt(declared("door"), catalog(door("old")))
+    second = await generations.adopt(declared("door"), catalog(door("new", broken=True)))
+    await settled()
+    assert await caller(second) == "old"
+    assert Door.told == ["open old", "open new", "close new"]
+    third = await generations.adopt(declared("door"), catalog(door("newer")))
+    assert await caller(third) == "newer"
+    await until(lambda: Door.told[-1] == "close old", "the old one is closed at last")
+
+
+async def test_a_new_one_that_cannot_be_loaded_leaves_the_old_one_in_force(generations: Generations) -> None:
+    await generations.adopt(declared("door"), catalog(door("old")))
+    second = await generations.adopt(declared("door"), catalog(faults={"door": "no such module"}))
+    await settled()
+    assert await caller(second) == "old"
+    assert Door.told == ["open old"]
+
+
+async def test_one_that_never_opened_is_tried_again_with_every_revision(generations: Generations) -> None:
+    first = await generations.adopt(declared("door"), catalog(door("x", broken=True)))
+    with pytest.raises(Reject):
+        await caller(first)
+    second = await generations.adopt(declared("door"), catalog(door("x")))
+    assert await caller(second) == "x"
+
+
+async def test_one_that_never_loaded_refuses_with_its_name(generations: Generations) -> None:
+    first = await generations.adopt(declared("door"), catalog(faults={"door": "no such module"}))
+    assert first.instances["door"].problem == "no such module"
+    with pytest.raises(Reject, match='the auth plugin "door" is not available'):
+        await caller(first)
+
+
+async def test_a_plugin_that_is_declared_no_more_is_closed(generations: Generations) -> None:
+    await generations.adopt(declared("door"), catalog(door()))
+    await generations.adopt(declared(plugins=()), catalog())
+    await until(lambda: Door.told == ["open x", "close x"], "it is closed")
+
+
+async def test_a_broken_manifest_of_the_keys_locks_nobody_out_and_lets_nobody_in(
+    generations: Generations, tmp_path: Path
+) -> None:
+    keys = '[plugins.door]\nimport = "tests.control.test_generations:Door"\nconfig = { who = "team" }\n'
+    before = None
+    for text in (keys, "[plugins.door", keys + "deadlin = 1\n", keys.replace("Door", "Dor"), keys):
+        write(tmp_path, {"s.toml": '[sidecar]\nchain = ["door"]\n', "keys.toml": text, "m.toml": model("m")})
+        loaded = load(read(tmp_path), {}, before)
+        before, _ = take_over(before, loaded)
+        generation = await generations.adopt(before, loaded.catalog)
+        assert await caller(generation) == "team"
+    assert Door.told == ["open team"]
+
+
+# --- leases -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_generation_is_let_go_when_its_last_request_is_done(generations: Generations) -> None:
+    first = await generations.adopt(declared("door"), catalog(door("old")))
+    first.enter()
+    first.enter()
+    await generations.adopt(declared("door"), catalog(door("new")))
+    await settled()
+    assert await caller(first) == "old"
+    first.leave()
+    await settled()
+    assert "close old" not in Door.told
+    first.leave()
+    await until(lambda: Door.told[-1] == "close old", "the old one is closed")
+
+
+async def test_a_plugin_shared_by_generations_is_closed_after_the_last_of_them(generations: Generations) -> None:
+    first = await generations.adopt(declared("door"), catalog(door()))
+    first.enter()
+    second = await generations.adopt(declared("door", m=Model(variants=(), mode="chat")), catalog(door()))
+    second.enter()
+    await generations.adopt(declared(plugins=()), catalog())
+    second.leave()
+    await settled()
+    assert Door.told == ["open x"]
+    first.leave()
+    await until(lambda: Door.told == ["open x", "close x"], "it is closed")
+
+
+async def test_a_request_that_never_ends_keeps_an_old_generation_only_so_long(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 0.02)
+    first = await generations.adopt(declared("door"), catalog(door("old")))
+    first.enter()
+    await generations.adopt(declared("door"), catalog(door("new")))
+    await until(lambda: "close old" in Door.told, "the old one is closed all the same")
+
+
+async def test_reloads_leave_nothing_behind(generations: Generations) -> None:
+    for number in range(50):
+        await generations.adopt(declared("door"), catalog(door(str(number))))
+    await until(lambda: len(Door.told) == 99, "all but the last are closed")
+    assert sorted(Door.told) == sorted([f"open {n}" for n in range(50)] + [f"close {n}" for n in range(49)])
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("retire")]
+
+
+async def test_closing_closes_every_plugin_once_also_those_of_old_generations() -> None:
+    Door.told.clear()
+    generations = Generations()
+    first = await generations.adopt(declared("door"), catalog(door("old")))
+    first.enter()
+    await generations.adopt(declared("door"), catalog(door("new")))
+    await asyncio.wait_for(generations.close(), PATIENCE_S)
+    assert sorted(Door.told) == ["close new", "close old", "open new", "open old"]
+
+
+async def test_closing_before_the_first_generation_is_nothing() -> None:
+    await Generations().close()
+
+
+# --- probers ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_device_plugin_has_one_prober_for_as_long_as_it_does_not_change(generations: Generations) -> None:
+    assert generations.probers() == {}
+    await generations.adopt(declared(), catalog(plugin(Npu, "npu"), door()))
+    first = generations.probers()
+    assert list(first) == ["npu"]
+    await generations.adopt(declared(), catalog(plugin(Npu, "npu"), door()))
+    assert generations.probers() == first
+    await generations.adopt(declared(), catalog(plugin(Npu, "npu", deadline_s=1.0)))
+    assert generations.probers()["npu"] is not first["npu"]
+    await generations.adopt(declared(), catalog())
+    assert generations.probers() == {}
+
+
+async def test_a_device_plugin_that_does_not_open_has_no_prober(generations: Generations) -> None:
+    class Dead(Npu):
+        async def open(self) -> None:
+            raise OSError
+
+    await generations.adopt(declared(), catalog(plugin(Dead, "npu")))
+    assert generations.probers() == {}

@@ -1,0 +1,109 @@
+"""A server's two log files: kept short while it writes, and quoted when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.mechanism.serverlog import TAIL_LINES, ServerLog
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> ServerLog:
+    return ServerLog(tmp_path / "logs", "qwen3-8b")
+
+
+def run(log: ServerLog, out: bytes = b"", err: bytes = b"") -> None:
+    """One run that writes and ends."""
+    stdout, stderr = log.open()
+    with stdout, stderr:
+        stdout.write(out)
+        stderr.write(err)
+
+
+def test_a_run_writes_to_files_of_its_own(log: ServerLog, tmp_path: Path) -> None:
+    run(log, b"out", b"err")
+    assert (tmp_path / "logs" / "qwen3-8b.out.log").read_bytes() == b"out"
+    assert (tmp_path / "logs" / "qwen3-8b.err.log").read_bytes() == b"err"
+    assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_run_before_is_kept_and_no_more(log: ServerLog) -> None:
+    for number in (b"1", b"2", b"3"):
+        run(log, err=number)
+    assert log.err.read_bytes() == b"3"
+    assert log.err.with_name("qwen3-8b.err.log.1").read_bytes() == b"2"
+    assert len(list(log.err.parent.iterdir())) == 4
+
+
+def test_a_name_stays_in_the_folder(tmp_path: Path) -> None:
+    log = ServerLog(tmp_path, "Qwen/../Qwen3:8B@main")
+    run(log, b"x")
+    assert log.out.parent == tmp_path
+    assert {path.parent for path in tmp_path.rglob("*")} == {tmp_path}
+
+
+def test_names_that_differ_have_files_that_differ(tmp_path: Path) -> None:
+    names = ["a/b", "a_b", "a:b", "a@b"]
+    assert len({ServerLog(tmp_path, name).err for name in names}) == len(names)
+
+
+def test_a_file_within_the_limit_is_left_alone(log: ServerLog) -> None:
+    run(log, b"x" * 100, b"y" * 100)
+    log.cap(100)
+    assert log.err.read_bytes() == b"y" * 100
+    assert len(list(log.err.parent.iterdir())) == 2
+
+
+def test_a_file_over_the_limit_is_cut_and_its_last_half_kept(log: ServerLog) -> None:
+    stdout, stderr = log.open()
+    with stdout, stderr:
+        stderr.write(b"old " * 50 + b"last" * 25)
+        log.cap(200)
+        assert log.err.read_bytes() == b""
+        assert log.err.with_name("qwen3-8b.err.log.1").read_bytes() == b"last" * 25
+        stderr.write(b"goes on")  # the writer has the file open still: no hole of zeros may come of it
+    assert log.err.read_bytes() == b"goes on"
+
+
+def test_capping_before_the_first_run_is_harmless(log: ServerLog) -> None:
+    log.cap(10)
+    assert log.tail() == []
+
+
+def test_a_server_that_writes_without_end_takes_no_more_than_the_limit_and_a_half(log: ServerLog) -> None:
+    stdout, stderr = log.open()
+    with stdout, stderr:
+        for _ in range(50):
+            stderr.write(b"x" * 90)
+            stdout.write(b"x" * 90)
+            log.cap(200)
+            assert sum(path.stat().st_size for path in log.err.parent.iterdir()) <= 2 * (200 + 100)
+
+
+def test_the_tail_is_the_last_lines_of_stderr(log: ServerLog) -> None:
+    run(log, b"not this", b"\n".join(b"line %d  " % number for number in range(100)) + b"\n\n  \n")
+    assert log.tail() == [f"line {number}" for number in range(100 - TAIL_LINES, 100)]
+
+
+def test_the_tail_is_stdouts_where_stderr_is_silent(log: ServerLog) -> None:
+    run(log, b"panic: no GPU\n", b"\n \n")
+    assert log.tail() == ["panic: no GPU"]
+
+
+def test_the_tail_of_nothing_is_nothing(log: ServerLog) -> None:
+    run(log)
+    assert log.tail() == []
+
+
+def test_the_tail_of_one_endless_line_is_short(log: ServerLog) -> None:
+    run(log, err=b"x" * 1_000_000)
+    [line] = log.tail()
+    assert len(line) <= 16 * 1024
+
+
+def test_the_tail_survives_bytes_that_are_no_text(log: ServerLog) -> None:
+    run(log, err=b"caf\xe9 \xff\n\x00\x1b[31mred\n")
+    assert len(log.tail()) == 2
+    assert log.tail()[0].startswith("caf")
