@@ -57,7 +57,10 @@ class ByteSize(int):
             raise ValueError(f'expected a size such as "64MB" or "1GiB", got {text!r}')
         unit = (match.group(2) or "").upper()
         base = 1024 if unit.endswith("I") else 1000
-        return cls(float(match.group(1)) * base ** _SIZE_POWER[unit.rstrip("I")])
+        try:
+            return cls(float(match.group(1)) * base ** _SIZE_POWER[unit.rstrip("I")])
+        except OverflowError:
+            raise ValueError(f'expected a size such as "64MB" or "1GiB", got {text!r}') from None
 
 
 class Secret:

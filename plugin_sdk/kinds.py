@@ -167,8 +167,8 @@ def openai_usage(tail: bytes, streamed: bool) -> Usage | None:
     for text in candidates:
         try:
             found = _decode_usage(text)
-        except msgspec.DecodeError:  # not JSON, cut off, or of another shape: then there is no usage to read
-            continue
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue  # not JSON, cut off, or of another shape: then there is no usage to read
         if found.usage is not None:
             return _to_usage(found.usage, found.model)
     return None

@@ -23,7 +23,7 @@ class Ledger:
         self.devices = {device.id: device for device in devices if not device.unknown}
         self.servers = tuple(servers)
         self.usable: Memory = {
-            key: min(device.status.total_mb - headroom_mb, caps.get(key, device.status.total_mb))
+            key: min(max(0, device.status.total_mb - headroom_mb), caps.get(key, device.status.total_mb))
             for key, device in self.devices.items()
         }
         self._declared_free = {
@@ -62,7 +62,7 @@ class Ledger:
     def _foreign(self, device: str) -> list[str]:
         status = self.devices[device].status
         used = status.used_mb if status.used_mb is not None else status.total_mb - status.free_mb
-        observed = [server.observed_mb.get(device) for server in self.servers if server.reserved_mb.get(device)]
+        observed = [server.observed_mb.get(device) for server in self.servers if server.charged_mb(device)]
         foreign = used - sum(amount or 0 for amount in observed)
         if None in observed or foreign <= 0:
             return []  # what is not attributed cannot be told apart from ours

@@ -105,7 +105,7 @@ class Variant(Table, frozen=True):
 
     def fingerprint(self) -> str:
         """Changes when, and only when, a running server of this variant would have to restart to match it."""
-        needs = [self.required_devices, self.memory_mb, self.command, sorted(self.env.items()), self.cwd]
+        needs = [self.needs(), self.command, sorted(self.env.items()), self.cwd]
         return hashlib.sha256(msgspec.json.encode(needs)).hexdigest()[:16]
 
 

@@ -68,14 +68,19 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.reserved_mb.get(device, 0), self.observed_mb.get(device, 0))
 
     def yet_to_allocate_mb(self, device: str) -> int:
-        """What a starting server may still take from live free memory."""
-        if self.state is not ServerState.STARTING:
+        """What a server that is, or was, loading may still take from live free memory."""
+        measured = device in self.observed_mb
+        if self.state is ServerState.READY or (self.state is not ServerState.STARTING and not measured):
             return 0
         return max(0, self.reserved_mb.get(device, 0) - self.observed_mb.get(device, 0))
 
     def would_free_mb(self, device: str) -> int:
-        """What live free memory gains when the server is gone; the declaration where the use is not known."""
-        return self.observed_mb.get(device, self.reserved_mb.get(device, 0))
+        """What live free memory gains when the server is gone; where its use is not known, the declaration.
+
+        One that is still loading and was never measured may have taken nothing yet.
+        """
+        unmeasured = 0 if self.state is ServerState.STARTING else self.reserved_mb.get(device, 0)
+        return self.observed_mb.get(device, unmeasured)
 
 
 class Demand(msgspec.Struct, frozen=True):

@@ -20,11 +20,15 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class Inventory(msgspec.Struct, frozen=True):
-    """The devices that there are, and what the manifests call them: `[devices.*]` name to id, and id to cap in MB."""
+    """The devices that there are, and what the manifests call them: `[devices.*]` name to id, and id to cap in MB.
+
+    unresolved: declared names that no device fits, or several; they mean none, though a class may be called the same.
+    """
 
     devices: tuple[Device, ...]
     named: dict[str, str]
     caps: dict[str, int]
+    unresolved: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, devices: tuple[Device, ...], declared: Mapping[str, DeviceDeclaration]) -> Inventory:
@@ -38,10 +42,12 @@ class Inventory(msgspec.Struct, frozen=True):
             named[name] = found[0].id
             if declaration.memory_mb is not None:
                 caps[found[0].id] = min(declaration.memory_mb, caps.get(found[0].id, declaration.memory_mb))
-        return cls(devices, named, caps)
+        return cls(devices, named, caps, frozenset(declared) - named.keys())
 
     def candidates(self, requirement: str) -> tuple[Device, ...]:
         """The devices that a requirement may mean: a declared name, an id, `class:index`, or a whole class."""
+        if requirement in self.unresolved:
+            return ()
         wanted = self.named.get(requirement, requirement)
         exact = tuple(device for device in self.devices if wanted in (device.id, device.label))
         return exact or tuple(device for device in self.devices if device.device_class == requirement)

@@ -50,6 +50,8 @@ class _Round:
         self.demand_of = {demand.model: demand for demand in observed.demands}
         self.failure_of = {failure.model: failure for failure in observed.failures}
         self.leaving = [server for server in observed.servers if server.state in LEAVING]
+        self.draining: set[str] = set()  # servers that this plan drains
+        self.contested: set[str] = set()  # devices that a model with a promise elsewhere would rather have
         self.actions: list[Action] = []
         self.conditions: dict[str, Condition] = {}
         self.wakes: list[float] = []
@@ -107,6 +109,8 @@ class _Round:
 
     def _leave(self, action: Stop | Drain, server: Server) -> None:
         self.actions.append(action)
+        if isinstance(action, Drain):
+            self.draining.add(server.id)
         if server not in self.leaving:
             self.leaving.append(server)
 
@@ -126,7 +130,10 @@ class _Round:
         return sorted(names, key=turn)
 
     def _serve(self, name: str, model: Model) -> None:
-        if name in self.server_of or self._external(name) is True:
+        if self._external(name) is True:
+            return
+        server = self.server_of.get(name)
+        if server is not None and server not in self.leaving:
             return  # _at_rest says how it is
         failure = self.failure_of.get(name)
         if failure and failure.retry_at > self.now:
@@ -134,6 +141,9 @@ class _Round:
                 self.wakes.append(failure.retry_at)
             return
         variants = [variant for variant in model.variants if not variant.external]
+        if server is not None:
+            self._promise(variants)
+            return
         if variants and not (self._start(name, variants) or self._await(name, variants)):
             self._make_room(name, variants)
 
@@ -159,16 +169,25 @@ class _Round:
                 return True
         return False
 
-    def _await(self, name: str, variants: list[Variant]) -> bool:
-        """Wait, if the first variant that would fit does so once the stops under way are done."""
+    def _promise(self, variants: list[Variant]) -> bool:
+        """Keep room for the first variant that fits once the stops under way are done."""
         soon = less(self.ledger.free(self.leaving), self.claimed, self.promised)
-        for variant in variants:
+        for position, variant in enumerate(variants):
             if placement := place(variant, self.inventory, soon):
                 self._claim(self.promised, placement)
-                leaving = ", ".join(sorted({server.model for server in self.leaving}))
-                self._say(name, "WaitingForMemory", f"waits until {leaving} has stopped")
+                preferred = {device.id for other in variants[:position] for device in self._candidates(other)}
+                elsewhere = {device.id for device in self._candidates(variant)} - set(placement.devices)
+                self.contested |= preferred | elsewhere
                 return True
         return False
+
+    def _await(self, name: str, variants: list[Variant]) -> bool:
+        """Wait, if there will be room once the stops under way are done."""
+        if not self._promise(variants):
+            return False
+        leaving = ", ".join(sorted({server.model for server in self.leaving}))
+        self._say(name, "WaitingForMemory", f"waits until {leaving} has stopped")
+        return True
 
     def _make_room(self, name: str, variants: list[Variant]) -> None:
         candidates = [
@@ -179,6 +198,8 @@ class _Round:
         if name not in self.demand_of:
             candidates = []  # auto_start takes free room; it does not push others out
         for variant in variants:
+            if any(device.id in self.contested for device in self._candidates(variant)):
+                continue  # whoever comes first could move in there, and the eviction would have been in vain
             victims = choose(candidates, lambda gone, variant=variant: self._fits(variant, gone))  # type: ignore[misc] # mypy cannot infer a lambda with a default
             if victims:
                 for victim in victims:
@@ -200,9 +221,8 @@ class _Round:
             return _not_ready("WaitingForReading", f"waits until {unread[0].label} has been read again")
         message = "; ".join(self._shortage(variant) for variant in variants)
         movable = [server for server in self.observed.servers if not self._pinned(server)]
-        if any(
-            self._fits(variant, (server for server in movable if server not in self.leaving)) for variant in variants
-        ):
+        room = self.ledger.free([*self.leaving, *(server for server in movable if server not in self.leaving)])
+        if any(place(variant, self.inventory, room) for variant in variants):
             busy = listed_models(server for server in movable if server.in_flight or server.model in self.demand_of)
             return _not_ready("WaitingForMemory", f"waits for {busy or 'its turn'}; {message}")
         return _not_ready(self._hopeless_reason(variants), message)
@@ -253,6 +273,8 @@ class _Round:
         text = f"variant {server.variant} on {on}"
         if server.state is ServerState.READY and server not in self.leaving:
             return Condition(type=READY, status=Status.TRUE, reason="Serving", message=text)
+        if server.id in self.draining:
+            return _not_ready("Draining", text)
         states = {ServerState.STARTING: "Starting", ServerState.DRAINING: "Draining"}
         return _not_ready(states.get(server.state, "Stopping"), text)
 

@@ -91,7 +91,7 @@ def test_status_start_and_stop_of_a_running_sidecar(run: Run) -> None:
     table = sidecar.cli("status").stdout
     assert "cpu" in table
     assert any(line.startswith("m ") and "ready" in line for line in table.splitlines())
-    assert json.loads(sidecar.cli("status", "--json").stdout)["models"][0]["server"]["state"] == "ready"
+    assert json.loads(sidecar.cli("status", "--json").stdout)["models"][-1]["server"]["state"] == "ready"
     failed = sidecar.cli("start", "broken", check=False)
     assert failed.returncode == 1
     assert 'command not found: "no-such-engine"' in failed.stderr
