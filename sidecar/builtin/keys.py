@@ -41,7 +41,7 @@ class StaticKeys(Auth[Settings]):
         token = request.bearer_token
         if not token:
             raise Reject(401, "no API key was given: send it as `Authorization: Bearer KEY`", code="missing_api_key")
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(token.encode("latin-1", "replace")).digest()
         found: Principal | None = None
         for known, principal in self._known:
             if hmac.compare_digest(known, digest):

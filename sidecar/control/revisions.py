@@ -27,11 +27,11 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
     new = loaded.declaration
     if before is None:
         return new, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems)
-    if before.models and not new.models and all(problem.subject == ("sidecar",) for problem in loaded.problems):
+    if before.models and not new.models and not _kept("models", before, loaded):
         problem = Problem(
             file="", message="the source declares no model any more; taken for a mistake, nothing is removed"
         )
-        return before, Revisions(attempted=new.revision, applied=before.revision, problems=(problem,))
+        return before, Revisions(attempted=new.revision, applied=before.revision, problems=(problem, *loaded.problems))
     parts: dict[str, dict[str, Any]] = {
         section: _kept(section, before, loaded) | getattr(new, section) for section in ("plugins", "devices", "models")
     }

@@ -64,7 +64,7 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
 
 def bind(method: Callable[..., Any], deadline_s: float, threads: Threads) -> Callable[..., Awaitable[Any]]:
     """`method` as a coroutine function with a deadline: raises TimeoutError past it, else what the method raises."""
-    if is_inline(method):
+    if is_inline(method) and not inspect.iscoroutinefunction(method):
 
         async def call_inline(*args: Any) -> Any:
             return method(*args)
@@ -80,6 +80,7 @@ def bind(method: Callable[..., Any], deadline_s: float, threads: Threads) -> Cal
 
     async def call_threaded(*args: Any) -> Any:
         async with asyncio.timeout(deadline_s):
-            return await asyncio.wrap_future(threads.submit(functools.partial(method, *args)))
+            result = await asyncio.wrap_future(threads.submit(functools.partial(method, *args)))
+            return await result if inspect.isawaitable(result) else result
 
     return call_threaded

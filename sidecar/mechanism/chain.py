@@ -51,9 +51,9 @@ class Instance:
                 plugin: Plugin[Any] = await asyncio.wrap_future(self.threads.submit(self.loaded.make))
                 self.plugin = plugin
                 await plugin.open()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if _is_ours(error):
+                raise
             self.problem = f"open failed: {type(error).__name__}: {error}"
             log.exception("plugin %s cannot be opened", self.name)
             return
@@ -115,9 +115,9 @@ class Sink:
         while (outcome := await self._queue.get()) is not None:
             try:
                 await self._record(outcome)
-            except asyncio.CancelledError:
-                raise
-            except Exception:
+            except (Exception, SystemExit, asyncio.CancelledError) as error:
+                if _is_ours(error):
+                    raise
                 self._instance.failed += 1
                 if self._instance.failed in (1, 10, 100) or self._instance.failed % 1000 == 0:
                     log.exception("stats plugin %s failed (%d times)", self._instance.name, self._instance.failed)
@@ -148,6 +148,12 @@ class Chain:
             sink.put(outcome)
 
 
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own task is being cancelled. A plugin may raise CancelledError too, of what it had going itself."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
 def _auth(instance: Instance) -> Callable[[Request], Awaitable[Principal]]:
     """The plugin's `authenticate`, failing closed: clients learn that it failed, the log says how."""
     call = instance.bind("authenticate") if not instance.problem else None
@@ -160,12 +166,14 @@ def _auth(instance: Instance) -> Callable[[Request], Awaitable[Principal]]:
             raise refuse("is not available")
         try:
             principal = await call(request)
-        except (Reject, asyncio.CancelledError):
+        except Reject:
             raise
         except TimeoutError:
             instance.failed += 1
             raise refuse("did not answer in time") from None
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if _is_ours(error):
+                raise
             instance.failed += 1
             log.exception("auth plugin %s failed", instance.name)
             raise refuse("failed") from error

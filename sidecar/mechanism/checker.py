@@ -36,32 +36,41 @@ def read(raw: Any, kind: type[S], path: Path, report: Report) -> S | None:
     if not isinstance(raw, dict):
         report(path, f"expected a table, got {_type_name(raw)}")
         return None
+    sound = True
+
+    def tell(path: Path, message: str, meant: Path | None = None) -> None:
+        nonlocal sound
+        sound = False
+        report(path, message, meant)
+
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     misspelt = set()
     for key in raw.keys() - fields.keys():
         meant = next(((*path, name) for name in near(key, fields, most=1)), None)
-        report((*path, key), f'unknown key "{key}"{did_you_mean(key, fields)}', meant)
+        tell((*path, key), f'unknown key "{key}"{did_you_mean(key, fields)}', meant)
         misspelt.add(meant)
     values: dict[str, Any] = {}
     for key, field in fields.items():
         if key in raw:
-            value = _value(raw[key], field.type, (*path, key), report)
+            value = _value(raw[key], field.type, (*path, key), tell)
         elif field.required:
             if (*path, key) not in misspelt:
-                report((*path, key), f"is missing: expected {_type_wanted(field.type)}")
+                tell((*path, key), f"is missing: expected {_type_wanted(field.type)}")
             value = _FAULTY
         else:
             continue
         if value is not _FAULTY or field.required:
             values[field.name] = _empty(field.type) if value is _FAULTY else value
-    return _build(kind, values, path, report)
+    return _build(kind, values, path, report if sound else None)
 
 
-def _build(kind: type[S], values: dict[str, Any], path: Path, report: Report) -> S | None:
+def _build(kind: type[S], values: dict[str, Any], path: Path, report: Report | None) -> S | None:
+    """The struct. report: None if some values are stand-ins, about which its own checks need not speak."""
     try:
         return kind(**values)
-    except ValueError as error:  # the struct's own __post_init__
-        report(path, str(error))
+    except Exception as error:  # noqa: BLE001 - the struct's own __post_init__, which may be a plugin author's
+        if report is not None:
+            report(path, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
         return None
 
 
@@ -71,8 +80,14 @@ def _value(raw: Any, kind: Any, path: Path, report: Report) -> Any:
         return _FAULTY if value is None else value
     if get_origin(kind) is tuple and isinstance(item := get_args(kind)[0], type) and issubclass(item, msgspec.Struct):
         return _tables(raw, item, path, report)
+    if get_origin(kind) is dict and isinstance(raw, dict):
+        values = {key: _value(value, get_args(kind)[1], (*path, key), report) for key, value in raw.items()}
+        return _FAULTY if _FAULTY in values.values() else values
     try:
         return convert(raw, kind)
+    except NotImplementedError as error:  # a type that no TOML can be read into
+        report(path, str(error))
+        return _FAULTY
     except msgspec.ValidationError as error:
         message, inner = _explain(str(error))
         report((*path, *inner), message)
@@ -82,12 +97,13 @@ def _value(raw: Any, kind: Any, path: Path, report: Report) -> Any:
 def _empty(kind: Any) -> Any:
     """A value of the type that says nothing, in place of one that is faulty."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return kind()
+        fields = {field.name: _empty(field.type) for field in msgspec.structs.fields(kind) if field.required}
+        return _build(kind, fields, (), None)
     candidates: tuple[Any, ...] = ("", (), {}, 0, False)
     for candidate in candidates:
         try:
             return convert(candidate, kind)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, NotImplementedError):
             continue
     return None
 
@@ -98,7 +114,7 @@ def _type_wanted(kind: Any) -> str:
         return "an array of tables"
     try:
         convert(_NEVER, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, NotImplementedError) as error:
         return _explain(str(error))[0].removeprefix("expected ").partition(",")[0]
     return "a value"
 
@@ -119,7 +135,7 @@ def _explain(text: str) -> tuple[str, Path]:
         steps = _STEP.findall(match.group(1))
         inner = tuple(int(index) if index else key for key, index in steps if index != "..." and key != "...")
         text = text[: match.start()]
-    plain = text.replace("`", "").replace("Expected", "expected", 1).replace("| null", "").replace("object", "table")
+    plain = text.replace("`", "").replace("Expected", "expected", 1).replace(" | null", "").replace("object", "table")
     return plain[:1].lower() + plain[1:], inner
 
 

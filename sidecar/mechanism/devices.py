@@ -33,7 +33,7 @@ class Prober:
     async def probe(self) -> tuple[Device, ...]:
         """The devices as they are now; those seen before are unknown, with the reason, when the plugin fails."""
         try:
-            statuses = _listed(await self._call())
+            statuses = _listed(await self._call(), self.plugin.provides or self.plugin.name)
         except TimeoutError:
             self._fail(f"the {self.plugin.name} probe did not answer within {self._deadline_s:g} s")
         except asyncio.CancelledError:
@@ -62,7 +62,6 @@ class Prober:
 
     def _device(self, status: DeviceStatus) -> Device:
         provides = self.plugin.provides or self.plugin.name
-        status = msgspec.structs.replace(status, id=status.id or provides, name=status.name or provides)
         return Device(
             device_class=provides,
             status=status,
@@ -76,10 +75,14 @@ async def probe_all(probers: list[Prober]) -> tuple[Device, ...]:
     return tuple(device for devices in found for device in devices)
 
 
-def _listed(answer: Any) -> list[DeviceStatus]:
+def _listed(answer: Any, provides: str) -> list[DeviceStatus]:
     statuses = [answer] if isinstance(answer, DeviceStatus) else answer
     if not isinstance(statuses, list) or not all(isinstance(status, DeviceStatus) for status in statuses):
         raise TypeError(f"probe() must return a DeviceStatus or a list of them, got {type(answer).__name__}")
+    statuses = [
+        msgspec.structs.replace(_checked(status), id=status.id or provides, name=status.name or provides)
+        for status in statuses
+    ]
     for status in statuses:
         if not status.problem and not 0 <= status.free_mb <= status.total_mb:
             raise ValueError(f"expected 0 <= free_mb <= total_mb, got {status.free_mb} of {status.total_mb}")
@@ -87,3 +90,8 @@ def _listed(answer: Any) -> list[DeviceStatus]:
     if len(set(ids)) != len(ids):
         raise ValueError(f"device ids are not unique: {ids}")
     return statuses
+
+
+def _checked(status: DeviceStatus) -> DeviceStatus:
+    """The status, if what it holds is of the types that it declares. Raises msgspec.ValidationError."""
+    return msgspec.convert(msgspec.to_builtins(status), DeviceStatus)

@@ -82,8 +82,9 @@ class _Loader:
         self._tell_plugin_faults(catalog)
         devices = self._section("devices", DeviceDeclaration)
         for name, device in devices.items():
-            self._obey(("devices", name), rules.check_device(device))
-        in_force = settings or self.before.settings
+            self._obey(("devices", name), rules.check_device(device, catalog))
+        faulty = any(problem.subject == ("sidecar",) for problem in self.problems)
+        in_force = self.before.settings if settings is None or faulty else settings
         known = rules.Known.of(in_force, self.bound, catalog, self._names("plugins"), self._names("devices"))
         if settings is not None:
             self._obey(("sidecar",), rules.check_settings(settings, known))
@@ -111,6 +112,8 @@ class _Loader:
             match = _LINE.search(str(error))
             line = int(match.group(1)) if match and match.group(1) else content.count(b"\n") + 1
             self._broken(file, f"is not TOML: {_LINE.sub('', str(error)).strip()}", line=line)
+        except ValueError as error:  # such as a number of thousands of digits
+            self._broken(file, f"is not a manifest: {error}", line=0)
         except RecursionError:
             self._broken(file, "is not a manifest: nested too deep", line=0)
         return {}
@@ -120,8 +123,10 @@ class _Loader:
             if key == "sidecar":
                 self.entries.setdefault((key,), []).append(_Entry(file, value))
             elif key not in SECTIONS:
+                self.broken_files.add(file)
                 self._problem(file, (key,), f'unknown key "{key}"{did_you_mean(key, ("sidecar", *SECTIONS))}')
             elif not isinstance(value, dict):
+                self.broken_files.add(file)
                 self._problem(file, (key,), f"expected tables [{key}.NAME]")
             else:
                 for name, raw in value.items():

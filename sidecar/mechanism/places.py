@@ -5,6 +5,8 @@ The standard library's parser keeps no positions; tree-sitter's grammar does. On
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from tree_sitter import Language, Node, Parser
 Path = tuple[str | int, ...]
 
 _LANGUAGE = Language(tree_sitter_toml.language())
+_BARE = re.compile(r"[A-Za-z0-9_=-]+")
 _KEYS = ("bare_key", "quoted_key", "dotted_key")
 
 
@@ -101,8 +104,12 @@ def _plain(node: Node) -> str:
 
 
 def shown(path: Path) -> str:
-    """`models.qwen.variants[0].memory_mb`."""
+    """`models.qwen.variants[0].memory_mb`; a key that could be read otherwise is quoted, as in TOML."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=False)
+            text += f".{key}" if text else key
     return text

@@ -102,7 +102,10 @@ def _load(name: str, declaration: PluginDeclaration) -> Loaded:
     def report(path: Place, message: str, meant: Place | None = None) -> None:  # noqa: ARG001 - checker.Report's shape
         faults.append(PluginFault(message, path))
 
-    config = checker.read(declaration.config, settings_of(cls), ("config",), report)
+    try:
+        config = checker.read(declaration.config, settings_of(cls), ("config",), report)
+    except Exception as error:  # an author's annotations may name what is not there
+        raise PluginFault(f"the settings of {cls.__name__} cannot be read: {_blame(error)}", ("import",)) from error
     if cls.kind == "auth" and declaration.on_error == "skip":
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
     if cls.kind != "auth" and declaration.on_error == "deny":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from sidecar.core.manifest import PortRange
+from sidecar.mechanism.procfs import listeners
 
 
 class NoPortError(Exception):
@@ -24,7 +25,7 @@ class Ports:
         start = self._last + 1 - allowed.first if allowed.first <= self._last <= allowed.last else 0
         for step in range(size):
             port = allowed.first + (start + step) % size
-            if port not in self._taken and _free(port):
+            if port not in self._taken and _free(port) and not listeners(port):
                 self._taken.add(port)
                 self._last = port
                 return port

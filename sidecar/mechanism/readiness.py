@@ -40,9 +40,10 @@ async def until_ready(process: ServerProcess, wait: Wait) -> None:
     try:
         async with asyncio.timeout(wait.timeout_s):
             while not process.exited.done():
-                last = await _attempt(process, wait) or ""
-                if not last:
+                why_not = await _attempt(process, wait)
+                if why_not is None:
                     return
+                last = why_not
                 await asyncio.wait([process.exited], timeout=pause_s)
                 pause_s = min(pause_s * 1.3, _PAUSE_MOST_S)
     except TimeoutError:
@@ -65,7 +66,7 @@ async def _attempt(process: ServerProcess, wait: Wait) -> str | None:
     except TimeoutError:
         return f"the health check did not answer within {PROBE_DEADLINE_S:g} s"
     except (NotReady, OSError) as error:
-        return str(error)
+        return str(error) or type(error).__name__
     except asyncio.CancelledError:
         raise
     except Exception as error:  # noqa: BLE001 - an interface plugin may raise anything; it is why the model is not ready

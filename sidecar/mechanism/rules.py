@@ -137,11 +137,10 @@ def complete(name: str, model: Model, known: Known, environment: Mapping[str, st
     variants = []
     for index, written in enumerate(model.variants):
         variant = msgspec.structs.replace(written, name=written.name or _default_name(model, index))
-        faults += [Fault(("variants", index, *fault.where), fault.message) for fault in _check_variant(variant, known)]
-        try:
-            variants.append(_fill(variant, at_load))
-        except placeholders.PlaceholderError as error:
-            faults.append(Fault(("variants", index), str(error)))
+        filled, unset = _fill(variant, at_load)
+        found = [*_check_variant(variant, filled.url, known), *unset]
+        faults += [Fault(("variants", index, *fault.where), fault.message) for fault in found]
+        variants.append(filled)
     names = [variant.name for variant in variants]
     for index, variant_name in enumerate(names):
         if variant_name in names[:index]:
@@ -180,10 +179,14 @@ def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
         yield Fault(("chain",), "no auth plugin, and the sidecar can be reached from other machines")
 
 
-def check_device(declaration: DeviceDeclaration) -> Iterator[Fault]:
+def check_device(declaration: DeviceDeclaration, catalog: Catalog) -> Iterator[Fault]:
     """The faults of `[devices.NAME]`."""
     if declaration.memory_mb is not None and declaration.memory_mb < 0:
         yield Fault(("memory_mb",), "expected 0 or more")
+    wanted, classes = declaration.match.device_class, catalog.providing("device")
+    if wanted is not None and wanted not in classes:
+        message = f'unknown device class "{wanted}"{did_you_mean(wanted, classes)}; known: {listed(classes)}'
+        yield Fault(("match", "class"), message)
     if declaration.match == DeviceMatch():
         yield Fault(("match",), "expected at least one of class, uuid, name and index")
 
@@ -206,30 +209,36 @@ def _default_name(model: Model, index: int) -> str:
     return "default" if len(model.variants) == 1 else f"variant-{index}"
 
 
-def _check_variant(variant: Variant, known: Known) -> Iterator[Fault]:
+def _check_variant(variant: Variant, url: str, known: Known) -> Iterator[Fault]:
     if bool(variant.command) == bool(variant.url):
         yield Fault((), "expected either a command (a server to start) or a url (a server that runs already)")
     elif variant.external:
-        yield from _check_external(variant)
+        yield from _check_external(variant, url)
     else:
         yield from _check_command(variant)
         yield from _check_devices(variant, known)
 
 
-def _check_external(variant: Variant) -> Iterator[Fault]:
-    try:
-        parts = urlsplit(variant.url)
-        _ = parts.port
-    except ValueError as error:
-        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{variant.url}": {error}')
-        return
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{variant.url}"')
-    elif parts.query or parts.fragment or parts.username:
-        yield Fault(("url",), "expected no query, fragment or credentials; a key goes into api_key")
+def _check_external(variant: Variant, url: str) -> Iterator[Fault]:
+    """url: with its placeholders filled in."""
+    faults = list(_check_placeholders(("url",), variant.url))
+    yield from faults or _check_url(url)
     for key in ("required_devices", "memory_mb", "env", "cwd"):
         if getattr(variant, key):
             yield Fault((key,), "means nothing for a url variant: the sidecar does not start that server")
+
+
+def _check_url(url: str) -> Iterator[Fault]:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{url}": {error}')
+        return
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{url}"')
+    elif parts.query or parts.fragment or parts.username:
+        yield Fault(("url",), "expected no query, fragment or credentials; a key goes into api_key")
 
 
 def _check_command(variant: Variant) -> Iterator[Fault]:
@@ -239,16 +248,23 @@ def _check_command(variant: Variant) -> Iterator[Fault]:
     texts += [(("env", key), text) for key, text in variant.env.items()]
     texts.append((("cwd",), variant.cwd))
     for where, text in texts:
-        try:
-            placeholders.check(text)
-        except placeholders.PlaceholderError as error:
-            yield Fault(where, str(error))
+        yield from _check_placeholders(where, text)
         if "\0" in text:
             yield Fault(where, "expected no NUL character")
+    for name in variant.env:
+        if not name or "=" in name:
+            yield Fault(("env", name), 'expected the name of a variable: not empty, and without "="')
     if not any("port" in placeholders.names_in(text) for _, text in texts):
         yield Fault(("command",), "nothing says {port}: the server must listen on the port that it is given")
     if variant.load_timeout <= 0:
         yield Fault(("load_timeout",), "expected more than 0s")
+
+
+def _check_placeholders(where: Place, text: str) -> Iterator[Fault]:
+    try:
+        placeholders.check(text)
+    except placeholders.PlaceholderError as error:
+        yield Fault(where, str(error))
 
 
 def _check_devices(variant: Variant, known: Known) -> Iterator[Fault]:
@@ -280,11 +296,22 @@ def _is_device(name: str, known: Known) -> bool:
     return name in known.device_classes or name in known.device_names or indexed or bool(_UUID.fullmatch(name))
 
 
-def _fill(variant: Variant, values: Mapping[str, str]) -> Variant:
-    return msgspec.structs.replace(
+def _fill(variant: Variant, values: Mapping[str, str]) -> tuple[Variant, list[Fault]]:
+    """The variant with what is known at load filled in, and a fault for each variable that is not set."""
+    faults: list[Fault] = []
+
+    def fill(where: Place, text: str) -> str:
+        try:
+            return placeholders.fill(text, values)
+        except placeholders.PlaceholderError as error:
+            faults.append(Fault(where, str(error)))
+            return text
+
+    filled = msgspec.structs.replace(
         variant,
-        command=tuple(placeholders.fill(text, values) for text in variant.command),
-        env={key: placeholders.fill(text, values) for key, text in variant.env.items()},
-        cwd=placeholders.fill(variant.cwd, values),
-        url=placeholders.fill(variant.url, values),
+        command=tuple(fill(("command", index), text) for index, text in enumerate(variant.command)),
+        env={key: fill(("env", key), text) for key, text in variant.env.items()},
+        cwd=fill(("cwd",), variant.cwd),
+        url=fill(("url",), variant.url),
     )
+    return filled, faults

@@ -137,6 +137,8 @@ async def spawn(launch: Launch) -> ServerProcess:
         popen = await asyncio.to_thread(_popen, launch)
     except OSError as error:
         raise SpawnError(_explain(launch, error)) from error
+    except ValueError as error:  # a NUL in an argument, a "=" in the name of a variable
+        raise SpawnError(f'"{launch.argv[0]}" could not be started: {error}') from error
     try:
         pidfd = os.pidfd_open(popen.pid)
     except OSError as error:  # out of file descriptors, most likely: what cannot be watched must not run
@@ -187,6 +189,8 @@ def _explain(launch: Launch, error: OSError) -> str:
     program = launch.argv[0]
     if error.errno == errno.ENOENT and not launch.cwd.is_dir():
         return f"the working directory {launch.cwd} does not exist"
+    if error.errno == errno.ENOENT and "/" in program and (launch.cwd / program).exists():
+        return f'"{program}" could not be started: the interpreter that its first line names does not exist'
     if error.errno == errno.ENOENT:
         return f'command not found: "{program}" is neither a path nor on PATH'
     if error.errno == errno.EACCES:

@@ -58,8 +58,13 @@ def signature(root: Path) -> Signature:
 
 
 def _entries(root: Path) -> Iterator[tuple[str, int, int, int]]:
-    for folder, subfolders, names in os.walk(root, onerror=_unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, onerror=_unreadable, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()  # a link back to where we have been
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if Path(folder) == root and PLUGIN_FOLDER in subfolders:
             subfolders.remove(PLUGIN_FOLDER)
         for name in names:
@@ -69,6 +74,9 @@ def _entries(root: Path) -> Iterator[tuple[str, int, int, int]]:
                     stat = path.stat()  # follows links, as ConfigMap mounts have them
                 except FileNotFoundError:
                     continue  # gone since it was listed, or a dangling link (editors use them as locks)
+                except OSError:  # reading it says why
+                    yield str(path.relative_to(root)), 0, 0, 0
+                    continue
                 yield str(path.relative_to(root)), stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
@@ -85,6 +93,6 @@ def _content(path: Path) -> bytes:
 def _revision(files: Iterable[tuple[str, bytes]]) -> str:
     digest = hashlib.sha256()
     for name, content in files:
-        digest.update(f"{len(name)}:{name}{len(content)}:".encode())
+        digest.update(f"{len(name)}:{name}{len(content)}:".encode("utf-8", "surrogateescape"))
         digest.update(content)
     return digest.hexdigest()[:12]

@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.propagate import extract, inject
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
@@ -32,8 +32,7 @@ class Telemetry:
         self._provider: TracerProvider | None = None
         provider: trace.TracerProvider = trace.NoOpTracerProvider()
         if exporters:
-            attributes = {SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "sidecar"), SERVICE_VERSION: __version__}
-            provider = self._provider = TracerProvider(resource=Resource.create(attributes))
+            provider = self._provider = TracerProvider(resource=_resource())
             for exporter in exporters:
                 self._provider.add_span_processor(BatchSpanProcessor(exporter))  # no request waits for an export
         self.tracer = provider.get_tracer("sidecar", __version__)
@@ -48,6 +47,12 @@ class Telemetry:
         """Export what is left. Blocks, with the exporter's own deadline: keep it off the event loop."""
         if self._provider is not None:
             self._provider.shutdown()
+
+
+def _resource() -> Resource:
+    """What the OTEL_* variables say about this service; `sidecar` where they do not name it."""
+    said = OTELResourceDetector().detect()
+    return Resource.create({SERVICE_NAME: "sidecar", SERVICE_VERSION: __version__, **said.attributes})
 
 
 def parent_of(headers: RawHeaders) -> Any:

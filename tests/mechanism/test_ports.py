@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from sidecar.mechanism.ports import NoPortError, Ports
 @pytest.fixture
 def free() -> Iterator[PortRange]:
     """Four ports in a row that nothing uses."""
-    for first in range(23000, 30000, 4):
+    for first in range(12000 + os.getpid() % 500 * 16, 32000, 4):  # another run of the tests begins elsewhere
         try:
             for port in range(first, first + 4):
                 with socket.create_server(("0.0.0.0", port)):  # noqa: S104 - for a moment

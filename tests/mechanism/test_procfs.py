@@ -17,7 +17,7 @@ import pytest
 from sidecar.mechanism import procfs
 from tests.servers import PROCESS
 
-MARKER = "SIDECAR_SERVER=procfs-test"
+MARKER = f"SIDECAR_SERVER=procfs-test-{os.getpid()}"  # nobody else's, also beside another run of the tests
 
 
 @contextmanager

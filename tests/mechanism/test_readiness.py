@@ -37,7 +37,7 @@ async def start(tmp_path: Path, port: int) -> AsyncIterator[Start]:
 
     async def begin(*flags: str, script: str = HTTP_SERVER) -> ServerProcess:
         argv = (sys.executable, script, *flags, *(["--port", str(port)] if script == HTTP_SERVER else []))
-        marker = f"{tmp_path.name}#{len(started)}"
+        marker = f"{tmp_path}#{len(started)}"
         env = child_environment(os.environ, {}, marker)
         process = await spawn(
             Launch(argv=argv, env=env, cwd=tmp_path, marker=marker, log=ServerLog(tmp_path, f"m{len(started)}"))

@@ -137,8 +137,8 @@ MODELS = [
     (model("m", "pinned = 'yes' # here"), "models.m.pinned", "expected bool, got str"),
     (model("m", "chain = ['audit'] # here"), "models.m.chain[0]", 'unknown plugin "audit"'),
     (model("m", "aliases = 'n' # here"), "models.m.aliases", "expected array, got str"),
-    (model('"a b"').replace('[models."a b"]', '[models."a b"] # here'), "models.a b", "is no model name"),
-    (model('""').replace('[models.""]', '[models.""] # here'), "models.", "is no model name"),
+    (model('"a b"').replace('[models."a b"]', '[models."a b"] # here'), 'models."a b"', "is no model name"),
+    (model('""').replace('[models.""]', '[models.""] # here'), 'models.""', "is no model name"),
     (
         '[sidecar]\nlisten = "0.0.0.0:1"\nchain = ["keys"]\n'
         + f'{PLUGIN}config = {{ keys = {{ "{HASH}" = "a" }} }}\n'

@@ -24,7 +24,7 @@ Start = Callable[..., Awaitable[ServerProcess]]
 
 
 def launch(folder: Path, *argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Launch:
-    marker = f"{folder.name}#1"
+    marker = str(folder)  # as unique as a server's own, also beside another run of the tests
     return Launch(
         argv=argv,
         env=child_environment(os.environ, env or {}, marker),
@@ -108,7 +108,7 @@ async def test_its_environment_is_ours_and_the_manifests_and_the_marker(
     monkeypatch.setenv("BOTH", "ours")
     flags = [flag for name in ("OURS", "BOTH", "THEIRS", "SIDECAR_SERVER") for flag in ("--show", name)]
     process = await start(*flags, BOTH="theirs", THEIRS="2", SIDECAR_SERVER="forged")
-    assert said(process)[:4] == ["OURS=1", "BOTH=theirs", "THEIRS=2", f"SIDECAR_SERVER={tmp_path.name}#1"]
+    assert said(process)[:4] == ["OURS=1", "BOTH=theirs", "THEIRS=2", f"SIDECAR_SERVER={tmp_path}"]
 
 
 async def test_it_runs_where_it_is_told_to(tmp_path: Path) -> None:
