@@ -14,7 +14,7 @@ from opentelemetry.trace import Tracer
 
 from sidecar.control.activator import Activator
 from sidecar.control.clock import Clock
-from sidecar.control.fleet import Fleet, RefusedError
+from sidecar.control.fleet import Fleet, LiveServer, RefusedError
 from sidecar.control.generations import Generation, Generations
 from sidecar.control.reconciler import Reconciler
 from sidecar.control.revisions import Revisions, take_over
@@ -23,10 +23,12 @@ from sidecar.control.watch import DeviceWatch, ExternalWatch, cap_logs
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
 from sidecar.core.observed import Demand, ServerState
-from sidecar.core.plan import Plan
+from sidecar.core.plan import Plan, Start
 from sidecar.core.planner import plan
-from sidecar.mechanism import loader, source
+from sidecar.mechanism import loader, procfs, source
+from sidecar.mechanism.journal import Journal, Record
 from sidecar.mechanism.lock import StateDir
+from sidecar.mechanism.runner import MARKER, stop_marked
 from sidecar.mechanism.upstream import Client
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 MANIFESTS_S = 0.5
 EXTERNALS_S = 5.0
 LOGS_S = 2.0
+ORPHAN_GRACE_S = 10.0
 
 
 class UnusableError(Exception):
@@ -61,7 +64,8 @@ class Controller:
         self.look_now = asyncio.Event()  # set: somebody knows that the manifests have changed
         self.hurry = asyncio.Event()  # set: whoever shuts down has no patience for requests in flight
         self._state = state
-        self._servers = Servers(self.fleet, client, state.logs, tracer)
+        self._journal = Journal(state.path)
+        self._servers = Servers(self.fleet, client, state.logs, self._journal, tracer)
         self._externals = ExternalWatch(self.fleet, client)
         self.reconciler = Reconciler(self.fleet, self._servers, self.devices, lambda: self.generation, tracer)
         self.reconciler.cwd = root
@@ -87,6 +91,7 @@ class Controller:
             raise UnusableError(loaded.problems)
         self._signature = signature
         await self._adopt(loaded)
+        await self._recover()
         await self._probe_externals()
         await self.reconciler.round()
         self._loops = [
@@ -104,8 +109,11 @@ class Controller:
         self.fleet.close()
         if self.generations.current is not None:
             await self._drain()
+        if self.generations.current is not None and self.declaration.settings.on_exit == "keep":
+            self._servers.keep()
         for server in list(self.fleet.servers.values()):
-            self.fleet.force_stop(server, "Shutdown")
+            if not server.kept:
+                self.fleet.force_stop(server, "Shutdown")
         await self._servers.all_gone()
         await self.generations.close()
 
@@ -155,6 +163,32 @@ class Controller:
         await server.ended.wait()
         return True
 
+    async def _recover(self) -> None:
+        """Take over the servers of the sidecar before, if they still are what is declared; stop what else it left."""
+        for record in await asyncio.to_thread(self._journal.read):
+            server = self._recorded(record)
+            if server is not None and self._servers.take_over(server, record):
+                log.info("%s: taken over (pid %d, port %d)", server.id, record.pid, record.port)
+                self.fleet.auto_started.add(server.model)
+                self._servers.begin(server, self.reconciler.order(server, self.devices.devices))
+        mark = self._servers.marker("")
+        left = await asyncio.to_thread(procfs.marked, f"{MARKER}={mark}")
+        stops = []
+        for server_id in left.keys() - self.fleet.servers.keys():
+            log.warning("%s: left behind by another sidecar, and not what is declared: stopped", server_id)
+            stops.append(stop_marked(mark + server_id, ORPHAN_GRACE_S))
+        await asyncio.gather(*stops)
+
+    def _recorded(self, record: Record) -> LiveServer | None:
+        """The recorded server, if it would have to be started just so today."""
+        model = self.declaration.models.get(record.model)
+        variants = model.variants if model is not None else ()
+        variant = next((one for one in variants if one.fingerprint() == record.fingerprint), None)
+        if variant is None or record.pid == 0:
+            return None
+        start = Start(model=record.model, variant=variant.name, devices=record.devices, reserved_mb=record.reserved_mb)
+        return LiveServer(record.id, start, variant, self.clock)
+
     async def _adopt(self, loaded: loader.Loaded) -> None:
         before = self.generations.current.declaration if self.generations.current else None
         declaration, self.revisions = take_over(before, loaded)
@@ -179,7 +213,7 @@ class Controller:
         for server in self.fleet.servers.values():
             model = after.models.get(server.model)
             for variant in model.variants if model else ():
-                if (variant.name, variant.fingerprint()) == (server.variant.name, server.variant.fingerprint()):
+                if (variant.name, variant.fingerprint()) == (server.variant.name, server.fingerprint):
                     server.variant = variant
 
     def _reject(self, message: str) -> None:

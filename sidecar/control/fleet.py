@@ -28,6 +28,7 @@ from sidecar.core.observed import (
     Status,
 )
 from sidecar.core.plan import Start
+from sidecar.mechanism.journal import Record
 from sidecar.mechanism.runner import ServerProcess
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class LiveServer:
         self.id = server_id
         self.model = start.model
         self.variant = variant
+        self.fingerprint = variant.fingerprint()
         self.devices = start.devices
         self.reserved_mb = start.reserved_mb
         self.observed_mb: dict[str, int] = {}
@@ -64,6 +66,7 @@ class LiveServer:
         self.told = asyncio.Event()  # set when there are last words
         self.idle = asyncio.Event()  # set while nothing is in flight
         self.idle.set()
+        self.kept = False  # it outlives this sidecar
         self.ended = asyncio.Event()  # set when its process group is gone
         self.created_unix = clock.unix()
         self.ready_unix = 0.0
@@ -74,13 +77,29 @@ class LiveServer:
         """Where the server listens."""
         return f"http://127.0.0.1:{self.port}"
 
+    def record(self) -> Record:
+        """The server as it is written down."""
+        process = self.process
+        return Record(
+            id=self.id,
+            model=self.model,
+            variant=self.variant.name,
+            fingerprint=self.fingerprint,
+            devices=self.devices,
+            reserved_mb=self.reserved_mb,
+            port=self.port,
+            pid=process.pid if process else 0,
+            started=process.started if process else 0,
+            created_unix=self.created_unix,
+        )
+
     def view(self) -> Server:
         """The server as the planner sees it."""
         return Server(
             id=self.id,
             model=self.model,
             variant=self.variant.name,
-            fingerprint=self.variant.fingerprint(),
+            fingerprint=self.fingerprint,
             state=self.state,
             reserved_mb=self.reserved_mb,
             observed_mb=self.observed_mb,

@@ -19,7 +19,7 @@ from sidecar.control.generations import Generation
 from sidecar.control.servers import Order, Servers
 from sidecar.control.watch import DeviceWatch, observe_memory
 from sidecar.core.manifest import PortRange
-from sidecar.core.observed import Observed, ServerState
+from sidecar.core.observed import Device, Observed, ServerState
 from sidecar.core.plan import Action, Drain, Plan, Start, Stop
 from sidecar.core.planner import HOPELESS, plan
 
@@ -120,14 +120,18 @@ class Reconciler:
         variant = next(variant for variant in model.variants if variant.name == start.variant)
         server = LiveServer(f"{start.model}-{secrets.token_hex(4)}", start, variant, self._fleet.clock)
         self._fleet.auto_started.add(start.model)
-        order = Order(
-            ready=generation.ready(model),
-            devices=tuple(device for key in start.devices for device in observed.devices if device.id == key),
-            visibility=self._watch.visibility(start.devices),
+        self._servers.begin(server, self.order(server, observed.devices))
+
+    def order(self, server: LiveServer, devices: tuple[Device, ...]) -> Order:
+        """How the server is to be run by what is declared now."""
+        generation = self._generation()
+        return Order(
+            ready=generation.ready(generation.declaration.models[server.model]),
+            devices=tuple(device for key in server.devices for device in devices if device.id == key),
+            visibility=self._watch.visibility(server.devices),
             ports=PortRange.parse(generation.declaration.settings.ports),
             cwd=self.cwd,
         )
-        self._servers.begin(server, order)
 
     def _answer(self, model: str, now: float) -> None:
         """Serve those who wait for the model if an external server can; tell them if waiting is no use."""

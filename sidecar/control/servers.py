@@ -21,9 +21,10 @@ from sidecar.control.fleet import Fleet, LiveServer
 from sidecar.core.manifest import PortRange
 from sidecar.core.observed import Device, ServerState
 from sidecar.mechanism import placeholders
+from sidecar.mechanism.journal import Journal, Record
 from sidecar.mechanism.ports import NoPortError, Ports
 from sidecar.mechanism.readiness import NeverReadyError, Wait, until_ready
-from sidecar.mechanism.runner import Launch, ServerProcess, SpawnError, child_environment, spawn
+from sidecar.mechanism.runner import Launch, ServerProcess, SpawnError, child_environment, spawn, take_over
 from sidecar.mechanism.serverlog import ServerLog
 from sidecar.mechanism.upstream import Client
 
@@ -51,25 +52,47 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 class Servers:
     """Runs servers. One task for each; none of them waits for another."""
 
-    def __init__(self, fleet: Fleet, client: Client, logs: Path, tracer: Tracer) -> None:
+    def __init__(self, fleet: Fleet, client: Client, logs: Path, journal: Journal, tracer: Tracer) -> None:
         self._fleet = fleet
         self._client = client
         self._logs = logs
+        self._journal = journal
         self._tracer = tracer
         self._ports = Ports()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], LiveServer] = {}
 
     def begin(self, server: LiveServer, order: Order) -> None:
         """Start the server, whose reservation stands already."""
         self._fleet.servers[server.id] = server
         task = asyncio.create_task(self._live(server, order), name=f"server {server.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = server
+        task.add_done_callback(self._tasks.pop)
 
     async def all_gone(self) -> None:
         """Wait until every server has ended."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def keep(self) -> None:
+        """Let go of what serves, and leave it running: it is recorded, and the next sidecar takes it over."""
+        for task, server in self._tasks.items():
+            if server.process is not None and server.state in (ServerState.READY, ServerState.DRAINING):
+                server.kept = True
+                task.cancel()
+
+    def take_over(self, server: LiveServer, record: Record) -> bool:
+        """Whether the recorded process is there, and proven to be the one; then `begin` goes on with it."""
+        log_files = ServerLog(self._logs, server.model)
+        server.process = take_over(record.pid, record.started, self.marker(record.id), log_files)
+        if server.process is not None:
+            server.port = record.port
+            server.created_unix = record.created_unix
+            self._ports.hold(record.port)
+        return server.process is not None
+
+    def marker(self, server_id: str) -> str:
+        """What the processes of a server carry: whose they are, and which they are."""
+        return f"{self._journal.sidecar_id}:{server_id}"
 
     async def _live(self, server: LiveServer, order: Order) -> None:
         try:
@@ -80,7 +103,10 @@ class Servers:
             log.exception("%s: the server's own task failed", server.id)
             self._fleet.failed(server, "InternalError", f"{type(error).__name__}: {error}")
         finally:
-            await self._end(server)
+            if server.kept and server.process is not None:
+                server.process.let_go()
+            else:
+                await self._end(server)
 
     async def _start(self, server: LiveServer, order: Order) -> None:
         attributes = {
@@ -100,8 +126,11 @@ class Servers:
     async def _try_start(self, server: LiveServer, order: Order) -> tuple[str, str] | None:
         """Spawn and wait for ready. (reason, message) if it failed; None if it is ready, or was told to leave."""
         try:
-            server.port = self._ports.take(order.ports)
-            server.process = await spawn(self._launch(server, order))
+            if server.process is None:
+                server.port = self._ports.take(order.ports)
+                await self._record()  # the intent, before there is a process
+                server.process = await spawn(self._launch(server, order))
+                await self._record()  # its identity
             if await self._ready_or_told_to_leave(server, server.process, order):
                 server.ready_unix = self._fleet.clock.unix()
                 server.last_used = self._fleet.clock.monotonic()
@@ -111,6 +140,8 @@ class Servers:
             return "NoPort", str(error)
         except SpawnError as error:
             return "SpawnFailed", str(error)
+        except OSError as error:
+            return "StateUnwritable", f"what is started must be written down first, and cannot be: {error}"
         except NeverReadyError as error:
             return error.reason, str(error)
         return None
@@ -166,6 +197,13 @@ class Servers:
                 await self._stop(server, server.process)
         self._ports.give_back(server.port)
         self._fleet.gone(server)
+        try:
+            await self._record()
+        except OSError:
+            log.exception("%s is gone, which cannot be written down; the next sidecar will find out", server.id)
+
+    async def _record(self) -> None:
+        await self._journal.write([server.record() for server in self._fleet.servers.values()])
 
     async def _stop(self, server: LiveServer, process: ServerProcess) -> None:
         """Until it has worked: the reservation must not be released before, nor be kept for ever."""
@@ -194,9 +232,11 @@ class Servers:
         return Launch(
             argv=tuple(placeholders.fill(text, values) for text in variant.command),
             env=child_environment(
-                os.environ, {key: placeholders.fill(text, values) for key, text in extra.items()}, server.id
+                os.environ,
+                {key: placeholders.fill(text, values) for key, text in extra.items()},
+                self.marker(server.id),
             ),
             cwd=(order.cwd / placeholders.fill(variant.cwd, values)).expanduser(),
-            marker=server.id,
+            marker=self.marker(server.id),
             log=ServerLog(self._logs, server.model),
         )

@@ -31,6 +31,10 @@ class Ports:
                 return port
         raise NoPortError(f"all ports from {allowed.first} to {allowed.last} are taken")
 
+    def hold(self, port: int) -> None:
+        """A server that was taken over has the port already."""
+        self._taken.add(port)
+
     def give_back(self, port: int) -> None:
         """The server on the port is gone."""
         self._taken.discard(port)

@@ -83,6 +83,22 @@ def family(leader: int, marker: str) -> list[Process]:
     ]
 
 
+def carries(pid: int, entry: str) -> bool:
+    """Whether the environment of a process has this very entry (`NAME=value`)."""
+    return entry.encode() in _environment(pid)
+
+
+def marked(prefix: str) -> dict[str, list[Process]]:
+    """The living processes that have a variable which starts with `prefix`, by what follows it."""
+    wanted = prefix.encode()
+    found: dict[str, list[Process]] = {}
+    for one in processes():
+        for entry in _environment(one.pid) if one.alive else ():
+            if entry.startswith(wanted):
+                found.setdefault(entry[len(wanted) :].decode("utf-8", "replace"), []).append(one)
+    return found
+
+
 def _environment(pid: int) -> list[bytes]:
     try:
         return (PROC / str(pid) / "environ").read_bytes().split(b"\0")

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from sidecar.mechanism.serverlog import ServerLog
 log = logging.getLogger(__name__)
 
 MARKER = "SIDECAR_SERVER"  # in the environment of every process that a server consists of
+NO_PID = -1
 _RESCAN_S = 0.05
 _RESCAN_MOST_S = 1.0
 
@@ -55,23 +56,36 @@ class ServerProcess:
     """A running server: its leader, and whatever the leader has forked.
 
     exited: resolves the moment that the leader ends, whether or not others of its group live on.
+    popen: None for a server that another sidecar started.
     """
 
-    def __init__(self, launch: Launch, popen: subprocess.Popen[bytes], pidfd: int) -> None:
-        self.launch = launch
-        self.pid = popen.pid
+    def __init__(
+        self, marker: str, log: ServerLog, pid: int, pidfd: int, popen: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self.marker = marker
+        self.log = log
+        self.pid = pid
+        found = procfs.process(pid)
+        self.started = found.started if found else 0
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._popen = popen
         self._pidfd = pidfd
         asyncio.get_running_loop().add_reader(pidfd, self._ended)
 
-    @property
-    def log(self) -> ServerLog:
-        return self.launch.log
-
     def family(self) -> list[procfs.Process]:
-        """The server's living processes. Reads all of /proc: keep it off the event loop."""
-        return procfs.family(self.pid, f"{MARKER}={self.launch.marker}")
+        """The server's living processes. Reads all of /proc: keep it off the event loop.
+
+        A leader that is not our child is reaped by others, and its number given away: then the marker alone counts.
+        """
+        return procfs.family(self.pid if self._popen is not None else NO_PID, f"{MARKER}={self.marker}")
+
+    def let_go(self) -> None:
+        """Watch it no more, and leave it running."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if self._popen is not None:
+            self._popen.returncode = 0  # or its destructor would complain that it still runs
 
     def owns_port(self, port: int) -> bool:
         """Whether every socket that listens on the port is held by this server; False when none listens."""
@@ -80,29 +94,10 @@ class ServerProcess:
 
     async def stop(self, grace_s: float) -> None:
         """TERM to all, KILL to what is left after `grace_s`; returns when the group is confirmed empty, not before."""
-        await self._end(signal.SIGTERM, grace_s)
-        await self._end(signal.SIGKILL, None)
+        await _end(self.family, self.marker, signal.SIGTERM, grace_s)
+        await _end(self.family, self.marker, signal.SIGKILL, None)
         await self.exited  # a pidfd becomes readable when the last thread has ended: then reaping does not block
         self._reap()
-
-    async def _end(self, number: signal.Signals, patience_s: float | None) -> None:
-        """Signal the family, newcomers too, until it is empty or patience is at an end."""
-        loop = asyncio.get_running_loop()
-        deadline = None if patience_s is None else loop.time() + patience_s
-        signalled: set[tuple[int, int]] = set()
-        pause_s = _RESCAN_S / 5
-        while family := await asyncio.to_thread(self.family):
-            for process in family:
-                if (process.pid, process.started) not in signalled:
-                    signalled.add((process.pid, process.started))
-                    send(process, number)
-            if deadline is not None and loop.time() >= deadline:
-                log.warning("%s: %d processes ignored %s", self.launch.marker, len(family), number.name)
-                return
-            if number is signal.SIGKILL and pause_s >= _RESCAN_MOST_S:
-                log.error("%s: pids %s survive SIGKILL", self.launch.marker, [process.pid for process in family])
-            pause_s = min(pause_s * 1.5, _RESCAN_S if deadline is not None else _RESCAN_MOST_S)
-            await asyncio.sleep(pause_s)
 
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -110,10 +105,33 @@ class ServerProcess:
             self.exited.set_result(_how_it_ended(self._pidfd))
 
     def _reap(self) -> None:
-        self._popen.wait()
+        if self._popen is not None:
+            self._popen.wait()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+async def _end(
+    find: Callable[[], list[procfs.Process]], marker: str, number: signal.Signals, patience_s: float | None
+) -> None:
+    """Signal the family, newcomers too, until it is empty or patience is at an end."""
+    loop = asyncio.get_running_loop()
+    deadline = None if patience_s is None else loop.time() + patience_s
+    signalled: set[tuple[int, int]] = set()
+    pause_s = _RESCAN_S / 5
+    while family := await asyncio.to_thread(find):
+        for process in family:
+            if (process.pid, process.started) not in signalled:
+                signalled.add((process.pid, process.started))
+                send(process, number)
+        if deadline is not None and loop.time() >= deadline:
+            log.warning("%s: %d processes ignored %s", marker, len(family), number.name)
+            return
+        if number is signal.SIGKILL and pause_s >= _RESCAN_MOST_S:
+            log.error("%s: pids %s survive SIGKILL", marker, [process.pid for process in family])
+        pause_s = min(pause_s * 1.5, _RESCAN_S if deadline is not None else _RESCAN_MOST_S)
+        await asyncio.sleep(pause_s)
 
 
 def _how_it_ended(pidfd: int) -> Exit:
@@ -145,7 +163,30 @@ async def spawn(launch: Launch) -> ServerProcess:
         popen.kill()
         await asyncio.to_thread(popen.wait)
         raise SpawnError(f"the server could not be watched: {error}") from error
-    return ServerProcess(launch, popen, pidfd)
+    return ServerProcess(launch.marker, launch.log, popen.pid, pidfd, popen)
+
+
+def take_over(pid: int, started: int, marker: str, log: ServerLog) -> ServerProcess | None:
+    """The server that another sidecar started; None unless pid, start time and marker all say that it is this one."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    found = procfs.process(pid)  # after the pidfd: what is seen now is what the pidfd means
+    if found is None or not found.alive or found.started != started or not procfs.carries(pid, f"{MARKER}={marker}"):
+        os.close(pidfd)
+        return None
+    return ServerProcess(marker, log, pid, pidfd)
+
+
+async def stop_marked(marker: str, grace_s: float) -> None:
+    """Stop the processes that carry a marker, though their leader is not known any more."""
+
+    def family() -> list[procfs.Process]:
+        return procfs.family(NO_PID, f"{MARKER}={marker}")
+
+    await _end(family, marker, signal.SIGTERM, grace_s)
+    await _end(family, marker, signal.SIGKILL, None)
 
 
 def send(process: procfs.Process, number: signal.Signals) -> None:

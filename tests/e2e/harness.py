@@ -198,7 +198,7 @@ def running(folder: Path, manifests: Mapping[str, str], env: Mapping[str, str] |
         if process.poll() is None:
             pids = [model["server"]["pid"] for model in sidecar.status()["models"] if model["server"]]
             assert sidecar.stop() == 0, "".join(sidecar.log)
-            assert not [pid for pid in pids if pid and Path(f"/proc/{pid}").exists()]
+            assert not [pid for pid in pids if pid and alive(pid)]
     except BaseException:
         sys.stderr.write("".join(sidecar.log))
         raise
@@ -207,6 +207,14 @@ def running(folder: Path, manifests: Mapping[str, str], env: Mapping[str, str] |
             process.kill()
             process.wait()
         sidecar.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:

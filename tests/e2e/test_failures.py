@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import Run
-from tests.e2e.harness import Sidecar, seen, stats, stub, until
+from tests.e2e.harness import Sidecar, alive, seen, stats, stub, until
 from tests.servers import HTTP_SERVER
 
 
@@ -166,7 +166,7 @@ def test_a_server_that_ignores_sigterm_and_forks_is_stopped_whole(run: Run) -> N
     assert len(pids) == 3
     sidecar.cli("stop", "stubborn")
     for pid in pids:
-        until(lambda pid=pid: not _alive(pid), f"pid {pid} is gone", 5)  # type: ignore[misc] # a lambda with a default
+        until(lambda pid=pid: not alive(pid), f"pid {pid} is gone", 5)  # type: ignore[misc] # a lambda with a default
     assert sidecar.model("stubborn")["server"] is None
     assert sidecar.status()["devices"][0]["reserved_mb"] == 0
 
@@ -178,14 +178,6 @@ def test_the_request_that_finds_a_server_just_killed_gets_its_answer_from_a_new_
     assert sidecar.ask("phoenix").startswith("phoenix-0")
     assert sidecar.starts("phoenix") == 2
     assert len(seen(sidecar.model("phoenix")["server"]["port"])) == 1
-
-
-def _alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - read whole or not at all
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def _resident_mb(pid: int) -> int:

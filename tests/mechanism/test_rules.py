@@ -55,7 +55,7 @@ SIDECAR = [
     ('[sidecar]\nchain = ["log"]\nlisten = "10.0.0.1:1" # here', "sidecar.listen", "no auth plugin"),
     ("[sidecar]\nheadroom_mb = -1 # here", "sidecar.headroom_mb", "expected 0 or more"),
     ('[sidecar]\nheadroom_mb = "1GB" # here', "sidecar.headroom_mb", "expected int, got str"),
-    ('[sidecar]\non_exit = "keep" # here', "sidecar.on_exit", "invalid enum value 'keep'"),
+    ('[sidecar]\non_exit = "leave" # here', "sidecar.on_exit", "invalid enum value 'leave'"),
     ('[sidecar]\nchain = [\n"log",\n"lgo"] # here', "sidecar.chain[1]", 'unknown plugin "lgo"; did you mean "log"?'),
     ('[sidecar]\nchain = ["keys"] # here', "sidecar.chain[0]", 'unknown plugin "keys"; declare it as [plugins.keys]'),
     ('[sidecar]\nchain = ["log", "log"] # here', "sidecar.chain[1]", '"log" stands in the chain twice'),

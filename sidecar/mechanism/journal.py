@@ -1,0 +1,105 @@
+"""Which servers there are, written down so that the next sidecar can take them over: whole and on disk, or not at all.
+
+A record is written with the intent before a process is spawned, and again with its identity afterwards; it is removed
+when the process group is confirmed gone. Whatever happens in between, what is recorded is a superset of what runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One server. pid and started (clock ticks since boot) are 0 as long as it is only intended."""
+
+    id: str
+    model: str
+    variant: str
+    fingerprint: str
+    devices: tuple[str, ...]
+    reserved_mb: dict[str, int]
+    port: int = 0
+    pid: int = 0
+    started: int = 0
+    created_unix: float = 0.0
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    version: int
+    boot_id: str
+    servers: tuple[Record, ...]
+
+
+class Journal:
+    """`servers.json` in the state directory. sidecar_id: marks the processes of every sidecar on this directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "servers.json"
+        self._writing = asyncio.Lock()
+        self.sidecar_id = _identity(folder / "id")
+
+    def read(self) -> tuple[Record, ...]:
+        """What was recorded since the machine was booted. A file that makes no sense is put aside, not thrown away."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        try:
+            found = msgspec.json.decode(content, type=_File)
+            if found.version != VERSION:
+                raise ValueError(f"it is of version {found.version}, not {VERSION}")
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            aside = self._path.with_name("servers.json.unreadable")
+            self._path.replace(aside)
+            log.error(
+                "%s cannot be read (%s); kept as %s, its servers are found by their mark", self._path, error, aside
+            )
+            return ()
+        return found.servers if found.boot_id == _boot_id() else ()
+
+    async def write(self, records: Iterable[Record]) -> None:
+        """Replace what is recorded. Returns when it is on disk. Raises OSError."""
+        content = msgspec.json.encode(_File(version=VERSION, boot_id=_boot_id(), servers=tuple(records)))
+        async with self._writing:
+            await asyncio.to_thread(_replace, self._path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(path.name + ".new")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # the name, too
+    finally:
+        os.close(folder)
+
+
+def _identity(path: Path) -> str:
+    try:
+        if known := path.read_text(encoding="ascii").strip():
+            return known
+    except FileNotFoundError:
+        pass
+    fresh = secrets.token_hex(8)
+    _replace(path, fresh.encode())
+    return fresh
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
