@@ -14,6 +14,7 @@ from sidecar.mechanism.journal import Journal, Record
 from sidecar.mechanism.runner import Launch, child_environment, spawn, take_over
 from sidecar.mechanism.serverlog import ServerLog
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 RECORD = Record(
     id="a-1", model="a", variant="default", fingerprint="f", devices=("cpu",), reserved_mb={"cpu": 5}, port=1, pid=2
 )
@@ -34,7 +35,7 @@ async def test_records_from_before_a_reboot_mean_nothing(tmp_path: Path) -> None
     journal = Journal(tmp_path)
     await journal.write([RECORD])
     file = tmp_path / "servers.json"
-    file.write_text(file.read_text().replace(Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "another"))
+    file.write_text(file.read_text().replace(BOOT_ID, "another"))
     assert journal.read() == ()
 
 
