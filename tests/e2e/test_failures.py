@@ -150,7 +150,8 @@ def test_a_second_sigterm_does_not_wait_for_streams(run: Run) -> None:
     sidecar = run(stub("endless", "--chunks", "100000", "--interval", "0.05"))
     body = {"model": "endless", "stream": True, "messages": []}
     with sidecar.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        next(answer.iter_raw())
+        pieces = answer.iter_raw()  # kept: a client that lets go of it leaves
+        next(pieces)
         sidecar.process.send_signal(signal.SIGTERM)
         until(lambda: any("draining" in line for line in sidecar.log), "the first is taken")
         sidecar.process.send_signal(signal.SIGTERM)
