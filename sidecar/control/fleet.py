@@ -233,7 +233,8 @@ class Fleet:
         server.last_words = message
         server.told.set()
         if (failure := self.failures.get(server.model)) is not None:
-            self.failures[server.model] = msgspec.structs.replace(failure, message=message)
+            prefix = failure.message.removesuffix(message.partition("; the last lines")[0])  # "given up after ..."
+            self.failures[server.model] = msgspec.structs.replace(failure, message=prefix + message)
 
     # --- leases -------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,6 @@ class Generations:
         instances = {}
         for name in dict.fromkeys([*catalog.loaded, *catalog.faults, *declaration.plugins]):
             instances[name] = await _instance(name, catalog, before.get(name))
-            instances[name].skipped = _is_skipped(declaration, name)
         for instance in instances.values():
             instance.users += 1
         number = self.current.number + 1 if self.current else 1
@@ -176,12 +175,6 @@ async def _instance(name: str, catalog: Catalog, before: Instance | None) -> Ins
 
 def _same(one: Loaded | None, other: Loaded) -> bool:
     return one is not None and (one.cls, one.declaration, one.config) == (other.cls, other.declaration, other.config)
-
-
-def _is_skipped(declaration: Declaration, name: str) -> bool:
-    """Auth plugins may not say "skip", so one that says it and did not load is none, and may be left out."""
-    declared = declaration.plugins.get(name)
-    return declared is not None and declared.on_error == "skip"
 
 
 def _absent(name: str) -> Instance:

@@ -45,13 +45,13 @@ class DeviceWatch:
     async def use(self, probers: dict[str, Prober]) -> None:
         """Watch with these plugins from now on. The first reading of new ones is waited for, up to its deadline."""
         new = [name for name, prober in probers.items() if self._probers.get(name) is not prober]
+        began = self._clock.monotonic()
+        await asyncio.gather(*(probers[name].probe() for name in new))  # until then those before it are looked at
         for name in new:
-            self._readings.pop(name, None)
+            self._readings[name] = _Reading(began, self._clock.monotonic())
             if (running := self._probing.pop(name, None)) is not None:
                 running.cancel()
         self._probers = probers
-        if new:
-            await asyncio.wait([self._probe(name) for name in new])
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -102,9 +102,12 @@ class DeviceWatch:
 
     async def _probe_now(self, name: str, prober: Prober) -> None:
         began = self._clock.monotonic()
-        await prober.probe()
+        try:
+            await prober.probe()
+        finally:
+            if self._probing.get(name) is asyncio.current_task():
+                del self._probing[name]
         self._readings[name] = _Reading(began, self._clock.monotonic())
-        del self._probing[name]
         if name in self._awaited:
             self._awaited.discard(name)
             self._late.set()

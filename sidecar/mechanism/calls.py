@@ -12,11 +12,13 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from plugin_sdk.kinds import is_inline
 
 THREADS_PER_PLUGIN = 4
+
+T = TypeVar("T")
 
 Job = tuple["Future[Any]", Callable[[], Any]]
 
@@ -62,25 +64,43 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
         future.set_result(result)
 
 
+class PluginCallError(Exception):
+    """The plugin raised something that is not for it to raise: SystemExit, or a cancellation that nobody asked for."""
+
+
+async def contained(call: Awaitable[T]) -> T:
+    """The result of a plugin's coroutine. What would end our own task, or the program, becomes a PluginCallError."""
+    try:
+        return await call
+    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0:
+            raise  # it is we who are being cancelled
+        raise PluginCallError(f"{type(error).__name__} came out of it") from error
+
+
 def bind(method: Callable[..., Any], deadline_s: float, threads: Threads) -> Callable[..., Awaitable[Any]]:
     """`method` as a coroutine function with a deadline: raises TimeoutError past it, else what the method raises."""
     if is_inline(method) and not inspect.iscoroutinefunction(method):
 
         async def call_inline(*args: Any) -> Any:
-            return method(*args)
+            try:
+                return method(*args)
+            except (SystemExit, asyncio.CancelledError) as error:
+                raise PluginCallError(f"{type(error).__name__} came out of it") from error
 
         return call_inline
     if inspect.iscoroutinefunction(method):
 
         async def call_async(*args: Any) -> Any:
             async with asyncio.timeout(deadline_s):
-                return await method(*args)
+                return await contained(method(*args))
 
         return call_async
 
     async def call_threaded(*args: Any) -> Any:
         async with asyncio.timeout(deadline_s):
             result = await asyncio.wrap_future(threads.submit(functools.partial(method, *args)))
-            return await result if inspect.isawaitable(result) else result
+            return await contained(result) if inspect.isawaitable(result) else result
 
     return call_threaded

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from plugin_sdk import ANONYMOUS, Outcome, Plugin, Principal, Reject, Request
-from sidecar.mechanism.calls import Threads, bind
+from sidecar.mechanism.calls import Threads, bind, contained
 from sidecar.mechanism.plugins import Loaded
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ class Instance:
         self.problem = problem
         self.failed = 0
         self.users = 0  # generations that hold it
-        self.skipped = False  # the manifest says that requests may go without it
         self.plugin: Plugin[Any] | None = None
         self.sink: Sink | None = None
         self.threads = Threads(f"plugin-{name}")
@@ -38,9 +37,7 @@ class Instance:
     @property
     def kind(self) -> str:
         """A plugin that did not load may be anything; as an auth plugin it does the least harm."""
-        if self.loaded is None:
-            return "" if self.skipped else "auth"
-        return self.loaded.kind
+        return self.loaded.kind if self.loaded is not None else "auth"
 
     async def open(self) -> None:
         """Make and open the plugin. What goes wrong becomes its problem."""
@@ -50,10 +47,8 @@ class Instance:
             async with asyncio.timeout(OPEN_S):
                 plugin: Plugin[Any] = await asyncio.wrap_future(self.threads.submit(self.loaded.make))
                 self.plugin = plugin
-                await plugin.open()
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            if _is_ours(error):
-                raise
+                await contained(plugin.open())
+        except Exception as error:
             self.problem = f"open failed: {type(error).__name__}: {error}"
             log.exception("plugin %s cannot be opened", self.name)
             return
@@ -73,9 +68,7 @@ class Instance:
         if self.plugin is not None:
             try:
                 async with asyncio.timeout(CLOSE_S):
-                    await self.plugin.close()
-            except asyncio.CancelledError:
-                raise
+                    await contained(self.plugin.close())
             except Exception:
                 self.failed += 1
                 log.exception("plugin %s did not close", self.name)
@@ -115,9 +108,7 @@ class Sink:
         while (outcome := await self._queue.get()) is not None:
             try:
                 await self._record(outcome)
-            except (Exception, SystemExit, asyncio.CancelledError) as error:
-                if _is_ours(error):
-                    raise
+            except Exception:
                 self._instance.failed += 1
                 if self._instance.failed in (1, 10, 100) or self._instance.failed % 1000 == 0:
                     log.exception("stats plugin %s failed (%d times)", self._instance.name, self._instance.failed)
@@ -148,12 +139,6 @@ class Chain:
             sink.put(outcome)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether our own task is being cancelled. A plugin may raise CancelledError too, of what it had going itself."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
 def _auth(instance: Instance) -> Callable[[Request], Awaitable[Principal]]:
     """The plugin's `authenticate`, failing closed: clients learn that it failed, the log says how."""
     call = instance.bind("authenticate") if not instance.problem else None
@@ -171,9 +156,7 @@ def _auth(instance: Instance) -> Callable[[Request], Awaitable[Principal]]:
         except TimeoutError:
             instance.failed += 1
             raise refuse("did not answer in time") from None
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            if _is_ours(error):
-                raise
+        except Exception as error:
             instance.failed += 1
             log.exception("auth plugin %s failed", instance.name)
             raise refuse("failed") from error

@@ -90,7 +90,8 @@ def _value(raw: Any, kind: Any, path: Path, report: Report) -> Any:
         return _FAULTY
     except msgspec.ValidationError as error:
         message, inner = _explain(str(error))
-        report((*path, *inner), message)
+        choices = [f'"{one}"' for one in get_args(kind) if isinstance(one, str)]
+        report((*path, *inner), f"{message}; expected {' or '.join(choices)}" if choices else message)
         return _FAULTY
 
 

@@ -78,7 +78,9 @@ class _Loader:
             self._collect(name, self._parse(name, content))
         settings = self._settings()
         read_plugins = self._section("plugins", PluginDeclaration)
-        catalog = plugins.load(self._clean(read_plugins, "plugins"), self.snapshot.root / PLUGIN_FOLDER)
+        declared = self._names("plugins")
+        folder = self.snapshot.root / PLUGIN_FOLDER
+        catalog = plugins.load(self._clean(read_plugins, "plugins"), folder, instead=declared)
         self._tell_plugin_faults(catalog)
         devices = self._section("devices", DeviceDeclaration)
         for name, device in devices.items():
@@ -160,9 +162,12 @@ class _Loader:
     def _section(self, section: str, kind: type[checker.S]) -> dict[str, checker.S]:
         values: dict[str, checker.S] = {}
         for subject, entries in self.entries.items():
-            if subject[0] == section and self._single(subject, entries):
-                value = self._read(subject, entries[0], kind)
-                if value is not None:
+            if subject[0] != section:
+                continue
+            single = self._single(subject, entries)
+            for entry in entries:  # each has its own faults, also if there should be but one
+                value = self._read(subject, entry, kind)
+                if value is not None and single:
                     values[subject[1]] = value
         return values
 
@@ -201,7 +206,7 @@ class _Loader:
         mistyped = self.mistyped.get(file, set())
         for fault in faults:
             path = (*subject, *fault.where)
-            if not any(told[: len(path)] == path[: len(told)] for told in mistyped):
+            if not any(_follows(path, told) for told in mistyped):
                 self._problem(file, path, fault.message, subject=subject)
 
     def _tell_plugin_faults(self, catalog: plugins.Catalog) -> None:
@@ -221,6 +226,15 @@ class _Loader:
             line = self.places[file].line(path)
         shown_file = str(self.snapshot.root / file) if file else str(self.snapshot.root)
         self.problems.append(Problem(file=shown_file, line=line, path=shown(path), message=message, subject=subject))
+
+
+def _follows(path: Place, told: Place) -> bool:
+    """Whether a fault at `path` only follows from what was told already.
+
+    A mistyped command or url may look like none at all, so its variant need not be told that it has neither.
+    """
+    whole_variant = bool(path) and isinstance(path[-1], int)
+    return path[: len(told)] == told or (told[:-1] == path and (told[-1] in ("command", "url") or not whole_variant))
 
 
 def manifest_folder(root: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,16 @@ class Catalog(msgspec.Struct, frozen=True):
         return {plugin.provides: plugin for plugin in self.loaded.values() if plugin.kind == kind}
 
 
-def load(declarations: dict[str, PluginDeclaration], folder: Path) -> Catalog:
-    """Load the built-ins and everything that is declared. Imports code, so it may take long: keep it off the loop."""
+def load(declarations: dict[str, PluginDeclaration], folder: Path, instead: Iterable[str] = ()) -> Catalog:
+    """Load the built-ins and everything that is declared. Imports code, so it may take long: keep it off the loop.
+
+    instead: built-ins that the manifests replace, be it by a faulty declaration: they must not take its place.
+    """
     if folder.is_dir() and str(folder) not in sys.path:
         sys.path.append(str(folder))  # at the end: what is installed wins over what lies beside the manifests
         importlib.invalidate_caches()
-    builtin = {name: PluginDeclaration(import_path=path) for name, path in (BUILTIN | BUILTIN_CHAIN).items()}
+    stock = {name: path for name, path in (BUILTIN | BUILTIN_CHAIN).items() if name not in set(instead)}
+    builtin = {name: PluginDeclaration(import_path=path) for name, path in stock.items()}
     loaded: dict[str, Loaded] = {}
     faults: dict[str, list[PluginFault]] = {}
     for name, declaration in (builtin | declarations).items():

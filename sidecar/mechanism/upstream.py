@@ -1,20 +1,13 @@
-"""Talks HTTP to servers: short probes, and exchanges whose bytes are relayed as they come.
-
-`Exchange` is the seam of the data plane: who relays sees a status, headers and chunks, and need not know which client
-brought them.
-"""
+"""Talks HTTP to servers: short probes, and exchanges whose bytes are relayed as they come."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator
-from typing import Protocol
 
 import httpx
 
 from plugin_sdk import Reply
 from plugin_sdk.messages import RawHeaders
+from sidecar.mechanism.connections import Exchange, Pool
 
-CONNECT_S = 5.0
 PROBE_S = 5.0
 
 # RFC 9110, 7.6.1: these speak of one connection, not of the message; Connection itself may name more.
@@ -26,45 +19,18 @@ HOP_BY_HOP = frozenset(
 )
 
 
-class UpstreamError(Exception):
-    """The server could not be reached, or broke off. processed: whether any of the request may have been acted on."""
-
-    def __init__(self, message: str, *, processed: bool) -> None:
-        super().__init__(message)
-        self.processed = processed
-
-
-class Exchange(Protocol):
-    """An answer whose head has arrived. Must be closed; closing before the end cancels the request upstream."""
-
-    status: int
-    headers: RawHeaders
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, undecoded. Raises UpstreamError if it breaks off."""
-        ...
-
-    async def close(self) -> None: ...
-
-
 class Client:
-    """Connections to servers, kept alive and reused."""
+    """Exchanges over connections of our own, and probes over httpx."""
 
     def __init__(self) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=4)
-        timeout = httpx.Timeout(None, connect=CONNECT_S)
-        self._http = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, follow_redirects=False)
+        self._pool = Pool()
+        # A probe's connection is not kept: the next one may find another server on the port.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._http = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False)
 
     async def exchange(self, method: str, url: str, headers: RawHeaders, body: bytes) -> Exchange:
         """Send a request and wait for the head of the answer, for as long as the caller does. Raises UpstreamError."""
-        request = httpx.Request(method, url, headers=list(headers), content=body)
-        request.extensions["timeout"] = self._http.timeout.as_dict()
-        try:
-            return _HttpxExchange(await self._http.send(request, stream=True))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise UpstreamError(f"no connection to {_origin(url)}: {_reason(error)}", processed=False) from error
-        except httpx.HTTPError as error:
-            raise UpstreamError(f"{_origin(url)} broke off: {_reason(error)}", processed=True) from error
+        return await self._pool.exchange(method, url, headers, body)
 
     def probe(self, base_url: str, headers: RawHeaders = ()) -> ProbeUpstream:
         """The server at `base_url`, as an interface's `ready` sees it."""
@@ -72,6 +38,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._pool.close()
         await self._http.aclose()
 
 
@@ -98,23 +65,6 @@ class ProbeUpstream:
         except httpx.HTTPError as error:
             raise OSError(f"{_origin(self._base_url)} does not answer: {_reason(error)}") from error
         return Reply(response.status_code, response.content)
-
-
-class _HttpxExchange:
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self.status = response.status_code
-        self.headers: RawHeaders = tuple(response.headers.raw)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._response.aiter_raw():
-                yield chunk
-        except httpx.HTTPError as error:
-            raise UpstreamError(f"the server broke off: {_reason(error)}", processed=True) from error
-
-    async def close(self) -> None:
-        await self._response.aclose()
 
 
 def end_to_end(headers: RawHeaders) -> RawHeaders:

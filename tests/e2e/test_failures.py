@@ -52,10 +52,10 @@ def test_a_server_that_exits_at_once_is_told_with_its_last_words(run: Run) -> No
 
 
 def test_a_server_that_never_gets_healthy_is_given_up_at_its_load_timeout(run: Run) -> None:
-    sidecar = run(stub("sick", "--unhealthy-for", "inf", variant='load_timeout = "1s"'))
+    sidecar = run(stub("sick", "--unhealthy-for", "inf", variant='load_timeout = "4s"'))
     error = refusal(sidecar, "sick")
     assert (error.status_code, error.code) == (503, "load_timeout")
-    assert "not ready within load_timeout (1 s): health check answered 503" in str(error)
+    assert "not ready within load_timeout (4 s): health check answered 503" in str(error)
     until(lambda: sidecar.model("sick")["server"] is None, "it is stopped")
 
 

@@ -127,3 +127,30 @@ class Ledger(Stats):
         until(lambda: ledger.exists() and '["m", "tester", "ok", 200]' in ledger.read_text(), "the outcome is recorded")
         plugin = next(plugin for plugin in sidecar.status()["plugins"] if plugin["name"] == "ledger")
         assert plugin["failed"] == 1
+
+
+def test_a_plugin_that_cancels_or_exits_ends_nothing_but_its_own_call(run: Run) -> None:
+    """An interface that throws what is not for it to throw: its models do not come up, and everything else goes on."""
+    code = """
+import asyncio, sys
+class Selfish(Interface):
+    provides = "selfish"
+    endpoints = (Endpoint("/v1/selfish", "selfish"),)
+    async def ready(self, upstream):
+        raise asyncio.CancelledError
+    async def close(self):
+        sys.exit(3)
+"""
+    declared = '[plugins.selfish]\nimport = "extra:Selfish"\n'
+    model = stub("mine", mode="selfish", variant='load_timeout = "2s"')
+    elsewhere = '[models.ext]\nmode = "selfish"\nvariants = [{ url = "http://127.0.0.1:1" }]\n'
+    files = {"plugins/extra.py": HEAD + code, "extra.toml": declared, "ext.toml": elsewhere}
+    sidecar = run(model, stub("other"), files=files)
+    with sidecar.http() as http:
+        answer = http.post("/v1/selfish", json={"model": "mine"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "load_timeout")
+        assert "the interface's probe failed" in answer.json()["error"]["message"]
+    assert sidecar.starts("mine") == 1
+    sidecar.write("late.toml", stub("late"))
+    until(lambda: any(one["name"] == "late" for one in sidecar.status()["models"]), "manifests are still looked at")
+    assert sidecar.ask("other").startswith("other-0")

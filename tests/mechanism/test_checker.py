@@ -83,7 +83,11 @@ def test_what_is_right_is_read() -> None:
         ({"name": "x", "wheels": [1]}, "car.wheels[0]", "expected a table, got an integer"),
         ({"name": "x", "wheels": [{}]}, "car.wheels[0].size", "is missing: expected int"),
         ({"name": "x", "wheels": [{"size": True}]}, "car.wheels[0].size", "expected int, got bool"),
-        ({"name": "x", "wheels": [{"size": 1, "colour": "rad"}]}, "car.wheels[0].colour", "invalid enum value 'rad'"),
+        (
+            {"name": "x", "wheels": [{"size": 1, "colour": "rad"}]},
+            "car.wheels[0].colour",
+            'invalid enum value \'rad\'; expected "red" or "blue"',
+        ),
         ({"name": "x", "spare": {"size": "1"}}, "car.spare.size", "expected int, got str"),
         (
             {"name": "x", "timeout": "soon"},

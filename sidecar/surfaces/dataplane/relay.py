@@ -20,7 +20,8 @@ from sidecar.control.fleet import Lease, RefusedError, Target
 from sidecar.control.generations import Generation
 from sidecar.core.manifest import Model
 from sidecar.core.names import listed, near
-from sidecar.mechanism.upstream import Exchange, UpstreamError, end_to_end
+from sidecar.mechanism.connections import Exchange, UpstreamError
+from sidecar.mechanism.upstream import end_to_end
 from sidecar.surfaces.dataplane.body import Head, read_head, with_model
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.tail import Tail
