@@ -232,9 +232,11 @@ class Fleet:
         """Say more about how the server ended."""
         server.last_words = message
         server.told.set()
-        if (failure := self.failures.get(server.model)) is not None:
-            prefix = failure.message.removesuffix(message.partition("; the last lines")[0])  # "given up after ..."
-            self.failures[server.model] = msgspec.structs.replace(failure, message=prefix + message)
+        failure = self.failures.get(server.model)
+        told = message.partition("; the last lines")[0]
+        if failure is not None and failure.message.endswith(told):  # it may be of another attempt
+            given_up = failure.message.removesuffix(told)
+            self.failures[server.model] = msgspec.structs.replace(failure, message=given_up + message)
 
     # --- leases -------------------------------------------------------------------------------------------------
 

@@ -265,6 +265,8 @@ class Connection(asyncio.Protocol):
         self.arrived.set()
 
     def _fail(self, why: str) -> None:
+        if self.error is not None:
+            return  # what went wrong first is the cause; that the connection is lost follows from it
         self.error = UpstreamError(f"{self._origin} broke off: {why}", processed=True)
         if not self.head.done():
             self.head.set_exception(self.error)

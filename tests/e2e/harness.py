@@ -50,17 +50,9 @@ config = {{ keys = {{ "sha256:{KEY_HASH}" = "tester" }} }}
 
 def llama(name: str, *, memory_mb: int = 300, mode: str = "chat", model: str = "", variant: str = "") -> str:
     """A model on a real llama.cpp. `model` and `variant` are further lines of their tables."""
-    kind = '"--embedding"' if mode == "embedding" else f'"--say", "I am {name} and I speak in plain words."'
-    return f"""
-[models.{name}]
-mode = "{mode}"
-{model}
-[[models.{name}.variants]]
-required_devices = ["cpu"]
-memory_mb = {memory_mb}
-command = ["{{python}}", "{ENGINE}", "--port", "{{port}}", "--dir", "{{state_dir}}/gguf", "--name", "{name}", {kind}]
-{variant}
-"""
+    kind = ["--embedding"] if mode == "embedding" else ["--say", f"I am {name} and I speak in plain words."]
+    command = ["{python}", str(ENGINE), "--port", "{port}", "--dir", "{state_dir}/gguf", "--name", name, *kind]
+    return _model(name, mode, memory_mb, command, model, variant)
 
 
 class Sidecar:
@@ -227,7 +219,11 @@ def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE
 
 def stub(name: str, *flags: str, memory_mb: int = 100, mode: str = "chat", model: str = "", variant: str = "") -> str:
     """A model on the small server that can misbehave (tests/servers/http_server.py)."""
-    command = json.dumps(["{python}", HTTP_SERVER, "--port", "{port}", "--name", name, *flags])
+    command = ["{python}", HTTP_SERVER, "--port", "{port}", "--name", name, *flags]
+    return _model(name, mode, memory_mb, command, model, variant)
+
+
+def _model(name: str, mode: str, memory_mb: int, command: list[str], model: str, variant: str) -> str:
     return f"""
 [models.{name}]
 mode = "{mode}"
@@ -235,7 +231,7 @@ mode = "{mode}"
 [[models.{name}.variants]]
 required_devices = ["cpu"]
 memory_mb = {memory_mb}
-command = {command}
+command = {json.dumps(command)}
 {variant}
 """
 

@@ -95,10 +95,10 @@ async def test_without_hardware_there_is_no_device_and_no_problem(plugin: Script
         ([GPU, None], "got list"),
         (DeviceStatus(id="a", total_mb=10, free_mb=11), "expected 0 <= free_mb <= total_mb, got 11 of 10"),
         (DeviceStatus(id="a", total_mb=10, free_mb=-1), "expected 0 <= free_mb <= total_mb, got -1 of 10"),
-        (DeviceStatus(id="a", total_mb="10", free_mb="1"), "the npu probe failed"),  # type: ignore[arg-type]
-        (DeviceStatus(id="a", total_mb=10, free_mb=None), "the npu probe failed"),  # type: ignore[arg-type]
-        (DeviceStatus(id=7, total_mb=10, free_mb=1), "the npu probe failed"),  # type: ignore[arg-type]
-        (DeviceStatus(id="a", total_mb=10, free_mb=float("nan")), "the npu probe failed"),  # type: ignore[arg-type]
+        (DeviceStatus(id="a", total_mb="10", free_mb="1"), "the npu probe failed"),  # type: ignore[arg-type] # what untyped plugins return
+        (DeviceStatus(id="a", total_mb=10, free_mb=None), "the npu probe failed"),  # type: ignore[arg-type] # what untyped plugins return
+        (DeviceStatus(id=7, total_mb=10, free_mb=1), "the npu probe failed"),  # type: ignore[arg-type] # what untyped plugins return
+        (DeviceStatus(id="a", total_mb=10, free_mb=float("nan")), "the npu probe failed"),  # type: ignore[arg-type] # what untyped plugins return
         ([GPU, GPU], "device ids are not unique: ['GPU-1', 'GPU-1']"),
         ([DeviceStatus(), DeviceStatus(index=1)], "device ids are not unique"),
         ([DeviceStatus(), DeviceStatus(id="npu")], "device ids are not unique"),

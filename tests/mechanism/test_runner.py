@@ -292,7 +292,7 @@ async def test_one_killed_while_it_is_stopped_is_one_stopped(start: Start) -> No
 async def test_a_suspended_server_is_ended_too(start: Start) -> None:
     process = await start()
     os.kill(process.pid, signal.SIGSTOP)
-    await until(lambda: procfs.process(process.pid).state == "T", "it is suspended")  # type: ignore[union-attr]
+    await until(lambda: procfs.process(process.pid).state == "T", "it is suspended")  # type: ignore[union-attr] # it is there
     await asyncio.wait_for(process.stop(0.1), PATIENCE_S)
     assert not alive(process.pid)
 
@@ -318,7 +318,7 @@ ctypes.CDLL(None).syscall(60, 0)  # exit(2) ends the calling thread alone
 """
     process = await spawn(launch(tmp_path, sys.executable, "-c", program))
     try:
-        await until(lambda: procfs.process(process.pid).state == "Z", "its leader is a zombie")  # type: ignore[union-attr]
+        await until(lambda: procfs.process(process.pid).state == "Z", "its leader is a zombie")  # type: ignore[union-attr] # it is there
         assert not process.exited.done()
         assert [one.pid for one in process.family()] == [process.pid]
     finally:

@@ -319,3 +319,12 @@ def test_requests_that_are_cancelled_at_any_moment_leave_no_connection_behind() 
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
+
+
+async def test_what_went_wrong_first_is_what_is_told(client: Client) -> None:
+    with serving(RAW_SERVER, r"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n") as server:
+        exchange = await client.exchange("POST", server.url, (), b"{}")
+        with pytest.raises(UpstreamError, match="does not speak HTTP"):
+            async for _ in exchange.chunks():
+                pass
+        await exchange.close()
