@@ -28,6 +28,7 @@ from sidecar.core.observed import (
     Status,
 )
 from sidecar.core.plan import Start
+from sidecar.core.planner import READY
 from sidecar.mechanism.journal import Record
 from sidecar.mechanism.runner import ServerProcess
 
@@ -221,8 +222,11 @@ class Fleet:
             delay = math.inf
             message = f"given up after {count} attempts, until its manifest changes or somebody starts it: {message}"
         self.failures[server.model] = Failure(
-            model=server.model, reason=reason, message=message, count=count, retry_at=now + delay
+            model=server.model, server=server.id, reason=reason, message=message, count=count, retry_at=now + delay
         )
+        # At once, not with the next plan: whoever is refused now may look up why.
+        failed = Condition(type=READY, status=Status.FALSE, reason=reason, message=message)
+        self.conditions[server.model] = (self._dated(server.model, failed),)
         self.auto_started.discard(server.model)
         log.warning("%s: %s: %s", server.id, reason, message)
         if not served:
@@ -357,7 +361,7 @@ class Fleet:
 
     def ready(self, model: str) -> bool:
         """Whether the model's Ready condition is true."""
-        return any(c.type == "Ready" and c.status is Status.TRUE for c in self.conditions.get(model, ()))
+        return any(c.type == READY and c.status is Status.TRUE for c in self.conditions.get(model, ()))
 
     def _dated(self, model: str, condition: Condition) -> Condition:
         for before in self.conditions.get(model, ()):

@@ -92,9 +92,10 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The last attempts to run the model failed. Not tried again before retry_at."""
+    """The last attempts to run the model failed. Not tried again before retry_at. server: the last one that did."""
 
     model: str
+    server: str = ""
     reason: str
     message: str
     count: int

@@ -257,9 +257,12 @@ class _Round:
         external = self._external(name)
         if external is True:
             return Condition(type=READY, status=Status.TRUE, reason="Serving", message="an external server is healthy")
+        failure = self.failure_of.get(name)
         if server := self.server_of.get(name):
+            if failure and failure.server == server.id:
+                return _not_ready(failure.reason, failure.message)  # what is left of it is being stopped
             return self._of_server(server)
-        if (failure := self.failure_of.get(name)) and (failure.retry_at > self.now or name not in self.demand_of):
+        if failure and (failure.retry_at > self.now or name not in self.demand_of):
             return _not_ready(failure.reason, failure.message)
         variants = [variant for variant in model.variants if not variant.external]
         if not variants:
