@@ -127,6 +127,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     id: stable over restarts, a UUID where the hardware has one; the plugin's own name when left empty.
     used_mb: total - free when left out. problem: why it cannot be read; such a device is *unknown*, not gone.
+    shares: the id of the device whose memory it uses (unified memory: an integrated GPU and the machine's RAM, `cpu`).
     """
 
     total_mb: int = 0
@@ -140,6 +141,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     processes: tuple[DeviceProcess, ...] = ()
     problem: str = ""
+    shares: str = ""
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -152,7 +152,7 @@ class Servers:
         wait = Wait(
             port=server.port,
             ready=lambda: order.ready(upstream),
-            timeout_s=server.variant.load_timeout,
+            timeout_s=server.variant.load_deadline_s,
             foreign_listener=server.variant.foreign_listener,
         )
         ready = asyncio.create_task(until_ready(process, wait))

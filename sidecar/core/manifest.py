@@ -47,6 +47,7 @@ class Settings(Table, frozen=True):
     max_body: ByteSize = ByteSize(64 * 2**20)
     server_log_limit: ByteSize = ByteSize(16 * 2**20)
     drain_timeout: Duration = Duration(30)
+    allow_empty: bool = False
 
 
 class PluginDeclaration(Table, frozen=True, rename={"import_path": "import"}):
@@ -78,6 +79,8 @@ class Variant(Table, frozen=True):
     """One way to run a model: a `command` to start, or the `url` of a server that runs already.
 
     foreign_listener: the port may be served by a process that the command did not fork (a container engine's proxy).
+    exclusive_start: the engine sizes itself by the memory that is free (vLLM, SGLang), so nothing else may come or go
+    on its devices while it loads.
     """
 
     name: str = ""
@@ -86,9 +89,10 @@ class Variant(Table, frozen=True):
     command: tuple[str, ...] = ()
     env: dict[str, str] = {}
     cwd: str = ""
-    load_timeout: Duration = Duration(300)
+    load_timeout: Duration | None = None
     stop_timeout: Duration = Duration(10)
     foreign_listener: bool = False
+    exclusive_start: bool = False
     url: str = ""
     model_name: str = ""
     api_key: Secret | None = None
@@ -102,6 +106,13 @@ class Variant(Table, frozen=True):
         """(device requirement, MB) for each required device, in the manifest's order."""
         memory = self.memory_mb
         return tuple((name, memory if isinstance(memory, int) else memory[name]) for name in self.required_devices)
+
+    @property
+    def load_deadline_s(self) -> float:
+        """What `load_timeout` says, or else time by memory: two minutes, and a second for every 64 MB (a slow disk)."""
+        if self.load_timeout is not None:
+            return self.load_timeout
+        return 120.0 + sum(amount for _, amount in self.needs()) / 64
 
     def fingerprint(self) -> str:
         """Changes when, and only when, a running server of this variant would have to restart to match it."""
@@ -119,6 +130,10 @@ class Model(Table, frozen=True):
     auto_start: bool = False
     idle_timeout: Duration = Duration(600)
     queue_timeout: Duration = Duration(300)
+    max_queue: int = 256
+    max_wait: Duration = Duration(30)
+    min_residency: Duration = Duration(10)
+    loading_events: bool = False
     priority: int = 0
     pinned: bool = False
 

@@ -50,6 +50,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """A server that the sidecar started. Times are seconds of one monotonic clock.
 
     reserved_mb / observed_mb: device id to MB; a device missing from observed_mb = not known there.
+    pids: its living processes, as far as they can be seen. exclusive: nothing may come or go beside it while it starts.
     """
 
     id: str
@@ -62,6 +63,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     since: float = 0.0
     last_used: float = 0.0
+    pids: frozenset[int] = frozenset()
+    exclusive: bool = False
 
     def charged_mb(self, device: str) -> int:
         """What the ledger holds against the server: the higher of declared and observed."""
@@ -102,6 +105,21 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: float
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a variant as it is declared now, over restarts of the sidecar.
+
+    declared_mb / peak_mb: device requirement (as in required_devices) to MB; peak_mb only for what could be measured.
+    load_s: seconds from spawn to ready, a running average; 0 = it never got ready.
+    """
+
+    model: str
+    variant: str
+    fingerprint: str
+    declared_mb: dict[str, int] = {}
+    peak_mb: dict[str, int] = {}
+    load_s: float = 0.0
+
+
 class ExternalServer(msgspec.Struct, frozen=True, kw_only=True):
     """A `url` variant as last probed: watched and routed to, never started, stopped or signalled."""
 
@@ -112,7 +130,11 @@ class ExternalServer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at everything. auto_started: models whose `auto_start` has been honoured since the sidecar came up."""
+    """One look at everything.
+
+    auto_started: models whose `auto_start` has been honoured since the sidecar came up. moving: models whose server was
+    stopped only to be started elsewhere. measured: what is remembered of variants.
+    """
 
     devices: tuple[Device, ...] = ()
     servers: tuple[Server, ...] = ()
@@ -120,6 +142,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     demands: tuple[Demand, ...] = ()
     failures: tuple[Failure, ...] = ()
     auto_started: frozenset[str] = frozenset()
+    moving: frozenset[str] = frozenset()
+    measured: tuple[Measured, ...] = ()
 
 
 class Status(enum.Enum):
@@ -134,6 +158,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """A fact about a model, for people and programs. reason: one CamelCase word; message: a sentence.
 
     since: unix seconds, the time at which status or reason last changed; 0 until the control floor knows it.
+    revision: of the manifests, with which this was found.
     """
 
     type: str
@@ -141,3 +166,4 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     message: str = ""
     since: float = 0.0
+    revision: str = ""

@@ -256,7 +256,7 @@ def _check_command(variant: Variant) -> Iterator[Fault]:
             yield Fault(("env", name), 'expected the name of a variable: not empty, and without "="')
     if not any("port" in placeholders.names_in(text) for _, text in texts):
         yield Fault(("command",), "nothing says {port}: the server must listen on the port that it is given")
-    if variant.load_timeout <= 0:
+    if variant.load_timeout is not None and variant.load_timeout <= 0:
         yield Fault(("load_timeout",), "expected more than 0s")
 
 
