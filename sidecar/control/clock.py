@@ -13,3 +13,14 @@ class Clock(msgspec.Struct, frozen=True):
 
     monotonic: Callable[[], float] = time.monotonic
     unix: Callable[[], float] = time.time
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the loops look by themselves, in seconds: what wakes them makes them faster, never more correct.
+
+    resync_s: the reconciler. externals_s: the servers that somebody else runs. logs_s: the size of servers' logs.
+    """
+
+    resync_s: float = 5.0
+    externals_s: float = 5.0
+    logs_s: float = 2.0

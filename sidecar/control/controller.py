@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
-from opentelemetry.trace import Tracer
 
 from sidecar.control.activator import Activator
-from sidecar.control.clock import Clock
-from sidecar.control.fleet import Fleet, LiveServer, RefusedError
+from sidecar.control.fleet import Fleet, RefusedError
 from sidecar.control.generations import Generation, Generations
+from sidecar.control.machine import Outside
 from sidecar.control.reconciler import Reconciler
+from sidecar.control.recovery import Recovery
 from sidecar.control.revisions import Revisions, take_over
 from sidecar.control.servers import Servers
 from sidecar.control.watch import DeviceWatch, ExternalWatch, cap_logs
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
 from sidecar.core.observed import Demand, ServerState
-from sidecar.core.plan import Plan, Start
+from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
-from sidecar.mechanism import loader, procfs, source
-from sidecar.mechanism.journal import Journal, Record
-from sidecar.mechanism.lock import StateDir
-from sidecar.mechanism.runner import MARKER, stop_marked
-from sidecar.mechanism.upstream import Client
+from sidecar.mechanism.loader import Loaded
+from sidecar.mechanism.source import SourceError
 
 log = logging.getLogger(__name__)
-
-MANIFESTS_S = 0.5
-EXTERNALS_S = 5.0
-LOGS_S = 2.0
-ORPHAN_GRACE_S = 10.0
 
 
 class UnusableError(Exception):
@@ -50,27 +40,26 @@ class UnusableError(Exception):
 class Controller:
     """Everything that decides. `open` before use, `close` at the end."""
 
-    def __init__(self, root: Path, state: StateDir, client: Client, tracer: Tracer) -> None:
+    def __init__(self, root: Path, outside: Outside) -> None:
         self.root = root
-        self.client = client
-        self.tracer = tracer
-        self.clock = Clock()
+        self.client = outside.client
+        self.tracer = outside.tracer
+        self.clock = outside.clock
         self.opened_at = self.clock.monotonic()
         self.fleet = Fleet(self.clock)
         self.generations = Generations()
-        self.devices = DeviceWatch(self.clock, self.fleet.changed)
+        self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()
         self.activator = Activator(self.fleet)
         self.look_now = asyncio.Event()  # set: somebody knows that the manifests have changed
         self.hurry = asyncio.Event()  # set: whoever shuts down has no patience for requests in flight
-        self._state = state
-        self._journal = Journal(state.path)
-        self._servers = Servers(self.fleet, client, state.logs, self._journal, tracer)
-        self._externals = ExternalWatch(self.fleet, client)
-        self.reconciler = Reconciler(self.fleet, self._servers, self.devices, lambda: self.generation, tracer)
+        self._source = outside.source
+        self._timing = outside.timing
+        self._servers = Servers(outside, self.fleet)
+        self._externals = ExternalWatch(self.fleet, outside.client)
+        self.reconciler = Reconciler(outside, self.fleet, self._servers, self.devices, lambda: self.generation)
         self.reconciler.cwd = root
-        self._signature: source.Signature | None = None  # of the revision in force
-        self._seen: source.Signature | None = None  # at the last look
+        self._recovery = Recovery(outside.machine, self._servers, self.reconciler)
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -85,20 +74,19 @@ class Controller:
         """What is declared, as far as it is in force."""
         return self.generation.declaration
 
-    async def open(self, loaded: loader.Loaded, signature: source.Signature) -> None:
+    async def open(self, loaded: Loaded) -> None:
         """Take the first revision, look around once, and start the loops. Raises UnusableError."""
         if not loaded.usable:
             raise UnusableError(loaded.problems)
-        self._signature = signature
         await self._adopt(loaded)
-        await self._recover()
+        await self._recovery.run(self.declaration, self.devices.devices)
         await self._probe_externals()
         await self.reconciler.round()
         self._loops = [
             asyncio.create_task(self.reconciler.run(), name="reconcile"),
-            asyncio.create_task(self._every(MANIFESTS_S, self.refresh, self.look_now), name="manifests"),
-            asyncio.create_task(self._every(EXTERNALS_S, self._probe_externals), name="externals"),
-            asyncio.create_task(self._every(LOGS_S, self._cap_logs), name="server logs"),
+            asyncio.create_task(self._whenever(self._manifests_changed, self.refresh), name="manifests"),
+            asyncio.create_task(self._every(self._timing.externals_s, self._probe_externals), name="externals"),
+            asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
         ]
 
     async def close(self) -> None:
@@ -120,16 +108,12 @@ class Controller:
     async def refresh(self) -> bool:
         """Take over what has changed in the manifests and has held still since the last look; whether anything has."""
         try:
-            signature = await asyncio.to_thread(source.signature, self.root)
-            held_still, self._seen = signature == self._seen, signature
-            if not held_still or signature == self._signature:
-                return False
-            snapshot = await asyncio.to_thread(source.read, self.root)
-        except source.SourceError as error:
+            loaded = await self._source.read(self.declaration)
+        except SourceError as error:
             self._reject(str(error))
             return False
-        loaded = await asyncio.to_thread(loader.load, snapshot, os.environ, self.declaration)
-        self._signature = snapshot.signature
+        if loaded is None:
+            return False
         await self._adopt(loaded)
         await self._probe_externals()
         return True
@@ -163,33 +147,7 @@ class Controller:
         await server.ended.wait()
         return True
 
-    async def _recover(self) -> None:
-        """Take over the servers of the sidecar before, if they still are what is declared; stop what else it left."""
-        for record in await asyncio.to_thread(self._journal.read):
-            server = self._recorded(record)
-            if server is not None and self._servers.take_over(server, record):
-                log.info("%s: taken over (pid %d, port %d)", server.id, record.pid, record.port)
-                self.fleet.auto_started.add(server.model)
-                self._servers.begin(server, self.reconciler.order(server, self.devices.devices))
-        mark = self._servers.marker("")
-        left = await asyncio.to_thread(procfs.marked, f"{MARKER}={mark}")
-        stops = []
-        for server_id in left.keys() - self.fleet.servers.keys():
-            log.warning("%s: left behind by another sidecar, and not what is declared: stopped", server_id)
-            stops.append(stop_marked(mark + server_id, ORPHAN_GRACE_S))
-        await asyncio.gather(*stops)
-
-    def _recorded(self, record: Record) -> LiveServer | None:
-        """The recorded server, if it would have to be started just so today."""
-        model = self.declaration.models.get(record.model)
-        variants = model.variants if model is not None else ()
-        variant = next((one for one in variants if one.fingerprint() == record.fingerprint), None)
-        if variant is None or record.pid == 0:
-            return None
-        start = Start(model=record.model, variant=variant.name, devices=record.devices, reserved_mb=record.reserved_mb)
-        return LiveServer(record.id, start, variant, self.clock)
-
-    async def _adopt(self, loaded: loader.Loaded) -> None:
+    async def _adopt(self, loaded: Loaded) -> None:
         before = self.generations.current.declaration if self.generations.current else None
         declaration, self.revisions = take_over(before, loaded)
         for problem in self.revisions.problems:
@@ -220,7 +178,6 @@ class Controller:
         problem = Problem(file=str(self.root), message=message)
         if self.revisions.problems != (problem,):
             log.error("%s; what is in force stays", problem)
-        self._signature = None  # when it can be read again, it is a new revision, even if it is the same
         self.revisions = Revisions(attempted="", applied=self.declaration.revision, problems=(problem,))
 
     async def _probe_externals(self) -> None:
@@ -247,15 +204,17 @@ class Controller:
             task.cancel()
         await asyncio.gather(idle, hurry, return_exceptions=True)
 
-    async def _every(
-        self, period_s: float, work: Callable[[], Awaitable[object]], at_once: asyncio.Event | None = None
-    ) -> None:
-        at_once = at_once or asyncio.Event()
+    async def _manifests_changed(self) -> None:
+        await self._source.changed(self.look_now)
+        self.look_now.clear()
+
+    async def _every(self, period_s: float, work: Callable[[], Awaitable[object]]) -> None:
+        await self._whenever(lambda: asyncio.sleep(period_s), work)
+
+    async def _whenever(self, wait: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[object]]) -> None:
+        """For ever: what fails is logged and counted, and tried again the next time."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(period_s):
-                    await at_once.wait()
-            at_once.clear()
+            await wait()
             try:
                 await work()
             except asyncio.CancelledError:

@@ -9,238 +9,195 @@ import asyncio
 import logging
 import math
 import re
-from typing import Literal
+from collections.abc import Callable
+from random import Random
 
 import msgspec
 
-from plugin_sdk import Secret
 from sidecar.control.clock import Clock
+from sidecar.control.events import Events
+from sidecar.control.leases import Lease, RefusedError, Target, Waiters
+from sidecar.control.live import LiveServer
+from sidecar.control.measurements import Measurements
+from sidecar.core.backoff import Fall, after
+from sidecar.core.lifecycle import Cause, follow
 from sidecar.core.manifest import Model, Variant
-from sidecar.core.observed import (
-    Condition,
-    Demand,
-    Device,
-    ExternalServer,
-    Failure,
-    Observed,
-    Server,
-    ServerState,
-    Status,
-)
-from sidecar.core.plan import Start
-from sidecar.core.planner import READY
-from sidecar.mechanism.journal import Record
-from sidecar.mechanism.runner import ServerProcess
+from sidecar.core.observed import Condition, Demand, Device, ExternalServer, Failure, Observed, ServerState, Status
+from sidecar.core.planner import READY, not_ready
 
 log = logging.getLogger(__name__)
 
-Origin = Literal["managed", "external"]
+# What is recorded of a transition. A stop by eviction is told as one.
+_EVENTS = {
+    Cause.START: "Started",
+    Cause.BECAME_READY: "BecameReady",
+    Cause.DRAIN: "Draining",
+    Cause.STOP: "Stopping",
+    Cause.FAILED: "StartFailed",
+    Cause.EXITED: "Exited",
+    Cause.GONE: "Stopped",
+    Cause.GONE_TO_RETRY: "BackedOff",
+    Cause.GONE_FOR_GOOD: "Failed",
+    Cause.RESET: "Reset",
+}
+_TOLD_BY_TRANSITIONS = frozenset({"Starting", "Serving", "Draining", "Stopping", "Stopped", "NotProbed"})
 
 
-class RefusedError(Exception):
-    """The model cannot be had now. code: for programs. retry_after_s: when it is worth asking again, if ever."""
+class Memories(msgspec.Struct, frozen=True, kw_only=True):
+    """What outlives a server: what has happened, and what was measured. random: for jitter."""
 
-    def __init__(self, code: str, message: str, retry_after_s: float | None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retry_after_s = retry_after_s
-
-
-class LiveServer:
-    """A server from reservation to confirmed end."""
-
-    def __init__(self, server_id: str, start: Start, variant: Variant, clock: Clock) -> None:
-        self.id = server_id
-        self.model = start.model
-        self.variant = variant
-        self.fingerprint = variant.fingerprint()
-        self.devices = start.devices
-        self.reserved_mb = start.reserved_mb
-        self.observed_mb: dict[str, int] = {}
-        self.state = ServerState.STARTING
-        self.in_flight = 0
-        self.port = 0
-        self.process: ServerProcess | None = None
-        self.leave = asyncio.Event()  # set: stop it, whatever state it is in
-        self.left_because = ""
-        self.last_words = ""  # how it ended, when it ended by itself, with the last lines of its output
-        self.told = asyncio.Event()  # set when there are last words
-        self.idle = asyncio.Event()  # set while nothing is in flight
-        self.idle.set()
-        self.kept = False  # it outlives this sidecar
-        self.ended = asyncio.Event()  # set when its process group is gone
-        self.created_unix = clock.unix()
-        self.ready_unix = 0.0
-        self.since = self.last_used = clock.monotonic()
-
-    @property
-    def base_url(self) -> str:
-        """Where the server listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def record(self) -> Record:
-        """The server as it is written down."""
-        process = self.process
-        return Record(
-            id=self.id,
-            model=self.model,
-            variant=self.variant.name,
-            fingerprint=self.fingerprint,
-            devices=self.devices,
-            reserved_mb=self.reserved_mb,
-            port=self.port,
-            pid=process.pid if process else 0,
-            started=process.started if process else 0,
-            created_unix=self.created_unix,
-        )
-
-    def view(self) -> Server:
-        """The server as the planner sees it."""
-        return Server(
-            id=self.id,
-            model=self.model,
-            variant=self.variant.name,
-            fingerprint=self.fingerprint,
-            state=self.state,
-            reserved_mb=self.reserved_mb,
-            observed_mb=self.observed_mb,
-            in_flight=self.in_flight,
-            since=self.since,
-            last_used=self.last_used,
-        )
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request goes. cold: unix seconds from start to ready of a server that the request had to wait for."""
-
-    model: str
-    variant: str
-    base_url: str
-    upstream_model: str
-    origin: Origin
-    api_key: Secret | None = None
-    cold: tuple[float, float] | None = None
-
-
-class Lease:
-    """The right to use a server: while it is held, the server is busy and will not be stopped. Release it once."""
-
-    __slots__ = ("_fleet", "_server", "target")
-
-    def __init__(self, fleet: Fleet, server: LiveServer | None, target: Target) -> None:
-        self._fleet = fleet
-        self._server = server
-        self.target = target
-
-    async def last_words(self) -> str:
-        """How the server ended, if it has just ended by itself: it takes a moment until that is known."""
-        if self._server is None:
-            return ""
-        try:
-            async with asyncio.timeout(LAST_WORDS_S):
-                await self._server.told.wait()
-        except TimeoutError:
-            return ""  # the connection broke, the server lives
-        return self._server.last_words
-
-    def release(self) -> None:
-        """Give the server back. Further calls do nothing."""
-        if self._server is not None:
-            server, self._server = self._server, None
-            self._fleet.released(server)
-
-
-class Waiters:
-    """Those who wait for one model, since when the first of them came."""
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.futures: set[asyncio.Future[Lease]] = set()
+    events: Events
+    measurements: Measurements
+    random: Callable[[], float] = Random().random  # noqa: S311 - waiting times that should not be in step are no secret
 
 
 class Fleet:
     """All servers, all who wait, all failures. `changed` is set whenever the planner should look again."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, memories: Memories | None = None) -> None:
         self.clock = clock
+        memories = memories or Memories(events=Events(clock), measurements=Measurements(None))
+        self.events = memories.events
+        self.measurements = memories.measurements
+        self._chance = memories.random
         self.changed = asyncio.Event()
         self.servers: dict[str, LiveServer] = {}
         self.waiting: dict[str, Waiters] = {}
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[tuple[str, str], Failure] = {}  # by model and variant
         self.externals: dict[tuple[str, str, str], ExternalServer] = {}
         self.auto_started: set[str] = set()
+        self.moving: set[str] = set()  # stopped only to be started elsewhere
         self.conditions: dict[str, tuple[Condition, ...]] = {}
         self.last_transition = 0.0
         self.closing = False
+        self._server_of: dict[str, LiveServer] = {}
 
     # --- servers ------------------------------------------------------------------------------------------------
 
     def server_of(self, model: str) -> LiveServer | None:
         """The model's server, in whatever state."""
-        return next((server for server in self.servers.values() if server.model == model), None)
+        return self._server_of.get(model)
 
-    def move(self, server: LiveServer, state: ServerState) -> None:
-        """Put a server into a state."""
-        log.info("%s: %s -> %s", server.id, server.state.value, state.value)
-        server.state = state
-        server.since = self.last_transition = self.clock.monotonic()
-        self.changed.set()
+    def state_of(self, model: str) -> ServerState:
+        """Where the model is in its life (sidecar.core.lifecycle)."""
+        if server := self.server_of(model):
+            return server.state
+        failure = self.failure_of(model)
+        if failure is None or failure.retry_at <= self.clock.monotonic():
+            return ServerState.STOPPED
+        return ServerState.FAILED if failure.retry_at == math.inf else ServerState.BACKOFF
 
-    def try_stop(self, server: LiveServer, reason: str) -> bool:
+    def add(self, server: LiveServer, why: str, *, adopted: bool = False) -> None:
+        """A server is about to be started, or was taken over; its reservation stands from here on."""
+        before = self.state_of(server.model)  # one that was given up runs if it was found alive
+        server.state = ServerState.STARTING if adopted else follow(before, Cause.START)
+        self.servers[server.id] = self._server_of[server.model] = server
+        self.auto_started.add(server.model)
+        self.moving.discard(server.model)
+        self._moved(server, "Adopted" if adopted else _EVENTS[Cause.START], why)
+
+    def move(self, server: LiveServer, cause: Cause, why: str = "") -> None:
+        """Put a server into the state that follows. Raises TransitionError if there is none."""
+        before, server.state = server.state, follow(server.state, cause)
+        server.since = self.clock.monotonic()
+        log.info("%s: %s -> %s (%s)", server.id, before.value, server.state.value, why or cause.value)
+        evicted = cause is Cause.STOP and server.left_because == "Evicted"
+        self._moved(server, "Evicted" if evicted else _EVENTS[cause], why)
+
+    def drain(self, server: LiveServer, reason: str, why: str = "") -> None:
+        """Close admission; what is in flight finishes. Nothing to do for one that leaves already."""
+        if server.state in (ServerState.STARTING, ServerState.READY):
+            server.left_because = reason
+            self.move(server, Cause.DRAIN, why)
+
+    def try_stop(self, server: LiveServer, reason: str, why: str = "") -> bool:
         """Close admission and stop the server, unless something is in flight: one step, nothing can come in between."""
         if server.in_flight:
             return False
-        self.force_stop(server, reason)
+        self.force_stop(server, reason, why)
         return True
 
-    def force_stop(self, server: LiveServer, reason: str) -> None:
+    def force_stop(self, server: LiveServer, reason: str, why: str = "", cause: Cause = Cause.STOP) -> None:
         """Stop the server whatever is in flight: only a person, or the end of the sidecar, may ask for this."""
         server.left_because = server.left_because or reason
         if server.state is not ServerState.STOPPING:
-            self.move(server, ServerState.STOPPING)
+            self.move(server, cause, why)
         server.leave.set()
 
     def gone(self, server: LiveServer) -> None:
         """The server's process group is gone: its reservation is released."""
+        failure = self.failures.get((server.model, server.variant.name))
+        cause = Cause.GONE
+        if failure is not None and failure.server == server.id:
+            cause = Cause.GONE_FOR_GOOD if failure.retry_at == math.inf else Cause.GONE_TO_RETRY
+        self.move(server, cause)
         del self.servers[server.id]
+        if self._server_of.get(server.model) is server:
+            del self._server_of[server.model]
         server.ended.set()
-        self.last_transition = self.clock.monotonic()
+
+    def rename(self, server: LiveServer, model: str) -> None:
+        """The manifests call the server's model otherwise now; it goes on as it is."""
+        del self._server_of[server.model]
+        self.events.record("Renamed", model=model, server=server.id, message=f"was {server.model}")
+        log.info("%s: the model %s is called %s now", server.id, server.model, model)
+        server.model = model
+        self._server_of[model] = server
+        self.auto_started.add(model)
         self.changed.set()
 
-    def failed(self, server: LiveServer, reason: str, message: str) -> None:
-        """The server did not come up, or died.
+    def _moved(self, server: LiveServer, event: str, why: str) -> None:
+        self.last_transition = self.clock.monotonic()
+        self.events.record(event, model=server.model, server=server.id, reason=server.left_because, message=why)
+        self.changed.set()
 
-        A crash loop waits longer each time; one that had served may be tried again at once.
-        """
+    # --- failures -----------------------------------------------------------------------------------------------
+
+    def failure_of(self, model: str) -> Failure | None:
+        """The model's latest failure."""
+        found = [failure for (of, _), failure in self.failures.items() if of == model]
+        return max(found, key=lambda failure: failure.at, default=None)
+
+    def failed(self, server: LiveServer, reason: str, message: str) -> None:
+        """The server did not come up, or died. Whoever waits for it is told, unless it had served."""
         now = self.clock.monotonic()
-        before = self.failures.get(server.model)
         served = server.state is ServerState.READY
-        stable = served and now - server.since >= STABLE_S
-        count = 1 if before is None or stable else before.count + 1
-        delay = 0.0 if served and count == 1 else min(BACKOFF_MOST_S, 2.0 ** (count - 1))
-        if count >= ATTEMPTS:
-            delay = math.inf
-            message = f"given up after {count} attempts, until its manifest changes or somebody starts it: {message}"
-        self.failures[server.model] = Failure(
-            model=server.model, server=server.id, reason=reason, message=message, count=count, retry_at=now + delay
+        fall = Fall(
+            model=server.model,
+            variant=server.variant.name,
+            server=server.id,
+            reason=reason,
+            message=message,
+            served_s=now - server.since if served else None,
         )
+        key = (server.model, server.variant.name)
+        failure = self.failures[key] = after(self.failures.get(key), fall, now, self._chance())
         # At once, not with the next plan: whoever is refused now may look up why.
-        failed = Condition(type=READY, status=Status.FALSE, reason=reason, message=message)
-        self.conditions[server.model] = (self._dated(server.model, failed),)
+        self.conditions[server.model] = (self._dated(server.model, not_ready(reason, failure.message)),)
         self.auto_started.discard(server.model)
-        log.warning("%s: %s: %s", server.id, reason, message)
+        log.warning("%s: %s: %s", server.id, reason, failure.message)
         if not served:
-            self.refuse(server.model, RefusedError(code_of(reason), message, delay if delay < math.inf else None))
+            wait_s = failure.retry_at - now + self.measurements.load_estimate_s(server.model, server.variant)
+            error = RefusedError(code_of(reason), failure.message, wait_s if wait_s < math.inf else None)
+            self.refuse(server.model, error)
 
     def explain(self, server: LiveServer, message: str) -> None:
         """Say more about how the server ended."""
         server.last_words = message
         server.told.set()
-        failure = self.failures.get(server.model)
+        key = (server.model, server.variant.name)
+        failure = self.failures.get(key)
         told = message.partition("; the last lines")[0]
         if failure is not None and failure.message.endswith(told):  # it may be of another attempt
             given_up = failure.message.removesuffix(told)
-            self.failures[server.model] = msgspec.structs.replace(failure, message=given_up + message)
+            self.failures[key] = msgspec.structs.replace(failure, message=given_up + message)
+
+    def forgive(self, model: str, variant: str | None = None) -> None:
+        """Forget the failures of a model, or of one variant: it has served, or has changed, or somebody wants a try."""
+        for key in [key for key in self.failures if key[0] == model and variant in (None, key[1])]:
+            if self.failures.pop(key).retry_at == math.inf:
+                self.events.record(_EVENTS[Cause.RESET], model=model, message=f"variant {key[1]} gets a fresh try")
+            self.changed.set()
 
     # --- leases -------------------------------------------------------------------------------------------------
 
@@ -249,19 +206,16 @@ class Fleet:
         server.in_flight += 1
         server.idle.clear()
         variant = server.variant
-        return Lease(
-            self,
-            server,
-            Target(
-                model=server.model,
-                variant=variant.name,
-                base_url=server.base_url,
-                upstream_model=variant.model_name or server.model,
-                origin="managed",
-                api_key=variant.api_key,
-                cold=(server.created_unix, server.ready_unix) if cold else None,
-            ),
+        target = Target(
+            model=server.model,
+            variant=variant.name,
+            base_url=server.base_url,
+            upstream_model=variant.model_name or server.model,
+            origin="managed",
+            api_key=variant.api_key,
+            cold=(server.created_unix, server.ready_unix) if cold else None,
         )
+        return Lease(server, target, self.released)
 
     def released(self, server: LiveServer) -> None:
         """A lease came back."""
@@ -272,11 +226,20 @@ class Fleet:
         if server.in_flight == 0 and (self.waiting or server.state is ServerState.DRAINING):
             self.changed.set()
 
-    def wait(self, model: str) -> asyncio.Future[Lease]:
-        """Join those who wait for a model: the demand that makes the planner start it."""
+    def wait(self, model: str, most: int | None = None) -> asyncio.Future[Lease]:
+        """Join those who wait for a model: the demand that makes the planner start it. Raises RefusedError.
+
+        most: how many may wait; None = no matter how many.
+        """
         if self.closing:
             raise _closing()
-        waiters = self.waiting.setdefault(model, Waiters(self.clock.monotonic()))
+        waiters = self.waiting.get(model)
+        if waiters is None:
+            waiters = Waiters(self.clock.monotonic())
+        if most is not None and len(waiters.futures) >= most:
+            message = f"{len(waiters.futures)} requests wait for it already (max_queue)"
+            raise RefusedError("queue_full", message, None)
+        self.waiting[model] = waiters
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiters.futures.add(future)
         self.changed.set()
@@ -321,7 +284,7 @@ class Fleet:
             origin="external",
             api_key=variant.api_key,
         )
-        return Lease(self, None, target)
+        return Lease(None, target, self.released)
 
     def _waiters(self, model: str) -> list[asyncio.Future[Lease]]:
         waiters = self.waiting.pop(model, None)
@@ -351,6 +314,8 @@ class Fleet:
             ),
             failures=tuple(self.failures.values()),
             auto_started=frozenset(self.auto_started),
+            moving=frozenset(self.moving),
+            measured=self.measurements.all(),
         )
 
     def note(self, conditions: dict[str, tuple[Condition, ...]]) -> None:
@@ -368,6 +333,10 @@ class Fleet:
             if before.type == condition.type and (before.status, before.reason) == (condition.status, condition.reason):
                 return msgspec.structs.replace(condition, since=before.since)
         log.info("%s: %s=%s %s: %s", model, condition.type, condition.status.value, condition.reason, condition.message)
+        if condition.reason not in _TOLD_BY_TRANSITIONS:
+            self.events.record(
+                "ConditionChanged", model=model, reason=condition.reason, message=condition.message.partition("\n")[0]
+            )
         return msgspec.structs.replace(condition, since=self.clock.unix())
 
 
@@ -378,9 +347,3 @@ def _closing() -> RefusedError:
 def code_of(reason: str) -> str:
     """The `code` that programs get for a condition's reason: `LoadTimeout` becomes `load_timeout`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
-
-
-LAST_WORDS_S = 0.5
-STABLE_S = 60.0  # a server that has served for so long has not crashed in a loop
-BACKOFF_MOST_S = 60.0
-ATTEMPTS = 10  # in a row, after which a model is left alone: about five minutes of backoff

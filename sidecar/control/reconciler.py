@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from opentelemetry.trace import Tracer
-
 from sidecar.control.fleet import Fleet, LiveServer, RefusedError, code_of
 from sidecar.control.generations import Generation
+from sidecar.control.machine import Outside
 from sidecar.control.servers import Order, Servers
-from sidecar.control.watch import DeviceWatch, observe_memory
+from sidecar.control.watch import DeviceWatch
 from sidecar.core.manifest import PortRange
 from sidecar.core.observed import Device, Observed, ServerState
 from sidecar.core.plan import Action, Drain, Plan, Start, Stop
@@ -25,7 +23,6 @@ from sidecar.core.planner import HOPELESS, plan
 
 log = logging.getLogger(__name__)
 
-RESYNC_S = 5.0  # a lost event costs this much time, never correctness
 FRESH_S = 1.0  # a device reading of this age will do
 PAUSE_S = 0.02  # between two rounds, so that a burst of events is one round
 
@@ -37,13 +34,15 @@ class Reconciler:
     """Carries out plans. rounds / acted / errors: counters for status."""
 
     def __init__(
-        self, fleet: Fleet, servers: Servers, watch: DeviceWatch, generation: Callable[[], Generation], tracer: Tracer
+        self, outside: Outside, fleet: Fleet, servers: Servers, watch: DeviceWatch, generation: Callable[[], Generation]
     ) -> None:
         self._fleet = fleet
         self._servers = servers
         self._watch = watch
         self._generation = generation
-        self._tracer = tracer
+        self._random = outside.random
+        self._resync_s = outside.timing.resync_s  # a lost event costs this much time, never correctness
+        self._tracer = outside.tracer
         self.cwd = Path()
         self.last_plan = Plan()
         self.rounds = self.acted = self.errors = 0
@@ -78,13 +77,13 @@ class Reconciler:
     async def observe(self) -> Observed:
         """One look at everything."""
         devices = await self._watch.read(self._fleet.last_transition, FRESH_S)
-        await observe_memory(self._fleet.servers.values(), devices)
+        await self._watch.observe_memory(self._fleet.servers.values(), devices)
         return self._fleet.observed(devices)
 
     async def _until_something_happens(self) -> None:
         wake_at = self.last_plan.wake_at
         now = self._fleet.clock.monotonic()
-        timeout_s = RESYNC_S if wake_at is None else min(RESYNC_S, max(0.0, wake_at - now))
+        timeout_s = self._resync_s if wake_at is None else min(self._resync_s, max(0.0, wake_at - now))
         try:
             async with asyncio.timeout(timeout_s):
                 await self._fleet.changed.wait()
@@ -118,7 +117,7 @@ class Reconciler:
         generation = self._generation()
         model = generation.declaration.models[start.model]
         variant = next(variant for variant in model.variants if variant.name == start.variant)
-        server = LiveServer(f"{start.model}-{secrets.token_hex(4)}", start, variant, self._fleet.clock)
+        server = LiveServer(f"{start.model}-{self._random.getrandbits(32):08x}", start, variant, self._fleet.clock)
         self._fleet.auto_started.add(start.model)
         self._servers.begin(server, self.order(server, observed.devices))
 

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 from opentelemetry.context import Context
 from opentelemetry.trace import Status as SpanStatus
-from opentelemetry.trace import StatusCode, Tracer
+from opentelemetry.trace import StatusCode
 
 from plugin_sdk import Upstream
 from sidecar.control.fleet import Fleet, LiveServer
+from sidecar.control.machine import Outside, Running
 from sidecar.core.manifest import PortRange
 from sidecar.core.observed import Device, ServerState
 from sidecar.mechanism import placeholders
-from sidecar.mechanism.journal import Journal, Record
-from sidecar.mechanism.ports import NoPortError, Ports
-from sidecar.mechanism.readiness import NeverReadyError, Wait, until_ready
-from sidecar.mechanism.runner import Launch, ServerProcess, SpawnError, child_environment, spawn, take_over
-from sidecar.mechanism.serverlog import ServerLog
-from sidecar.mechanism.upstream import Client
+from sidecar.mechanism.journal import Record
+from sidecar.mechanism.machine import Job
+from sidecar.mechanism.ports import NoPortError
+from sidecar.mechanism.readiness import NeverReadyError, Wait
+from sidecar.mechanism.runner import SpawnError
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +51,16 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 class Servers:
     """Runs servers. One task for each; none of them waits for another."""
 
-    def __init__(self, fleet: Fleet, client: Client, logs: Path, journal: Journal, tracer: Tracer) -> None:
-        self._fleet = fleet
-        self._client = client
-        self._logs = logs
-        self._journal = journal
-        self._tracer = tracer
-        self._ports = Ports()
+    def __init__(self, outside: Outside, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._client = outside.client
+        self._machine = outside.machine
+        self._tracer = outside.tracer
         self._tasks: dict[asyncio.Task[None], LiveServer] = {}
 
     def begin(self, server: LiveServer, order: Order) -> None:
         """Start the server, whose reservation stands already."""
-        self._fleet.servers[server.id] = server
+        self.fleet.servers[server.id] = server
         task = asyncio.create_task(self._live(server, order), name=f"server {server.id}")
         self._tasks[task] = server
         task.add_done_callback(self._tasks.pop)
@@ -82,17 +79,12 @@ class Servers:
 
     def take_over(self, server: LiveServer, record: Record) -> bool:
         """Whether the recorded process is there, and proven to be the one; then `begin` goes on with it."""
-        log_files = ServerLog(self._logs, server.model)
-        server.process = take_over(record.pid, record.started, self.marker(record.id), log_files)
+        server.process = self._machine.take_over(record)
         if server.process is not None:
             server.port = record.port
             server.created_unix = record.created_unix
-            self._ports.hold(record.port)
+            self._machine.hold_port(record.port)
         return server.process is not None
-
-    def marker(self, server_id: str) -> str:
-        """What the processes of a server carry: whose they are, and which they are."""
-        return f"{self._journal.sidecar_id}:{server_id}"
 
     async def _live(self, server: LiveServer, order: Order) -> None:
         try:
@@ -101,7 +93,7 @@ class Servers:
                 await self._serve(server)
         except Exception as error:
             log.exception("%s: the server's own task failed", server.id)
-            self._fleet.failed(server, "InternalError", f"{type(error).__name__}: {error}")
+            self.fleet.failed(server, "InternalError", f"{type(error).__name__}: {error}")
         finally:
             if server.kept and server.process is not None:
                 server.process.let_go()
@@ -121,21 +113,21 @@ class Servers:
             reason, message = problem
             message = await self._with_output(server, message)
             span.set_status(SpanStatus(StatusCode.ERROR, message))
-            self._fleet.failed(server, reason, message)
+            self.fleet.failed(server, reason, message)
 
     async def _try_start(self, server: LiveServer, order: Order) -> tuple[str, str] | None:
         """Spawn and wait for ready. (reason, message) if it failed; None if it is ready, or was told to leave."""
         try:
             if server.process is None:
-                server.port = self._ports.take(order.ports)
+                server.port = self._machine.take_port(order.ports)
                 await self._record()  # the intent, before there is a process
-                server.process = await spawn(self._launch(server, order))
+                server.process = await self._machine.spawn(_job(server, order))
                 await self._record()  # its identity
             if await self._ready_or_told_to_leave(server, server.process, order):
-                server.ready_unix = self._fleet.clock.unix()
-                server.last_used = self._fleet.clock.monotonic()
-                self._fleet.move(server, ServerState.READY)
-                self._fleet.grant(server)
+                server.ready_unix = self.fleet.clock.unix()
+                server.last_used = self.fleet.clock.monotonic()
+                self.fleet.move(server, ServerState.READY)
+                self.fleet.grant(server)
         except NoPortError as error:
             return "NoPort", str(error)
         except SpawnError as error:
@@ -146,7 +138,7 @@ class Servers:
             return error.reason, str(error)
         return None
 
-    async def _ready_or_told_to_leave(self, server: LiveServer, process: ServerProcess, order: Order) -> bool:
+    async def _ready_or_told_to_leave(self, server: LiveServer, process: Running, order: Order) -> bool:
         """True: it is ready and may serve. False: it was told to leave, or to drain, in the meantime."""
         upstream = self._client.probe(server.base_url)
         wait = Wait(
@@ -155,7 +147,7 @@ class Servers:
             timeout_s=server.variant.load_deadline_s,
             foreign_listener=server.variant.foreign_listener,
         )
-        ready = asyncio.create_task(until_ready(process, wait))
+        ready = asyncio.create_task(process.until_ready(wait))
         leave = asyncio.create_task(server.leave.wait())
         try:
             await asyncio.wait((ready, leave), return_when=asyncio.FIRST_COMPLETED)
@@ -178,34 +170,34 @@ class Servers:
         finally:
             leave.cancel()
         if server.leave.is_set():
-            self._fleet.failures.pop(server.model, None)  # it served, and leaves because it was told to
+            self.fleet.failures.pop(server.model, None)  # it served, and leaves because it was told to
             return
         message = f"the server {process.exited.result()} while it was serving"
         if server.state is ServerState.READY:
-            self._fleet.failed(server, "Exited", message)
-        self._fleet.force_stop(server, "Exited")  # the route closes here, before anything else can happen
-        self._fleet.explain(server, await self._with_output(server, message))
+            self.fleet.failed(server, "Exited", message)
+        self.fleet.force_stop(server, "Exited")  # the route closes here, before anything else can happen
+        self.fleet.explain(server, await self._with_output(server, message))
 
     async def _end(self, server: LiveServer) -> None:
         """Stop what there is of it; only when its whole group is gone, give back port and memory."""
         if server.state is not ServerState.STOPPING:
-            self._fleet.force_stop(server, server.left_because or "Failed")
+            self.fleet.force_stop(server, server.left_because or "Failed")
         if server.process is not None:
             attributes = {"sidecar.model": server.model, "sidecar.reason": server.left_because}
             # A trace of its own: the one that this task belongs to began with the start, maybe days ago.
             with self._tracer.start_as_current_span("server stop", context=Context(), attributes=attributes):
                 await self._stop(server, server.process)
-        self._ports.give_back(server.port)
-        self._fleet.gone(server)
+        self._machine.give_back_port(server.port)
+        self.fleet.gone(server)
         try:
             await self._record()
         except OSError:
             log.exception("%s is gone, which cannot be written down; the next sidecar will find out", server.id)
 
     async def _record(self) -> None:
-        await self._journal.write([server.record() for server in self._fleet.servers.values()])
+        await self._machine.record([server.record() for server in self.fleet.servers.values()])
 
-    async def _stop(self, server: LiveServer, process: ServerProcess) -> None:
+    async def _stop(self, server: LiveServer, process: Running) -> None:
         """Until it has worked: the reservation must not be released before, nor be kept for ever."""
         while True:
             try:
@@ -218,25 +210,22 @@ class Servers:
     async def _with_output(self, server: LiveServer, message: str) -> str:
         if server.process is None:
             return message
-        lines = await asyncio.to_thread(server.process.log.tail)
+        lines = await server.process.last_lines()
         return "\n".join([f"{message}; the last lines of its output:", *lines[-_TOLD_LINES:]]) if lines else message
 
-    def _launch(self, server: LiveServer, order: Order) -> Launch:
-        variant = server.variant
-        values = {
-            "port": str(server.port),
-            "devices.index": ",".join(str(device.status.index) for device in order.devices),
-            "devices.uuid": ",".join(device.id for device in order.devices),
-        }
-        extra = order.visibility | variant.env
-        return Launch(
-            argv=tuple(placeholders.fill(text, values) for text in variant.command),
-            env=child_environment(
-                os.environ,
-                {key: placeholders.fill(text, values) for key, text in extra.items()},
-                self.marker(server.id),
-            ),
-            cwd=(order.cwd / placeholders.fill(variant.cwd, values)).expanduser(),
-            marker=self.marker(server.id),
-            log=ServerLog(self._logs, server.model),
-        )
+
+def _job(server: LiveServer, order: Order) -> Job:
+    variant = server.variant
+    values = {
+        "port": str(server.port),
+        "devices.index": ",".join(str(device.status.index) for device in order.devices),
+        "devices.uuid": ",".join(device.id for device in order.devices),
+    }
+    extra = order.visibility | variant.env
+    return Job(
+        server=server.id,
+        model=server.model,
+        argv=tuple(placeholders.fill(text, values) for text in variant.command),
+        env={key: placeholders.fill(text, values) for key, text in extra.items()},
+        cwd=order.cwd / placeholders.fill(variant.cwd, values),
+    )

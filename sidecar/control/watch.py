@@ -10,9 +10,9 @@ import msgspec
 
 from sidecar.control.clock import Clock
 from sidecar.control.fleet import Fleet, LiveServer
+from sidecar.control.machine import Machine, Running
 from sidecar.core.manifest import Model
 from sidecar.core.observed import Device, ExternalServer
-from sidecar.mechanism import procfs
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.upstream import Client
 
@@ -34,8 +34,9 @@ class DeviceWatch:
     late: set when a reading arrives that a plan could not wait for.
     """
 
-    def __init__(self, clock: Clock, late: asyncio.Event) -> None:
+    def __init__(self, clock: Clock, machine: Machine, late: asyncio.Event) -> None:
         self._clock = clock
+        self._machine = machine
         self._late = late
         self._awaited: set[str] = set()
         self._probers: dict[str, Prober] = {}
@@ -91,6 +92,20 @@ class DeviceWatch:
             for device in prober.devices
         )
 
+    async def observe_memory(self, servers: Iterable[LiveServer], devices: tuple[Device, ...]) -> None:
+        """Attribute devices' memory to servers, by pid.
+
+        Where a driver does not tell, or hides pids, it stays unknown.
+        """
+        running = [(server, server.process.pid) for server in servers if server.process is not None]
+        if not running:
+            return
+        families = await self._machine.families({pid for _, pid in running})
+        for server, pid in running:
+            family = families[pid]
+            server.pids = frozenset(family)
+            server.observed_mb = _observed(family, devices, server)
+
     def _is_stale(self, name: str, changed_at: float, fresh_s: float) -> bool:
         reading = self._readings.get(name)
         return reading is None or reading.began <= changed_at or self._clock.monotonic() - reading.ended > fresh_s
@@ -111,27 +126,6 @@ class DeviceWatch:
         if name in self._awaited:
             self._awaited.discard(name)
             self._late.set()
-
-
-async def observe_memory(servers: Iterable[LiveServer], devices: tuple[Device, ...]) -> None:
-    """Attribute devices' memory to servers, by pid. Where a driver does not tell, or hides pids, it stays unknown."""
-    running = [server for server in servers if server.process is not None]
-    if not running:
-        return
-    leaders = {server.process.pid for server in running if server.process is not None}
-    families = await asyncio.to_thread(_families, leaders)
-    for server in running:
-        if server.process is not None:
-            server.observed_mb = _observed(families[server.process.pid], devices, server)
-
-
-def _families(leaders: set[int]) -> dict[int, dict[int, int]]:
-    """For each session the pids of its living processes with the RAM that is theirs alone, in one pass over /proc."""
-    families: dict[int, dict[int, int]] = {leader: {} for leader in leaders}
-    for process in procfs.processes():
-        if process.alive and process.session in families:
-            families[process.session][process.pid] = procfs.private_mb(process.pid)
-    return families
 
 
 def _observed(family: dict[int, int], devices: tuple[Device, ...], server: LiveServer) -> dict[str, int]:
@@ -200,14 +194,11 @@ def _externals(models: dict[str, Model]) -> list[tuple[str, Model, int]]:
 
 async def cap_logs(servers: Iterable[LiveServer], limit_bytes: int) -> None:
     """Cut the logs of running servers that have outgrown the limit."""
-    logs = [server.process.log for server in servers if server.process is not None]
 
-    def cap() -> None:
-        for one in logs:
-            try:
-                one.cap(limit_bytes)
-            except OSError as error:
-                log.error("%s cannot be shortened: %s", one.err, error)
+    async def cap(model: str, process: Running) -> None:
+        try:
+            await process.cap_log(limit_bytes)
+        except OSError as error:
+            log.error("%s: its log cannot be shortened: %s", model, error)
 
-    if logs:
-        await asyncio.to_thread(cap)
+    await asyncio.gather(*(cap(server.model, server.process) for server in servers if server.process is not None))

@@ -12,8 +12,11 @@ import click
 import uvloop
 
 from sidecar.control.controller import Controller
+from sidecar.control.machine import Outside
 from sidecar.mechanism import loader, source
 from sidecar.mechanism.lock import StateDir, StateDirError
+from sidecar.mechanism.machine import LocalMachine
+from sidecar.mechanism.manifests import Manifests
 from sidecar.mechanism.rules import listen_address
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
@@ -62,10 +65,16 @@ async def _run(
     telemetry: Telemetry,
 ) -> None:
     client = Client()
-    controller = Controller(root, state, client, telemetry.tracer)
+    outside = Outside(
+        machine=LocalMachine(state),
+        source=Manifests(root, os.environ, snapshot.signature),
+        client=client,
+        tracer=telemetry.tracer,
+    )
+    controller = Controller(root, outside)
     shutdown = Shutdown(controller)
     try:
-        await controller.open(loaded, snapshot.signature)
+        await controller.open(loaded)
         await serve(controller, listener, shutdown)
     finally:
         listener.close()

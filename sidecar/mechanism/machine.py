@@ -1,0 +1,134 @@
+"""The machine that the sidecar runs on: processes, ports, logs and what is written down, for the control floor to use.
+
+It decides nothing. `sidecar.control.machine` says what is asked of it; a simulation answers in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from sidecar.core.manifest import PortRange
+from sidecar.mechanism import procfs, readiness, runner
+from sidecar.mechanism.journal import Journal, Record
+from sidecar.mechanism.lock import StateDir
+from sidecar.mechanism.ports import Ports
+from sidecar.mechanism.readiness import Wait
+from sidecar.mechanism.runner import MARKER, Exit, Launch, ServerProcess, child_environment, stop_marked
+from sidecar.mechanism.serverlog import ServerLog
+
+Families = dict[int, dict[int, int]]  # leader's pid to the living processes of its session, with their RAM in MB
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run for a server. env: what it gets beside the sidecar's own environment."""
+
+    server: str
+    model: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+
+
+class LocalServer:
+    """A server's processes on this machine. pid and started identify the leader; exited resolves when it has ended."""
+
+    def __init__(self, process: ServerProcess) -> None:
+        self.pid = process.pid
+        self.started = process.started
+        self.exited: asyncio.Future[Exit] = process.exited
+        self._process = process
+
+    async def until_ready(self, wait: Wait) -> None:
+        """Return once it serves. Raises NeverReadyError."""
+        await readiness.until_ready(self._process, wait)
+
+    async def stop(self, grace_s: float) -> None:
+        """TERM, after `grace_s` KILL; returns when the whole group is gone. Raises OSError."""
+        await self._process.stop(grace_s)
+
+    def let_go(self) -> None:
+        """Watch it no more, and leave it running."""
+        self._process.let_go()
+
+    async def last_lines(self) -> list[str]:
+        """The end of its output."""
+        return await asyncio.to_thread(self._process.log.tail)
+
+    async def cap_log(self, limit_bytes: int) -> None:
+        """Shorten its output if it has outgrown the limit. Raises OSError."""
+        await asyncio.to_thread(self._process.log.cap, limit_bytes)
+
+
+class LocalMachine:
+    """This machine, with a state directory of this sidecar's own."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._logs = state.logs
+        self._journal = Journal(state.path)
+        self._ports = Ports()
+
+    async def recorded(self) -> tuple[Record, ...]:
+        """The servers that the sidecar before has written down."""
+        return await asyncio.to_thread(self._journal.read)
+
+    async def record(self, records: Iterable[Record]) -> None:
+        """Write down the servers that there are, in place of those before; on disk when it returns. Raises OSError."""
+        await self._journal.write(records)
+
+    def take_port(self, allowed: PortRange) -> int:
+        """A port for a server, on which nothing listens. Raises NoPortError."""
+        return self._ports.take(allowed)
+
+    def hold_port(self, port: int) -> None:
+        """A server that was taken over has the port already."""
+        self._ports.hold(port)
+
+    def give_back_port(self, port: int) -> None:
+        """The server on the port is gone."""
+        self._ports.give_back(port)
+
+    async def spawn(self, job: Job) -> LocalServer:
+        """Start a server. Raises SpawnError."""
+        launch = Launch(
+            argv=job.argv,
+            env=child_environment(os.environ, job.env, self._marker(job.server)),
+            cwd=job.cwd.expanduser(),
+            marker=self._marker(job.server),
+            log=ServerLog(self._logs, job.model),
+        )
+        return LocalServer(await runner.spawn(launch))
+
+    def take_over(self, record: Record) -> LocalServer | None:
+        """The recorded server if it still runs and is proven to be the one, else None."""
+        log = ServerLog(self._logs, record.model)
+        process = runner.take_over(record.pid, record.started, self._marker(record.id), log)
+        return None if process is None else LocalServer(process)
+
+    async def left_behind(self) -> set[str]:
+        """The ids of all servers of this sidecar, and of those before it, that have living processes."""
+        return set(await asyncio.to_thread(procfs.marked, f"{MARKER}={self._marker('')}"))
+
+    async def stop_left_behind(self, server_id: str, grace_s: float) -> None:
+        """Stop whatever carries the server's mark."""
+        await stop_marked(self._marker(server_id), grace_s)
+
+    async def families(self, leaders: set[int]) -> Families:
+        """Who belongs to each leader, in one look at all processes."""
+        return await asyncio.to_thread(_families, leaders)
+
+    def _marker(self, server_id: str) -> str:
+        """What the processes of a server carry: whose they are, and which they are."""
+        return f"{self._journal.sidecar_id}:{server_id}"
+
+
+def _families(leaders: set[int]) -> Families:
+    families: Families = {leader: {} for leader in leaders}
+    for process in procfs.processes():
+        if process.alive and process.session in families:
+            families[process.session][process.pid] = procfs.private_mb(process.pid)
+    return families
