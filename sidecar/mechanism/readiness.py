@@ -14,6 +14,7 @@ from sidecar.mechanism.runner import ServerProcess
 PROBE_DEADLINE_S = 5.0
 _PAUSE_S = 0.02
 _PAUSE_MOST_S = 0.5
+_FROZEN_S = 0.5  # a timer that is so late tells of a loop that did not run, as after SIGSTOP
 
 
 class NeverReadyError(Exception):
@@ -33,23 +34,43 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     foreign_listener: bool = False
 
 
+class _Tries:
+    """How it went so far."""
+
+    def __init__(self) -> None:
+        self.last = "nothing listens on its port"
+        self.pause_s = _PAUSE_S
+
+
 async def until_ready(process: ServerProcess, wait: Wait) -> None:
     """Return once the server is ready. Raises NeverReadyError if it exits, is late, or a stranger has its port."""
-    last = "nothing listens on its port"
-    pause_s = _PAUSE_S
-    try:
-        async with asyncio.timeout(wait.timeout_s):
-            while not process.exited.done():
-                why_not = await _attempt(process, wait)
-                if why_not is None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait.timeout_s
+    tries = _Tries()
+    while not process.exited.done():
+        try:
+            async with asyncio.timeout_at(deadline):
+                if await _ready(process, wait, tries):
                     return
-                last = why_not
-                await asyncio.wait([process.exited], timeout=pause_s)
-                pause_s = min(pause_s * 1.3, _PAUSE_MOST_S)
-    except TimeoutError:
-        message = f"not ready within load_timeout ({wait.timeout_s:g} s): {last}"
-        raise NeverReadyError("LoadTimeout", message) from None
+        except TimeoutError:
+            frozen_s = loop.time() - deadline  # we were stopped, and it may have got ready without our seeing it
+            if frozen_s < _FROZEN_S:
+                message = f"not ready within load_timeout ({wait.timeout_s:g} s): {tries.last}"
+                raise NeverReadyError("LoadTimeout", message) from None
+            deadline = loop.time() + frozen_s
     raise NeverReadyError("Exited", f"the server {process.exited.result()} before it was ready")
+
+
+async def _ready(process: ServerProcess, wait: Wait, tries: _Tries) -> bool:
+    """Try until the server is ready (True), or has exited (False)."""
+    while not process.exited.done():
+        why_not = await _attempt(process, wait)
+        if why_not is None:
+            return True
+        tries.last = why_not
+        await asyncio.wait([process.exited], timeout=tries.pause_s)
+        tries.pause_s = min(tries.pause_s * 1.3, _PAUSE_MOST_S)
+    return False
 
 
 async def _attempt(process: ServerProcess, wait: Wait) -> str | None:
