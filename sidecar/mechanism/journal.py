@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+
+from sidecar.mechanism import durable
 
 log = logging.getLogger(__name__)
 
@@ -73,21 +74,7 @@ class Journal:
         """Replace what is recorded. Returns when it is on disk. Raises OSError."""
         content = msgspec.json.encode(_File(version=VERSION, boot_id=_boot_id(), servers=tuple(records)))
         async with self._writing:
-            await asyncio.to_thread(_replace, self._path, content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(path.name + ".new")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # the name, too
-    finally:
-        os.close(folder)
+            await asyncio.to_thread(durable.replace, self._path, content)
 
 
 def _identity(path: Path) -> str:
@@ -97,7 +84,7 @@ def _identity(path: Path) -> str:
     except FileNotFoundError:
         pass
     fresh = secrets.token_hex(8)
-    _replace(path, fresh.encode())
+    durable.replace(path, fresh.encode())
     return fresh
 
 
