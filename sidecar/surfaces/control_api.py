@@ -13,6 +13,7 @@ from litestar.handlers.base import BaseRouteHandler
 from sidecar.control.controller import Controller
 from sidecar.control.fleet import RefusedError
 from sidecar.core.names import near
+from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
 from sidecar.surfaces import guard, report
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -66,6 +67,12 @@ async def plan(state: ControlState, want: str | None = None) -> Plan:
     return state.controller.what_if(_known(state.controller, want) if want is not None else None)
 
 
+@get("/-/measurements", guards=[only_for_operators])
+async def measurements(state: ControlState) -> tuple[Measured, ...]:
+    """What variants took at most, and how long they load."""
+    return state.controller.measurements.all()
+
+
 @post("/-/models/{target:path}", guards=[only_for_operators], status_code=200)
 async def act(state: ControlState, target: str, force: bool = False) -> dict[str, str]:
     """`{name}/start` and `{name}/stop` (a name may have slashes in it, so the path is taken whole)."""
@@ -105,7 +112,7 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 def control_app(controller: Controller) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
-        route_handlers=[healthy, ready, status, devices, plan, act],
+        route_handlers=[healthy, ready, status, devices, plan, measurements, act],
         state=ControlState({"controller": controller}),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,

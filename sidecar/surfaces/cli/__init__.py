@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sidecar import __version__
+from sidecar.surfaces.cli.calibrate import calibrate
 from sidecar.surfaces.cli.local import plan, validate
 from sidecar.surfaces.cli.remote import devices, start, status, stop
 from sidecar.surfaces.cli.run import run
@@ -21,7 +22,7 @@ def main() -> None:
     """
 
 
-for command in (run, validate, plan, status, devices, start, stop):
+for command in (run, validate, plan, status, devices, start, stop, calibrate):
     main.add_command(command)
 
 __all__ = ["main"]

@@ -60,19 +60,20 @@ class Remote:
 def remote_options(command: F) -> F:
     """Adds --url, and hands the command a `remote`."""
 
-    @click.option("--url", envvar="SIDECAR_URL", help="The sidecar's address. [default: from ./manifests, or :8080]")
+    @click.option("--url", envvar="SIDECAR_URL", help="The sidecar's address. [default: from the manifests, or :8080]")
     @click.option("--token", envvar="SIDECAR_ADMIN_TOKEN", default="", help="The admin token, from another machine.")
     @functools.wraps(command)
     def with_remote(*args: Any, url: str | None, token: str, **kwargs: Any) -> Any:
-        return command(*args, remote=Remote(url or _declared_url() or DEFAULT_URL, token), **kwargs)
+        root = kwargs.get("directory") or Path("manifests")
+        return command(*args, remote=Remote(url or _declared_url(root) or DEFAULT_URL, token), **kwargs)
 
     return with_remote  # type: ignore[return-value] # click's options are attributes of the function, its type is the same
 
 
-def _declared_url() -> str | None:
-    """`listen` of the manifests in ./manifests, if there are any; nothing is checked, this only finds the way."""
+def _declared_url(root: Path) -> str | None:
+    """`listen` of the manifests in `root`, if there are any; nothing is checked, this only finds the way."""
     try:
-        files = source.read(Path("manifests").absolute()).files
+        files = source.read(root.expanduser().absolute()).files
     except source.SourceError:
         return None
     for _, content in files:
