@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from sidecar.control.fleet import Fleet, Lease, RefusedError
+from sidecar.control.fleet import Fleet
+from sidecar.control.leases import Lease, RefusedError
 from sidecar.core.manifest import Model
 from sidecar.core.observed import ServerState
+
+LEAST_S, MOST_S = 1.0, 300.0  # of what clients are told to wait before they ask again
 
 
 class Activator:
@@ -24,11 +27,14 @@ class Activator:
         return None if variant is None else self._fleet.external_lease(name, variant)
 
     async def acquire(self, name: str, model: Model) -> Lease:
-        """A lease, waiting for a cold start if need be, for `queue_timeout` at most. Raises RefusedError."""
+        """A lease, waiting for its turn and a cold start if need be. Raises RefusedError.
+
+        At most `max_queue` requests wait, each for `queue_timeout` at most.
+        """
         lease = self.try_acquire(name, model)
         if lease is not None:
             return lease
-        future = self._fleet.wait(name)
+        future = self._join(name, model)
         try:
             async with asyncio.timeout(model.queue_timeout):
                 return await asyncio.shield(future)
@@ -39,7 +45,30 @@ class Activator:
             self._fleet.give_up(name, future)
             raise
 
+    def wait_estimate_s(self, name: str, model: Model) -> float:
+        """When asking again may be worth it, from what loads of the model have taken: a guess, within bounds."""
+        now = self._fleet.clock.monotonic()
+        server = self._fleet.server_of(name)
+        managed = [variant for variant in model.variants if not variant.external]
+        variant = server.variant if server else managed[0] if managed else None
+        load_s = self._fleet.measurements.load_estimate_s(name, variant) if variant else LEAST_S
+        waiting = self._fleet.waiting.get(name)
+        if server is not None and server.state is ServerState.STARTING:
+            load_s -= now - server.since
+        elif server is None and waiting is not None:
+            load_s += max(0.0, waiting.since + model.max_wait - now)  # its turn has not come yet
+        return min(MOST_S, max(LEAST_S, load_s))
+
+    def _join(self, name: str, model: Model) -> asyncio.Future[Lease]:
+        try:
+            return self._fleet.wait(name, model.max_queue)
+        except RefusedError as error:
+            retry_after_s = error.retry_after_s or self.wait_estimate_s(name, model)
+            raise RefusedError(error.code, str(error), retry_after_s) from None
+
     def _late(self, name: str, model: Model) -> RefusedError:
-        why = "; ".join(condition.message for condition in self._fleet.conditions.get(name, ()) if condition.message)
+        conditions = self._fleet.conditions.get(name, ())
+        why = "; ".join(found.message for found in conditions[:1] if found.message)
         message = f"the model did not get its turn within queue_timeout ({model.queue_timeout:g} s)"
-        return RefusedError("queue_timeout", f"{message}: {why}" if why else message, 10.0)
+        text = f"{message}: {why}" if why else message
+        return RefusedError("queue_timeout", text, self.wait_estimate_s(name, model))

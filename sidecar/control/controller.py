@@ -10,9 +10,13 @@ from pathlib import Path
 import msgspec
 
 from sidecar.control.activator import Activator
-from sidecar.control.fleet import Fleet, RefusedError
+from sidecar.control.changes import take_over_changes
+from sidecar.control.events import Events
+from sidecar.control.fleet import Fleet, Memories
 from sidecar.control.generations import Generation, Generations
+from sidecar.control.leases import RefusedError
 from sidecar.control.machine import Outside
+from sidecar.control.measurements import Measurements
 from sidecar.control.reconciler import Reconciler
 from sidecar.control.recovery import Recovery
 from sidecar.control.revisions import Revisions, take_over
@@ -20,7 +24,7 @@ from sidecar.control.servers import Servers
 from sidecar.control.watch import DeviceWatch, ExternalWatch, cap_logs
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
-from sidecar.core.observed import Demand, ServerState
+from sidecar.core.observed import Demand
 from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
 from sidecar.mechanism.loader import Loaded
@@ -46,7 +50,10 @@ class Controller:
         self.tracer = outside.tracer
         self.clock = outside.clock
         self.opened_at = self.clock.monotonic()
-        self.fleet = Fleet(self.clock)
+        self.events = Events(self.clock, outside.state)
+        self.measurements = Measurements(outside.state)
+        memories = Memories(events=self.events, measurements=self.measurements, random=outside.random.random)
+        self.fleet = Fleet(self.clock, memories)
         self.generations = Generations()
         self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()
@@ -78,6 +85,7 @@ class Controller:
         """Take the first revision, look around once, and start the loops. Raises UnusableError."""
         if not loaded.usable:
             raise UnusableError(loaded.problems)
+        await self.events.open()
         await self._adopt(loaded)
         await self._recovery.run(self.declaration, self.devices.devices)
         await self._probe_externals()
@@ -87,6 +95,7 @@ class Controller:
             asyncio.create_task(self._whenever(self._manifests_changed, self.refresh), name="manifests"),
             asyncio.create_task(self._every(self._timing.externals_s, self._probe_externals), name="externals"),
             asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
+            asyncio.create_task(self._every(self._timing.saves_s, self.measurements.save), name="measurements"),
         ]
 
     async def close(self) -> None:
@@ -104,6 +113,8 @@ class Controller:
                 self.fleet.force_stop(server, "Shutdown")
         await self._servers.all_gone()
         await self.generations.close()
+        await self.measurements.save()
+        await self.events.close()
 
     async def refresh(self) -> bool:
         """Take over what has changed in the manifests and has held still since the last look; whether anything has."""
@@ -129,7 +140,7 @@ class Controller:
 
     async def start(self, name: str) -> None:
         """Bring a model up, forgetting earlier failures. Raises RefusedError with the reason if it does not come up."""
-        self.fleet.failures.pop(name, None)
+        self.fleet.forgive(name)
         lease = await self.activator.acquire(name, self.declaration.models[name])
         lease.release()
 
@@ -140,10 +151,9 @@ class Controller:
             return False
         self.fleet.refuse(name, RefusedError("stopped", "somebody has stopped the model", None))
         if force:
-            self.fleet.force_stop(server, "Requested")
-        elif server.state in (ServerState.STARTING, ServerState.READY):
-            server.left_because = "Requested"
-            self.fleet.move(server, ServerState.DRAINING)
+            self.fleet.force_stop(server, "Requested", "somebody has asked for it")
+        else:
+            self.fleet.drain(server, "Requested", "somebody has asked for it")
         await server.ended.wait()
         return True
 
@@ -155,29 +165,29 @@ class Controller:
         generation = await self.generations.adopt(declaration, loaded.catalog)
         await self.devices.use(self.generations.probers())
         if before is not None:
-            self._forget_changed(before, declaration)
+            if take_over_changes(self.fleet, before, declaration):
+                await self._servers.write_down()
             new = loaded.declaration.settings
             if (before.settings.listen, before.settings.state_dir) != (new.listen, new.state_dir):
                 log.warning("listen and state_dir take effect when the sidecar is started anew")
+        self.measurements.forget_unless(declaration)
+        self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
         self.fleet.changed.set()
 
-    def _forget_changed(self, before: Declaration, after: Declaration) -> None:
-        """A changed model gets a fresh try, and its server what can change without a restart."""
-        for name in before.models.keys() | after.models.keys():
-            if before.models.get(name) != after.models.get(name):
-                self.fleet.failures.pop(name, None)
-                self.fleet.auto_started.discard(name)
-        for server in self.fleet.servers.values():
-            model = after.models.get(server.model)
-            for variant in model.variants if model else ():
-                if (variant.name, variant.fingerprint()) == (server.variant.name, server.fingerprint):
-                    server.variant = variant
+    def _tell(self, declaration: Declaration) -> None:
+        problems = self.revisions.problems
+        kept = f"; in their last good form: {listed(self.revisions.kept)}" if self.revisions.kept else ""
+        message = f"{len(declaration.models)} models, {len(problems)} problems{kept}"
+        self.events.record("RevisionApplied", message=message, revision=declaration.revision)
+        for problem in problems:
+            self.events.record("ManifestProblem", message=str(problem), revision=self.revisions.attempted)
 
     def _reject(self, message: str) -> None:
         problem = Problem(file=str(self.root), message=message)
         if self.revisions.problems != (problem,):
             log.error("%s; what is in force stays", problem)
+            self.events.record("RevisionRejected", reason="SourceError", message=message)
         self.revisions = Revisions(attempted="", applied=self.declaration.revision, problems=(problem,))
 
     async def _probe_externals(self) -> None:
@@ -189,8 +199,7 @@ class Controller:
 
     async def _drain(self) -> None:
         for server in self.fleet.servers.values():
-            if server.state in (ServerState.STARTING, ServerState.READY):
-                self.fleet.move(server, ServerState.DRAINING)
+            self.fleet.drain(server, "Shutdown", "the sidecar is shutting down")
         busy = [asyncio.create_task(server.idle.wait()) for server in self.fleet.servers.values() if server.in_flight]
         hurry = asyncio.create_task(self.hurry.wait())
         idle = asyncio.gather(*busy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 from random import Random, SystemRandom
 from typing import Protocol
 
@@ -100,12 +101,16 @@ class Source(Protocol):
 
 
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the control floor is handed. random: for ids, and for waiting times that should not be in step."""
+    """All that the control floor is handed. random: for ids, and for waiting times that should not be in step.
+
+    state: the folder for events and measurements; None = they are held in memory alone.
+    """
 
     machine: Machine
     source: Source
     client: Client
     tracer: Tracer
+    state: Path | None = None
     clock: Clock = Clock()
     timing: Timing = Timing()
     random: Random = msgspec.field(default_factory=SystemRandom)

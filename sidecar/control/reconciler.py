@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-from sidecar.control.fleet import Fleet, LiveServer, RefusedError, code_of
+from sidecar.control.fleet import Fleet, code_of
 from sidecar.control.generations import Generation
+from sidecar.control.leases import RefusedError
+from sidecar.control.live import LiveServer
 from sidecar.control.machine import Outside
 from sidecar.control.servers import Order, Servers
 from sidecar.control.watch import DeviceWatch
 from sidecar.core.manifest import PortRange
-from sidecar.core.observed import Device, Observed, ServerState
+from sidecar.core.observed import Device, Observed
 from sidecar.core.plan import Action, Drain, Plan, Start, Stop
-from sidecar.core.planner import HOPELESS, plan
+from sidecar.core.planner import plan
 
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0  # a device reading of this age will do
 PAUSE_S = 0.02  # between two rounds, so that a burst of events is one round
-
-# With these a retry may help some time, though nobody knows when.
-_RETRY_AFTER_S = {"InsufficientMemory": 30.0, "DeviceUnavailable": 30.0, "ExternalUnhealthy": 5.0}
 
 
 class Reconciler:
@@ -72,12 +70,14 @@ class Reconciler:
             self._act(observed)
         self._fleet.note(self.last_plan.conditions)
         for model in list(self._fleet.waiting):
-            self._answer(model, now)
+            self._answer(model)
 
     async def observe(self) -> Observed:
         """One look at everything."""
         devices = await self._watch.read(self._fleet.last_transition, FRESH_S)
         await self._watch.observe_memory(self._fleet.servers.values(), devices)
+        for server in self._fleet.servers.values():
+            self._fleet.measurements.observed(server.model, server.variant, server.devices, server.observed_mb)
         return self._fleet.observed(devices)
 
     async def _until_something_happens(self) -> None:
@@ -102,14 +102,18 @@ class Reconciler:
         match action:
             case Start():
                 self._start(action, observed)
-            case Drain(server=server_id):
-                server = self._fleet.servers.get(server_id)
-                if server is not None and server.state in (ServerState.STARTING, ServerState.READY):
-                    self._fleet.move(server, ServerState.DRAINING)
-            case Stop(server=server_id, reason=reason):
-                server = self._fleet.servers.get(server_id)
-                if server is not None and not self._fleet.try_stop(server, reason):
-                    log.info("%s: a request came in, so it stays", server.id)
+            case Drain():
+                if server := self._fleet.servers.get(action.server):
+                    self._fleet.drain(server, action.reason, action.message)
+            case Stop():
+                if server := self._fleet.servers.get(action.server):
+                    self._stop(server, action)
+
+    def _stop(self, server: LiveServer, stop: Stop) -> None:
+        if not self._fleet.try_stop(server, stop.reason, stop.message):
+            log.info("%s: a request came in, so it stays", server.id)
+        elif stop.reason == "BetterVariant":
+            self._fleet.moving.add(server.model)
 
     def _start(self, start: Start, observed: Observed) -> None:
         if self._fleet.closing:
@@ -118,8 +122,7 @@ class Reconciler:
         model = generation.declaration.models[start.model]
         variant = next(variant for variant in model.variants if variant.name == start.variant)
         server = LiveServer(f"{start.model}-{self._random.getrandbits(32):08x}", start, variant, self._fleet.clock)
-        self._fleet.auto_started.add(start.model)
-        self._servers.begin(server, self.order(server, observed.devices))
+        self._servers.begin(server, self.order(server, observed.devices), start.message)
 
     def order(self, server: LiveServer, devices: tuple[Device, ...]) -> Order:
         """How the server is to be run by what is declared now."""
@@ -132,19 +135,13 @@ class Reconciler:
             cwd=self.cwd,
         )
 
-    def _answer(self, model: str, now: float) -> None:
+    def _answer(self, model: str) -> None:
         """Serve those who wait for the model if an external server can; tell them if waiting is no use."""
-        failure = self._fleet.failures.get(model)
         declared = self._generation().declaration.models.get(model)
         if declared is None:
             self._fleet.refuse(model, RefusedError("model_not_found", "the model is no longer declared", None))
         elif (variant := self._fleet.healthy_external(model, declared)) is not None:
             self._fleet.grant_external(model, variant)
-        elif failure is not None and failure.retry_at > now and self._fleet.server_of(model) is None:
-            retry_after_s = failure.retry_at - now if failure.retry_at < math.inf else None
-            self._fleet.refuse(model, RefusedError(code_of(failure.reason), failure.message, retry_after_s))
-        else:
-            for condition in self._fleet.conditions.get(model, ()):
-                if condition.reason in HOPELESS:
-                    retry_after_s = _RETRY_AFTER_S.get(condition.reason)
-                    self._fleet.refuse(model, RefusedError(code_of(condition.reason), condition.message, retry_after_s))
+        elif refusal := self.last_plan.refusals.get(model):
+            error = RefusedError(code_of(refusal.reason), refusal.message, refusal.retry_after_s)
+            self._fleet.refuse(model, error)

@@ -16,8 +16,10 @@ from opentelemetry.trace import Status as SpanStatus
 from opentelemetry.trace import StatusCode
 
 from plugin_sdk import Upstream
-from sidecar.control.fleet import Fleet, LiveServer
+from sidecar.control.fleet import Fleet
+from sidecar.control.live import LiveServer
 from sidecar.control.machine import Outside, Running
+from sidecar.core.lifecycle import Cause
 from sidecar.core.manifest import PortRange
 from sidecar.core.observed import Device, ServerState
 from sidecar.mechanism import placeholders
@@ -58,9 +60,9 @@ class Servers:
         self._tracer = outside.tracer
         self._tasks: dict[asyncio.Task[None], LiveServer] = {}
 
-    def begin(self, server: LiveServer, order: Order) -> None:
-        """Start the server, whose reservation stands already."""
-        self.fleet.servers[server.id] = server
+    def begin(self, server: LiveServer, order: Order, why: str = "") -> None:
+        """Take the server's reservation, then start it; or go on with it, if it was taken over."""
+        self.fleet.add(server, why, adopted=server.process is not None)
         task = asyncio.create_task(self._live(server, order), name=f"server {server.id}")
         self._tasks[task] = server
         task.add_done_callback(self._tasks.pop)
@@ -118,15 +120,19 @@ class Servers:
     async def _try_start(self, server: LiveServer, order: Order) -> tuple[str, str] | None:
         """Spawn and wait for ready. (reason, message) if it failed; None if it is ready, or was told to leave."""
         try:
+            adopted = server.process is not None
             if server.process is None:
                 server.port = self._machine.take_port(order.ports)
-                await self._record()  # the intent, before there is a process
+                await self.write_down()  # the intent, before there is a process
                 server.process = await self._machine.spawn(_job(server, order))
-                await self._record()  # its identity
+                await self.write_down()  # its identity
             if await self._ready_or_told_to_leave(server, server.process, order):
                 server.ready_unix = self.fleet.clock.unix()
                 server.last_used = self.fleet.clock.monotonic()
-                self.fleet.move(server, ServerState.READY)
+                if not adopted:
+                    load_s = server.last_used - server.since
+                    self.fleet.measurements.loaded(server.model, server.variant, load_s)
+                self.fleet.move(server, Cause.BECAME_READY)
                 self.fleet.grant(server)
         except NoPortError as error:
             return "NoPort", str(error)
@@ -170,18 +176,20 @@ class Servers:
         finally:
             leave.cancel()
         if server.leave.is_set():
-            self.fleet.failures.pop(server.model, None)  # it served, and leaves because it was told to
+            self.fleet.forgive(server.model, server.variant.name)  # it served, and leaves because it was told to
             return
         message = f"the server {process.exited.result()} while it was serving"
         if server.state is ServerState.READY:
             self.fleet.failed(server, "Exited", message)
-        self.fleet.force_stop(server, "Exited")  # the route closes here, before anything else can happen
+        self.fleet.force_stop(
+            server, "Exited", message, Cause.EXITED
+        )  # the route closes here, before anything else can happen
         self.fleet.explain(server, await self._with_output(server, message))
 
     async def _end(self, server: LiveServer) -> None:
         """Stop what there is of it; only when its whole group is gone, give back port and memory."""
         if server.state is not ServerState.STOPPING:
-            self.fleet.force_stop(server, server.left_because or "Failed")
+            self.fleet.force_stop(server, server.left_because or "Failed", cause=Cause.FAILED)
         if server.process is not None:
             attributes = {"sidecar.model": server.model, "sidecar.reason": server.left_because}
             # A trace of its own: the one that this task belongs to began with the start, maybe days ago.
@@ -190,11 +198,12 @@ class Servers:
         self._machine.give_back_port(server.port)
         self.fleet.gone(server)
         try:
-            await self._record()
+            await self.write_down()
         except OSError:
             log.exception("%s is gone, which cannot be written down; the next sidecar will find out", server.id)
 
-    async def _record(self) -> None:
+    async def write_down(self) -> None:
+        """Record which servers there are. Raises OSError."""
         await self._machine.record([server.record() for server in self.fleet.servers.values()])
 
     async def _stop(self, server: LiveServer, process: Running) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from sidecar.control.clock import Clock
-from sidecar.control.fleet import Fleet, LiveServer
+from sidecar.control.fleet import Fleet
+from sidecar.control.live import LiveServer
 from sidecar.control.machine import Machine, Running
 from sidecar.core.manifest import Model
 from sidecar.core.observed import Device, ExternalServer

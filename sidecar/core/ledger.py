@@ -3,11 +3,13 @@
 Two readings, and admission takes the lower: what the ledger says (usable - charged) and what the device says (live
 free memory - what starting servers have yet to allocate). Headroom is kept free of both; a cap narrows the ledger only,
 since it bounds what is placed, not what others use.
+
+Devices may share one memory (an integrated GPU and the machine's RAM): then both readings hold for the pool, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from sidecar.core.observed import Device, Server
 
@@ -15,59 +17,134 @@ Memory = dict[str, int]  # device id to MB
 
 
 class Ledger:
-    """Reservations per device. A device that cannot be read, or was read too long ago, has none free."""
+    """Reservations per device. A device that cannot be read, or was read too long ago, has none free.
+
+    pools: device id to the id of the device whose memory it uses; its own where it has its own.
+    """
 
     def __init__(
         self, devices: Iterable[Device], servers: Iterable[Server], caps: Mapping[str, int], headroom_mb: int
     ) -> None:
         self.devices = {device.id: device for device in devices if not device.unknown}
         self.servers = tuple(servers)
+        self.pools = {key: self._pool(device) for key, device in self.devices.items()}
+        self._members = {
+            pool: [key for key, of in self.pools.items() if of == pool] for pool in set(self.pools.values())
+        }
         self.usable: Memory = {
             key: min(max(0, device.status.total_mb - headroom_mb), caps.get(key, device.status.total_mb))
             for key, device in self.devices.items()
         }
-        self._declared_free = {
-            key: self.usable[key] - sum(server.charged_mb(key) for server in self.servers) for key in self.devices
-        }
-        self._live_free = {
-            key: device.status.free_mb - headroom_mb - sum(server.yet_to_allocate_mb(key) for server in self.servers)
-            for key, device in self.devices.items()
-        }
+        self._charged = dict.fromkeys(self.devices, 0)
+        self._yet_to_allocate = dict.fromkeys(self.devices, 0)
+        for server in self.servers:
+            for key in self._on(server):
+                self._charged[key] += server.charged_mb(key)
+                self._yet_to_allocate[key] += server.yet_to_allocate_mb(key)
+        self._live = {key: device.status.free_mb - headroom_mb for key, device in self.devices.items()}
+        self._free_now = {key: self._free(key, {}, {}) for key, one in self.devices.items() if not one.stale}
 
     def free(self, gone: Iterable[Server] = ()) -> Memory:
         """MB that a newcomer may reserve on each device, once the servers `gone` have gone.
 
         Stale devices are left out: what is not known now is promised to nobody.
         """
-        gone = tuple(gone)
+        declared: Memory = {}
+        live: Memory = {}
+        for server in gone:
+            for key in self._on(server):
+                freed_declared, freed_live = freed_mb(server, key)
+                declared[key] = declared.get(key, 0) + freed_declared
+                live[key] = live.get(key, 0) + freed_live
+        if not declared:
+            return self._free_now.copy()
+        touched = {member for key in declared for member in self._members[self.pools[key]]}
         return {
-            key: min(
-                self._declared_free[key] + sum(server.charged_mb(key) for server in gone),
-                self._live_free[key]
-                + sum(server.would_free_mb(key) + server.yet_to_allocate_mb(key) for server in gone),
-            )
-            for key, device in self.devices.items()
-            if not device.stale
+            key: self._free(key, declared, live) if key in touched else amount for key, amount in self._free_now.items()
         }
+
+    def charged_mb(self, device: str) -> int:
+        """What all servers are charged for on a device."""
+        return self._charged.get(device, 0)
+
+    def readings(self, device: str) -> tuple[int, int]:
+        """The two readings of which admission takes the lower: what the ledger leaves, and what the device has."""
+        return self._declared_free(device, {}), self._live_free(device, {})
 
     def holders(self, device: str) -> str:
         """Who holds the memory of a device, for a person: our servers by model, foreign processes by pid."""
         ours = [
-            f"{server.charged_mb(device)} MB reserved by {server.model} ({server.state.value})"
+            f"{server.charged_mb(key)} MB reserved by {server.model} ({server.state.value})"
             for server in self.servers
-            if server.charged_mb(device)
+            for key in self._members[self.pools[device]]
+            if server.charged_mb(key)
         ]
         return ", ".join(ours + self._foreign(device))
 
-    def _foreign(self, device: str) -> list[str]:
+    def foreign_mb(self, device: str) -> int | None:
+        """Memory held by processes that are not ours; None where the use of one of ours is not known."""
         status = self.devices[device].status
         used = status.used_mb if status.used_mb is not None else status.total_mb - status.free_mb
-        observed = [server.observed_mb.get(device) for server in self.servers if server.charged_mb(device)]
-        foreign = used - sum(amount or 0 for amount in observed)
-        if None in observed or foreign <= 0:
-            return []  # what is not attributed cannot be told apart from ours
-        named = [f"pid {process.pid} {process.name}".rstrip() for process in status.processes]
+        observed = [
+            server.observed_mb.get(key)
+            for server in self.servers
+            for key in self._members[self.pools[device]]
+            if server.charged_mb(key)
+        ]
+        if None in observed:
+            return None
+        return max(0, used - sum(amount or 0 for amount in observed))
+
+    def _foreign(self, device: str) -> list[str]:
+        foreign = self.foreign_mb(device)
+        if not foreign:
+            return []  # nothing, or what cannot be told apart from ours
+        own = {pid for server in self.servers for pid in server.pids}
+        others = sorted(
+            (process for process in self.devices[device].status.processes if process.pid not in own),
+            key=lambda process: (-(process.used_mb or 0), process.pid),
+        )
+        named = [
+            f"pid {process.pid} {process.name}".rstrip() + (f": {process.used_mb} MB" if process.used_mb else "")
+            for process in others
+        ]
         return [f"{foreign} MB used by others" + (f" ({', '.join(named[:5])})" if named else "")]
+
+    def _free(self, device: str, declared: Memory, live: Memory) -> int:
+        """The lower of the readings, with what is freed by device in each of them."""
+        return min(self._declared_free(device, declared), self._live_free(device, live))
+
+    def _declared_free(self, device: str, freed: Memory) -> int:
+        own = self.usable[device] - self._charged[device] + freed.get(device, 0)
+        pool = self.pools[device]
+        if len(self._members[pool]) == 1:
+            return own
+        return min(own, self.usable[pool] - self._sum(self._charged, pool) + self._sum(freed, pool))
+
+    def _live_free(self, device: str, freed: Memory) -> int:
+        pool = self.pools[device]
+        live = min(self._live[device], self._live[pool])
+        return live - self._sum(self._yet_to_allocate, pool) + self._sum(freed, pool)
+
+    def _sum(self, amounts: Memory, pool: str) -> int:
+        return sum(amounts.get(member, 0) for member in self._members[pool])
+
+    def _on(self, server: Server) -> list[str]:
+        """The readable devices that a server is charged for."""
+        return [key for key in {**server.reserved_mb, **server.observed_mb} if key in self.devices]
+
+    def _pool(self, device: Device) -> str:
+        return pool_of(device, self.devices)
+
+
+def freed_mb(server: Server, device: str) -> tuple[int, int]:
+    """What the two readings of a device gain when the server is gone."""
+    return server.charged_mb(device), server.would_free_mb(device) + server.yet_to_allocate_mb(device)
+
+
+def pool_of(device: Device, readable: Container[str]) -> str:
+    """The id of the device whose memory this one uses: the one that it shares with, if that can be read."""
+    return device.status.shares if device.status.shares in readable else device.id
 
 
 def less(memory: Memory, *claims: Mapping[str, int]) -> Memory:

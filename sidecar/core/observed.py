@@ -38,12 +38,18 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerState(enum.Enum):
-    """The states of a server that exists. A model without a server is stopped, or in backoff if a Failure says so."""
+    """The states of a model's server. `sidecar.core.lifecycle` has every way from one to another."""
 
+    STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"  # admission closed, requests in flight finish
     STOPPING = "stopping"  # signalled; the reservation is held until the process group is gone
+    BACKOFF = "backoff"  # failed; tried again after a while
+    FAILED = "failed"  # failed too often; waits for a changed manifest, or for a person
+
+
+LEAVING = (ServerState.DRAINING, ServerState.STOPPING)
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,13 +101,18 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The last attempts to run the model failed. Not tried again before retry_at. server: the last one that did."""
+    """The last attempts to run a variant failed, `count` in a row. Not tried again before retry_at; inf = given up.
+
+    server: the last one that failed. at: when it did.
+    """
 
     model: str
+    variant: str
     server: str = ""
     reason: str
     message: str
     count: int
+    at: float = 0.0
     retry_at: float
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from sidecar.core.ledger import Memory
+from sidecar.core.ledger import Memory, pool_of
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Variant
 from sidecar.core.observed import Device
 
@@ -19,42 +19,50 @@ class Placement(msgspec.Struct, frozen=True):
     reserved_mb: dict[str, int]
 
 
-class Inventory(msgspec.Struct, frozen=True):
-    """The devices that there are, and what the manifests call them: `[devices.*]` name to id, and id to cap in MB.
+class Inventory:
+    """The devices that there are, and what the manifests call them.
 
-    unresolved: declared names that no device fits, or several; they mean none, though a class may be called the same.
+    named: `[devices.*]` name to id. caps: id to MB. A declared name that no device fits, or several, means none, though
+    a class may be called the same.
     """
 
-    devices: tuple[Device, ...]
-    named: dict[str, str]
-    caps: dict[str, int]
-    unresolved: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, devices: tuple[Device, ...], declared: Mapping[str, DeviceDeclaration]) -> Inventory:
-        """Resolve the declared names. A name that fits no device, or more than one, stands for none."""
-        named: dict[str, str] = {}
-        caps: dict[str, int] = {}
+    def __init__(self, devices: tuple[Device, ...], declared: Mapping[str, DeviceDeclaration]) -> None:
+        self.devices = devices
+        self.named: dict[str, str] = {}
+        self.caps: dict[str, int] = {}
         for name, declaration in declared.items():
             found = [device for device in devices if _matches(device, declaration.match)]
             if len(found) != 1:
                 continue
-            named[name] = found[0].id
+            key = self.named[name] = found[0].id
             if declaration.memory_mb is not None:
-                caps[found[0].id] = min(declaration.memory_mb, caps.get(found[0].id, declaration.memory_mb))
-        return cls(devices, named, caps, frozenset(declared) - named.keys())
+                self.caps[key] = min(declaration.memory_mb, self.caps.get(key, declaration.memory_mb))
+        self._unresolved = frozenset(declared) - self.named.keys()
+        self._candidates: dict[str, tuple[Device, ...]] = {}
+        readable = {device.id for device in devices if not device.unknown}
+        self.pools = {device.id: pool_of(device, readable) for device in devices}
+        self.unified = len(set(self.pools.values())) < len(devices)
 
     def candidates(self, requirement: str) -> tuple[Device, ...]:
         """The devices that a requirement may mean: a declared name, an id, `class:index`, or a whole class."""
-        if requirement in self.unresolved:
-            return ()
-        wanted = self.named.get(requirement, requirement)
-        exact = tuple(device for device in self.devices if wanted in (device.id, device.label))
-        return exact or tuple(device for device in self.devices if device.device_class == requirement)
+        if requirement not in self._candidates:
+            self._candidates[requirement] = self._find(requirement)
+        return self._candidates[requirement]
 
     def label(self, device_id: str) -> str:
         """What a person calls the device."""
         return next((device.label for device in self.devices if device.id == device_id), device_id)
+
+    def labels(self, device_ids: Iterable[str]) -> str:
+        """`nvidia:0, cpu`, or `no device`."""
+        return ", ".join(map(self.label, device_ids)) or "no device"
+
+    def _find(self, requirement: str) -> tuple[Device, ...]:
+        if requirement in self._unresolved:
+            return ()
+        wanted = self.named.get(requirement, requirement)
+        exact = tuple(device for device in self.devices if wanted in (device.id, device.label))
+        return exact or tuple(device for device in self.devices if device.device_class == requirement)
 
 
 def place(variant: Variant, inventory: Inventory, free: Memory) -> Placement | None:
@@ -77,7 +85,21 @@ def place(variant: Variant, inventory: Inventory, free: Memory) -> Placement | N
     if not all(_assign(need, options, taken, set()) for need in by_size):
         return None
     devices = sorted(taken, key=lambda device: taken[device])
-    return Placement(tuple(devices), {device: needs[taken[device]][1] for device in devices})
+    placement = Placement(tuple(devices), {device: needs[taken[device]][1] for device in devices})
+    return placement if _pools_hold(placement, inventory, free) else None
+
+
+def _pools_hold(placement: Placement, inventory: Inventory, free: Memory) -> bool:
+    """Whether devices that share one memory hold what is placed on all of them together."""
+    if not inventory.unified:
+        return True
+    wanted: Memory = {}
+    room: Memory = {}
+    for device, amount in placement.reserved_mb.items():
+        pool = inventory.pools[device]
+        wanted[pool] = wanted.get(pool, 0) + amount
+        room[pool] = max(room.get(pool, 0), free[device])
+    return all(amount <= room[pool] for pool, amount in wanted.items())
 
 
 def missing(variant: Variant, inventory: Inventory) -> str:

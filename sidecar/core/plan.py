@@ -8,13 +8,17 @@ from sidecar.core.observed import Condition
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="action"):
-    """Reserve, then start a server of `variant`. devices: ids in the order of required_devices."""
+    """Reserve, then start a server of `variant`. devices: ids in the order of required_devices.
+
+    passed_over: why each earlier variant was not taken.
+    """
 
     model: str
     variant: str
     devices: tuple[str, ...]
     reserved_mb: dict[str, int]
     message: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="action"):
@@ -38,9 +42,21 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="actio
 Action = Start | Drain | Stop
 
 
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Waiting for the model is no use now. retry_after_s: when asking again may be; None = not before a change."""
+
+    reason: str
+    message: str
+    retry_after_s: float | None = None
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `plan`. conditions: by model. wake_at: when to plan again even if nothing happens; None = never."""
+    """The answer of `plan`. conditions: by model, Ready first. refusals: by model, of those that somebody waits for.
+
+    wake_at: when to plan again even if nothing happens; None = never.
+    """
 
     actions: tuple[Action, ...] = ()
     conditions: dict[str, tuple[Condition, ...]] = {}
+    refusals: dict[str, Refusal] = {}
     wake_at: float | None = None

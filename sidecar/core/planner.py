@@ -5,31 +5,39 @@ Laws (each has a test in tests/core/test_planner.py that tries to break it):
 1.  On no device do the reservations of the servers that exist and that the plan starts add up to more than is usable;
     a reservation over several devices is taken whole or not at all.
 2.  A server with requests in flight is never in a Stop. Pinned servers are never evicted, external ones never touched.
-3.  Nothing is evicted unless the newcomer then fits, and no one is evicted who could have stayed.
+3.  Nothing is evicted unless the newcomer then fits, the cheapest such set is chosen, and no one in it can be spared.
 4.  A device that cannot be read gets nothing new, and nothing on it is stopped on its account.
 5.  A model has at most one server at a time: while one exists, in whatever state, no other is started.
 6.  Memory that a waiting model is promised (by a stop under way) is given to nobody who comes after it.
 7.  Same input, same plan. A plan that is carried out leaves nothing to do.
+8.  Servers in use are drained only for a model that has waited for `max_wait`, and none within its `min_residency`.
+9.  An engine that sizes itself by what is free (`exclusive_start`) loads while nothing comes or goes beside it.
+10. A server moves to an earlier variant only when it is idle, past its residency, and nobody waits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from sidecar.core.eviction import choose, evictable
-from sidecar.core.ledger import Ledger, Memory, less, lower
+import msgspec
+
+from sidecar.core.eviction import choose
+from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model, Variant
-from sidecar.core.observed import Condition, Device, Observed, Server, ServerState, Status
-from sidecar.core.placement import Inventory, Placement, missing, place
-from sidecar.core.plan import Action, Drain, Plan, Start, Stop
-
-LEAVING = (ServerState.DRAINING, ServerState.STOPPING)
+from sidecar.core.observed import LEAVING, Condition, ExternalServer, Observed, Server, ServerState, Status
+from sidecar.core.placement import Inventory
+from sidecar.core.plan import Action, Drain, Plan, Refusal, Start, Stop
+from sidecar.core.reasons import Reasons, failed, listed_models, too_low
+from sidecar.core.room import Room
+from sidecar.core.turns import in_turn, may_go, overdue_at, resident_until
 
 READY = "Ready"  # the type of the condition that every model has
+MEMORY = "MemoryAsDeclared"  # there, and false, when a variant has taken more than it declares
 
-# Reasons of a Ready condition that waiting cannot be expected to cure: requests are refused at once.
-HOPELESS = frozenset({"Unplaceable", "InsufficientMemory", "DeviceUnavailable", "ExternalUnhealthy"})
+QUIET_S = 30.0  # a server that nobody has used for so long may move to a better variant
+
+# Where waiting cannot be expected to help requests are refused at once, and told when asking again may be worth it.
+RETRY_AFTER_S = {"Unplaceable": None, "InsufficientMemory": 30.0, "DeviceUnavailable": 30.0, "ExternalUnhealthy": 5.0}
 
 
 def plan(declared: Declaration, observed: Observed, now: float) -> Plan:
@@ -38,37 +46,46 @@ def plan(declared: Declaration, observed: Observed, now: float) -> Plan:
 
 
 class _Round:
-    """One planning: the inputs, the claims made so far, and what has been decided."""
+    """One planning: the inputs, the room that is left, and what has been decided."""
 
     def __init__(self, declared: Declaration, observed: Observed, now: float) -> None:
         self.models = declared.models
+        self.revision = declared.revision
         self.observed = observed
         self.now = now
-        self.inventory = Inventory.of(observed.devices, declared.devices)
-        self.ledger = Ledger(observed.devices, observed.servers, self.inventory.caps, declared.settings.headroom_mb)
+        self.inventory = Inventory(observed.devices, declared.devices)
+        ledger = Ledger(observed.devices, observed.servers, self.inventory.caps, declared.settings.headroom_mb)
+        self.room = Room(ledger, self.inventory)
+        self.why = Reasons(self.inventory, self.room, self.models)
         self.server_of = {server.model: server for server in observed.servers}
-        self.demand_of = {demand.model: demand for demand in observed.demands}
-        self.failure_of = {failure.model: failure for failure in observed.failures}
-        self.leaving = [server for server in observed.servers if server.state in LEAVING]
+        self.demand_of = {demand.model: demand for demand in observed.demands if demand.model in self.models}
+        self.failures = {(failure.model, failure.variant): failure for failure in observed.failures}
+        self.last_failure = {one.model: one for one in sorted(observed.failures, key=lambda one: one.at)}
+        self.probes: dict[str, list[ExternalServer]] = {}
+        for external in observed.externals:
+            self.probes.setdefault(external.model, []).append(external)
         self.draining: set[str] = set()  # servers that this plan drains
         self.contested: set[str] = set()  # devices that a model with a promise elsewhere would rather have
         self.actions: list[Action] = []
         self.conditions: dict[str, Condition] = {}
+        self.refusals: dict[str, Refusal] = {}
         self.wakes: list[float] = []
-        self.claimed: Memory = {}  # by starts of this plan
-        self.promised: Memory = {}  # to models that wait for a stop under way
 
     def run(self) -> Plan:
         for server in self.observed.servers:
             self._retire(server)
         for name in self._wanted():
             self._serve(name, self.models[name])
+        if not self.demand_of:
+            for server in self.observed.servers:
+                self._improve(server)
         for name, model in self.models.items():
             if name not in self.conditions:
                 self.conditions[name] = self._at_rest(name, model)
         return Plan(
             actions=tuple(self.actions),
-            conditions={name: (self.conditions[name],) for name in self.models},
+            conditions=self._all_conditions(),
+            refusals=self.refusals,
             wake_at=min((wake for wake in self.wakes if wake > self.now), default=None),
         )
 
@@ -81,7 +98,7 @@ class _Round:
         if server.state in LEAVING:
             return
         if change := self._outdated(server):
-            self._leave(Drain(model=server.model, server=server.id, reason="ManifestChanged", message=change), server)
+            self._drain(server, "ManifestChanged", change)
         elif server.state is ServerState.READY and server.model not in self.demand_of:
             self._stop_if_idle(server, self.models[server.model])
 
@@ -99,216 +116,252 @@ class _Round:
             return
         used = self.now if server.in_flight else server.last_used  # a busy one cannot expire before now + idle_timeout
         expires = used + model.idle_timeout
-        if self.now >= expires:
-            self._stop(server, "Idle", f"unused for {self.now - server.last_used:.0f} s")
-        else:
+        if self.now < expires:
             self.wakes.append(expires)
+        elif not self.room.closed(server):
+            self._stop(server, "Idle", f"unused for {self.now - server.last_used:.0f} s")
 
     def _stop(self, server: Server, reason: str, message: str) -> None:
-        self._leave(Stop(model=server.model, server=server.id, reason=reason, message=message), server)
+        self.actions.append(Stop(model=server.model, server=server.id, reason=reason, message=message))
+        self.room.leave(server)
 
-    def _leave(self, action: Stop | Drain, server: Server) -> None:
-        self.actions.append(action)
-        if isinstance(action, Drain):
-            self.draining.add(server.id)
-        if server not in self.leaving:
-            self.leaving.append(server)
+    def _drain(self, server: Server, reason: str, message: str) -> None:
+        self.actions.append(Drain(model=server.model, server=server.id, reason=reason, message=message))
+        self.draining.add(server.id)
+        self.room.leave(server)
 
     # --- models that should come --------------------------------------------------------------------------------
 
     def _wanted(self) -> list[str]:
-        """Models that somebody asked for or that start by themselves: by priority, then by who has waited longest."""
+        """Models that somebody asked for, that start by themselves, or that are on their way to another variant."""
         automatic = {
             name for name, model in self.models.items() if model.auto_start and name not in self.observed.auto_started
         }
-        names = (automatic | set(self.demand_of)) & set(self.models)
-
-        def turn(name: str) -> tuple[int, float, str]:
-            demand = self.demand_of.get(name)
-            return (-self.models[name].priority, demand.since if demand else float("inf"), name)
-
-        return sorted(names, key=turn)
+        names = automatic | self.demand_of.keys() | (self.observed.moving & self.models.keys())
+        return in_turn(names, self.models, self.demand_of, self.now)
 
     def _serve(self, name: str, model: Model) -> None:
         if self._external(name) is True:
             return
         server = self.server_of.get(name)
-        if server is not None and server not in self.leaving:
+        if server is not None and not self.room.leaves(server):
             return  # _at_rest says how it is
-        failure = self.failure_of.get(name)
-        if failure and failure.retry_at > self.now:
-            if failure.retry_at < math.inf:
-                self.wakes.append(failure.retry_at)
-            return
-        variants = [variant for variant in model.variants if not variant.external]
-        if server is not None:
+        managed = [variant for variant in model.variants if not variant.external]
+        variants = [variant for variant in managed if not self._backs_off(name, variant)]
+        if not variants:
+            self._refuse_failed(name, managed)
+        elif server is not None:
             self._promise(variants)
-            return
-        if variants and not (self._start(name, variants) or self._await(name, variants)):
+        elif not (self._start(name, managed, variants) or self._await(name, variants)):
             self._make_room(name, variants)
 
-    def _start(self, name: str, variants: list[Variant]) -> bool:
+    def _backs_off(self, name: str, variant: Variant) -> bool:
+        failure = self.failures.get((name, variant.name))
+        if failure is None or failure.retry_at <= self.now:
+            return False
+        if failure.retry_at < math.inf:
+            self.wakes.append(failure.retry_at)
+        return True
+
+    def _refuse_failed(self, name: str, managed: list[Variant]) -> None:
+        """Every variant has failed and is not due yet."""
+        failure = self.last_failure.get(name)
+        if managed and failure is not None:
+            soonest = min(self.failures[name, variant.name].retry_at for variant in managed)
+            self._refuse(name, failure.reason, failure.message, soonest - self.now if soonest < math.inf else None)
+        elif not managed and (why := self._external(name)) is not None:
+            self._refuse(name, "ExternalUnhealthy", str(why), RETRY_AFTER_S["ExternalUnhealthy"])
+
+    def _start(self, name: str, managed: list[Variant], variants: list[Variant]) -> bool:
         """Start the first variant that fits what is free now and is promised to nobody."""
-        now = less(self.ledger.free(), self.claimed)
-        soon = less(self.ledger.free(self.leaving), self.claimed, self.promised)
-        free = lower(now, soon)
         for variant in variants:
-            if placement := place(variant, self.inventory, free):
-                self._claim(self.claimed, placement)
-                on = self._labels(placement.devices)
-                self.actions.append(
-                    Start(
-                        model=name,
-                        variant=variant.name,
-                        devices=placement.devices,
-                        reserved_mb=placement.reserved_mb,
-                        message=f"variant {variant.name} fits on {on}",
-                    )
+            placement = self.room.place_now(variant)
+            if placement is None:
+                continue
+            passed_over = self._passed_over(name, managed[: managed.index(variant)])
+            self.room.claim(variant, placement)
+            on = self.inventory.labels(placement.devices)
+            instead = f"; passed over: {'; '.join(passed_over)}" if passed_over else ""
+            self.actions.append(
+                Start(
+                    model=name,
+                    variant=variant.name,
+                    devices=placement.devices,
+                    reserved_mb=placement.reserved_mb,
+                    message=f"variant {variant.name} fits on {on}{instead}",
+                    passed_over=passed_over,
                 )
-                self._say(name, "Starting", f"starting variant {variant.name} on {on}")
-                return True
+            )
+            self._say(name, "Starting", f"starting variant {variant.name} on {on}")
+            return True
         return False
 
-    def _promise(self, variants: list[Variant]) -> bool:
-        """Keep room for the first variant that fits once the stops under way are done."""
-        soon = less(self.ledger.free(self.leaving), self.claimed, self.promised)
+    def _passed_over(self, name: str, earlier: list[Variant]) -> tuple[str, ...]:
+        reasons = []
+        for variant in earlier:
+            failure = self.failures.get((name, variant.name))
+            backs_off = failure is not None and failure.retry_at > self.now
+            reasons.append(failed(failure, self.now) if failure and backs_off else self.why.shortage(variant))
+        return tuple(reasons)
+
+    def _promise(self, variants: list[Variant]) -> Variant | None:
+        """Keep room for the first variant that fits once the stops and loads under way are done."""
         for position, variant in enumerate(variants):
-            if placement := place(variant, self.inventory, soon):
-                self._claim(self.promised, placement)
-                preferred = {device.id for other in variants[:position] for device in self._candidates(other)}
-                elsewhere = {device.id for device in self._candidates(variant)} - set(placement.devices)
-                self.contested |= preferred | elsewhere
-                return True
-        return False
+            if placement := self.room.place_soon(variant):
+                self.room.promise(variant, placement)
+                preferred = {device for other in variants[:position] for device in self._devices(other)}
+                self.contested |= preferred | (self._devices(variant) - set(placement.devices))
+                return variant
+        return None
 
     def _await(self, name: str, variants: list[Variant]) -> bool:
-        """Wait, if there will be room once the stops under way are done."""
-        if not self._promise(variants):
+        """Wait, if there will be room once the stops and loads under way are done."""
+        variant = self._promise(variants)
+        if variant is None:
             return False
-        leaving = ", ".join(sorted({server.model for server in self.leaving}))
-        self._say(name, "WaitingForMemory", f"waits until {leaving} has stopped")
+        leaving = sorted({server.model for server in self.room.leaving})
+        loading = sorted({server.model for server in self.room.starting_on(variant)})
+        if leaving:
+            self._say(name, "WaitingForMemory", f"waits until {', '.join(leaving)} has stopped")
+        else:
+            who = ", ".join(loading) or "another model"
+            self._say(name, "WaitingForStart", f"waits until {who} has loaded: exclusive_start")
         return True
 
     def _make_room(self, name: str, variants: list[Variant]) -> None:
+        """Evict who is idle; for an overdue model, drain who is not."""
+        demand = self.demand_of.get(name)
+        overdue = demand is not None and overdue_at(demand, self.models) <= self.now
         candidates = [
             server
-            for server in evictable(self.observed.servers, self.models)
-            if server not in self.leaving and server.model not in self.demand_of
+            for server in self.observed.servers
+            if demand is not None  # auto_start takes free room; it does not push others out
+            and not self.room.leaves(server)
+            and not self.room.closed(server)
+            and may_go(server, self.models, self.demand_of, self.now, overdue=overdue)
         ]
-        if name not in self.demand_of:
-            candidates = []  # auto_start takes free room; it does not push others out
         for variant in variants:
-            if any(device.id in self.contested for device in self._candidates(variant)):
+            if self.contested & self._devices(variant):
                 continue  # whoever comes first could move in there, and the eviction would have been in vain
-            victims = choose(candidates, lambda gone, variant=variant: self._fits(variant, gone))  # type: ignore[misc] # mypy cannot infer a lambda with a default
-            if victims:
-                for victim in victims:
-                    self._stop(victim, "Evicted", f"makes room for {name} (variant {variant.name})")
+            if victims := self._victims(variant, candidates):
+                self._evict(victims, f"makes room for {name} (variant {variant.name})")
                 self._await(name, [variant])
                 return
-        self.conditions[name] = self._refusal(variants)
+        self._wait_or_refuse(name, variants)
 
-    def _fits(self, variant: Variant, gone: Iterable[Server]) -> bool:
-        free = less(self.ledger.free([*self.leaving, *gone]), self.claimed, self.promised)
-        return place(variant, self.inventory, free) is not None
+    def _victims(self, variant: Variant, candidates: list[Server]) -> list[Server] | None:
+        return choose(candidates, lambda gone: self.room.place_soon(variant, gone) is not None)
 
-    # --- explanations -------------------------------------------------------------------------------------------
+    def _evict(self, victims: list[Server], message: str) -> None:
+        for victim in victims:
+            if victim.in_flight:
+                self._drain(victim, "TurnOver", message)
+            else:
+                self._stop(victim, "Evicted", message)
 
-    def _refusal(self, variants: list[Variant]) -> Condition:
-        """Why no variant can be had now, the most hopeful reason of them all."""
-        unread = [device for variant in variants for device in self._candidates(variant) if device.stale]
-        if unread:
-            return _not_ready("WaitingForReading", f"waits until {unread[0].label} has been read again")
-        message = "; ".join(self._shortage(variant) for variant in variants)
-        movable = [server for server in self.observed.servers if not self._pinned(server)]
-        room = self.ledger.free([*self.leaving, *(server for server in movable if server not in self.leaving)])
-        if any(place(variant, self.inventory, room) for variant in variants):
-            busy = listed_models(server for server in movable if server.in_flight or server.model in self.demand_of)
-            return _not_ready("WaitingForMemory", f"waits for {busy or 'its turn'}; {message}")
-        return _not_ready(self._hopeless_reason(variants), message)
+    def _wait_or_refuse(self, name: str, variants: list[Variant]) -> None:
+        if unread := self.why.stale(variants):
+            self._say(name, "WaitingForReading", f"waits until {unread.label} has been read again")
+            return
+        shortage = "; ".join(map(self.why.shortage, variants))
+        if reason := self.why.hopeless(variants):
+            self._refuse(name, reason, shortage, RETRY_AFTER_S[reason])
+            return
+        others = [one for one in self.observed.servers if one.model != name and not self.room.leaves(one)]
+        in_use = [one for one in others if one.in_flight or one.model in self.demand_of]
+        message = f"waits for {listed_models(in_use or others) or 'its turn'}{self._turn(name, others)}; {shortage}"
+        self._say(name, "WaitingForMemory", message)
 
-    def _hopeless_reason(self, variants: list[Variant]) -> str:
-        if all(missing(variant, self.inventory) for variant in variants):
-            return "DeviceUnavailable"
-        if not any(place(variant, self.inventory, self.ledger.usable) for variant in variants):
-            return "Unplaceable"
-        return "InsufficientMemory"
+    def _turn(self, name: str, others: list[Server]) -> str:
+        """When it is its turn at the latest; the plan is made anew then, and when a residency ends."""
+        demand = self.demand_of.get(name)
+        if demand is None:
+            return ""
+        ends = [resident_until(one, self.models) for one in others if one.state is ServerState.READY]
+        turn = max(overdue_at(demand, self.models), min(ends, default=self.now))
+        self.wakes += [*ends, overdue_at(demand, self.models)]
+        return f", for {turn - self.now:.0f} s at most" if turn > self.now else ""
 
-    def _shortage(self, variant: Variant) -> str:
-        if lacking := missing(variant, self.inventory):
-            return f"variant {variant.name}: {lacking}"
-        free = less(self.ledger.free(), self.claimed)
-        lines = dict.fromkeys(self._room_on(device, free) for device in self._candidates(variant))
-        wanted = ", ".join(f"{amount} MB on {requirement}" for requirement, amount in variant.needs())
-        return f"variant {variant.name} needs {wanted}: {'; '.join(lines)}"
+    def _improve(self, server: Server) -> None:
+        """Move an idle server to an earlier variant that has room by now."""
+        model = self.models.get(server.model)
+        if model is None or server.state is not ServerState.READY or self.room.leaves(server):
+            return
+        idle = server.in_flight == 0 and self.now - server.last_used >= QUIET_S
+        if not idle or resident_until(server, self.models) > self.now or self.room.closed(server):
+            return
+        for variant in model.variants:
+            if variant.name == server.variant:
+                return
+            if variant.external or (server.model, variant.name) in self.failures:
+                continue  # one that has failed is tried again when there is no other server to lose
+            if placement := self.room.place_soon(variant, [server]):
+                self._stop(server, "BetterVariant", f"moves to variant {variant.name}, which has room now")
+                self.room.promise(variant, placement)
+                return
 
-    def _candidates(self, variant: Variant) -> list[Device]:
-        return [device for name in variant.required_devices for device in self.inventory.candidates(name)]
+    # --- conditions ---------------------------------------------------------------------------------------------
 
-    def _room_on(self, device: Device, free: Memory) -> str:
-        if device.unknown:
-            return f"{device.label} cannot be read ({device.unknown})"
-        holders = self.ledger.holders(device.id)
-        held = f" ({holders})" if holders else ""
-        return f"{device.label} has {max(0, free[device.id])} of {self.ledger.usable[device.id]} usable MB free{held}"
+    def _all_conditions(self) -> dict[str, tuple[Condition, ...]]:
+        found = {name: [self.conditions[name]] for name in self.models}
+        for measured in self.observed.measured:
+            if measured.model in found and (message := too_low(measured)):
+                found[measured.model].append(
+                    Condition(type=MEMORY, status=Status.FALSE, reason="DeclaredTooLow", message=message)
+                )
+        return {
+            name: tuple(msgspec.structs.replace(one, revision=self.revision) for one in conditions)
+            for name, conditions in found.items()
+        }
 
     def _at_rest(self, name: str, model: Model) -> Condition:
         """The condition of a model about which nothing was decided in this round."""
         external = self._external(name)
         if external is True:
             return Condition(type=READY, status=Status.TRUE, reason="Serving", message="an external server is healthy")
-        failure = self.failure_of.get(name)
+        failure = self.last_failure.get(name)
         if server := self.server_of.get(name):
             if failure and failure.server == server.id:
-                return _not_ready(failure.reason, failure.message)  # what is left of it is being stopped
+                return not_ready(failure.reason, failure.message)  # what is left of it is being stopped
             return self._of_server(server)
         if failure and (failure.retry_at > self.now or name not in self.demand_of):
-            return _not_ready(failure.reason, failure.message)
+            return not_ready(failure.reason, failure.message)
         variants = [variant for variant in model.variants if not variant.external]
         if not variants:
-            return _not_ready("ExternalUnhealthy", external) if external else _not_ready("NotProbed", "not probed yet")
-        if not any(place(variant, self.inventory, self.ledger.usable) for variant in variants):
-            return self._refusal(variants)
-        return _not_ready("Stopped", "starts on demand")
+            return not_ready("ExternalUnhealthy", external) if external else not_ready("NotProbed", "not probed yet")
+        if not self.why.fits_machine(variants):
+            reason = self.why.hopeless(variants)
+            return not_ready(reason or "DeviceUnavailable", "; ".join(map(self.why.shortage, variants)))
+        return not_ready("Stopped", "starts on demand")
 
     def _of_server(self, server: Server) -> Condition:
-        on = self._labels(tuple(server.reserved_mb))
-        text = f"variant {server.variant} on {on}"
-        if server.state is ServerState.READY and server not in self.leaving:
+        text = f"variant {server.variant} on {self.inventory.labels(server.reserved_mb)}"
+        if server.state is ServerState.READY and not self.room.leaves(server):
             return Condition(type=READY, status=Status.TRUE, reason="Serving", message=text)
         if server.id in self.draining:
-            return _not_ready("Draining", text)
+            return not_ready("Draining", text)
         states = {ServerState.STARTING: "Starting", ServerState.DRAINING: "Draining"}
-        return _not_ready(states.get(server.state, "Stopping"), text)
+        return not_ready(states.get(server.state, "Stopping"), text)
 
     def _external(self, name: str) -> bool | str | None:
         """True: a url variant is healthy. Text: why none is. None: there is none, or none was probed yet."""
-        probes = [external for external in self.observed.externals if external.model == name]
+        probes = self.probes.get(name, [])
         if any(external.healthy for external in probes):
             return True
         return "; ".join(f"{external.variant}: {external.message}" for external in probes) or None
 
-    def _pinned(self, server: Server) -> bool:
-        model = self.models.get(server.model)
-        return model is not None and model.pinned
-
-    def _labels(self, devices: tuple[str, ...]) -> str:
-        return ", ".join(self.inventory.label(device) for device in devices) or "no device"
+    def _devices(self, variant: Variant) -> set[str]:
+        return {device.id for name in variant.required_devices for device in self.inventory.candidates(name)}
 
     def _say(self, name: str, reason: str, message: str) -> None:
-        self.conditions[name] = _not_ready(reason, message)
+        self.conditions[name] = not_ready(reason, message)
 
-    def _claim(self, claims: Memory, placement: Placement) -> None:
-        for device, amount in placement.reserved_mb.items():
-            claims[device] = claims.get(device, 0) + amount
-
-
-def listed_models(servers: Iterable[Server]) -> str:
-    """`a (2 in flight), b`."""
-    return ", ".join(
-        f"{server.model} ({server.in_flight} in flight)" if server.in_flight else server.model for server in servers
-    )
+    def _refuse(self, name: str, reason: str, message: str, retry_after_s: float | None) -> None:
+        self._say(name, reason, message)
+        if name in self.demand_of:
+            self.refusals[name] = Refusal(reason=reason, message=message, retry_after_s=retry_after_s)
 
 
-def _not_ready(reason: str, message: str) -> Condition:
+def not_ready(reason: str, message: str) -> Condition:
+    """A Ready condition that is false."""
     return Condition(type=READY, status=Status.FALSE, reason=reason, message=message)

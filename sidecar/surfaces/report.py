@@ -84,7 +84,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: Declaration) -> tuple[DeviceReport, ...]:
     """The devices with what is reserved on them."""
-    inventory = Inventory.of(found, declared.devices)
+    inventory = Inventory(found, declared.devices)
     usable = Ledger(found, servers, inventory.caps, declared.settings.headroom_mb).usable
     return tuple(
         DeviceReport(

@@ -118,12 +118,12 @@ def observe(*seen: Device | Server | Demand | Failure | ExternalServer, auto_sta
     )
 
 
-def want(name: str, since: float = 0) -> Demand:
+def want(name: str, since: float = NOW) -> Demand:
     return Demand(name, since)
 
 
-def failure(name: str, retry_at: float, reason: str = "Exited") -> Failure:
-    return Failure(model=name, reason=reason, message="exit code 1", count=1, retry_at=retry_at)
+def failure(name: str, retry_at: float, reason: str = "Exited", variant: str = "v") -> Failure:
+    return Failure(model=name, variant=variant, reason=reason, message="exit code 1", count=1, retry_at=retry_at)
 
 
 def decide(declared: Declaration, *seen: Device | Server | Demand | Failure | ExternalServer, now: float = NOW) -> Plan:

@@ -175,5 +175,5 @@ def _externals(draw: st.DrawFn, models: dict[str, Model]) -> tuple[ExternalServe
 def _failures(draw: st.DrawFn, models: dict[str, Model]) -> tuple[Failure, ...]:
     in_s = draw(st.sampled_from((None, None, -5, 0, 5)))
     name = draw(st.sampled_from(tuple(models)))
-    failed = Failure(model=name, reason="Exited", message="exit code 1", count=1, retry_at=NOW + (in_s or 0))
+    failed = Failure(model=name, variant="v0", reason="Exited", message="exit code 1", count=1, retry_at=NOW + (in_s or 0))
     return () if in_s is None else (failed,)

@@ -6,7 +6,7 @@ import pytest
 
 from plugin_sdk import DeviceProcess
 from sidecar.core.observed import Device, ExternalServer, Failure, Status
-from sidecar.core.planner import HOPELESS
+from sidecar.core.planner import RETRY_AFTER_S
 from tests.core.build import (
     DRAINING,
     GPU0,
@@ -265,4 +265,4 @@ def test_a_failure_that_may_be_retried_does_not_hide_a_lack_of_memory() -> None:
 
 
 def test_only_reasons_that_waiting_does_not_cure_are_hopeless() -> None:
-    assert frozenset({"Unplaceable", "InsufficientMemory", "DeviceUnavailable", "ExternalUnhealthy"}) == HOPELESS
+    assert frozenset({"Unplaceable", "InsufficientMemory", "DeviceUnavailable", "ExternalUnhealthy"}) == frozenset(RETRY_AFTER_S)

@@ -12,7 +12,7 @@ from sidecar.core.placement import Inventory, Placement, missing, place
 from tests.core.build import GPU0, GPU1, GPU2, cpu, gpu, laws, named, variant
 
 IDS = (GPU0, GPU1, GPU2, "cpu")
-INVENTORY = Inventory.of((gpu(GPU0), gpu(GPU1), gpu(GPU2), cpu()), {"mine": named(uuid=GPU2)})
+INVENTORY = Inventory((gpu(GPU0), gpu(GPU1), gpu(GPU2), cpu()), {"mine": named(uuid=GPU2)})
 REQUIREMENTS = st.sampled_from(("gpu", "gpu:0", "gpu:1", GPU1, "mine", "cpu", "tpu"))
 NEEDS = st.lists(st.tuples(REQUIREMENTS, st.integers(1, 6)), min_size=1, max_size=4, unique_by=lambda need: need[0])
 FREE = st.dictionaries(st.sampled_from(IDS), st.integers(-1, 6))
@@ -100,7 +100,7 @@ def test_a_requirement_is_a_class_an_index_an_id_or_a_declared_name() -> None:
 
 
 def test_slices_that_share_an_index_are_all_meant_by_it() -> None:
-    slices = Inventory.of((gpu("MIG-a", index=0), gpu("MIG-b", index=0), gpu(GPU1)), {})
+    slices = Inventory((gpu("MIG-a", index=0), gpu("MIG-b", index=0), gpu(GPU1)), {})
     assert meant(slices, "gpu:0") == ["MIG-a", "MIG-b"]
 
 
@@ -112,23 +112,23 @@ def test_devices_are_matched_by_all_that_is_given() -> None:
         "little": named(name="*L4", device_class="gpu"),
         "host": named(device_class="cpu"),
     }
-    assert Inventory.of(devices, declared).named == {"second": GPU1, "little": GPU2, "host": "cpu"}
+    assert Inventory(devices, declared).named == {"second": GPU1, "little": GPU2, "host": "cpu"}
 
 
 def test_a_name_that_fits_several_devices_or_none_stands_for_none() -> None:
-    inventory = Inventory.of((gpu(GPU0), gpu(GPU1)), {"any": named(device_class="gpu"), "lost": named(uuid="GPU-x")})
+    inventory = Inventory((gpu(GPU0), gpu(GPU1)), {"any": named(device_class="gpu"), "lost": named(uuid="GPU-x")})
     assert inventory.named == {}
     assert meant(inventory, "any") == meant(inventory, "lost") == []
 
 
 def test_a_name_that_fits_no_device_does_not_fall_back_to_the_class_of_that_name() -> None:
-    inventory = Inventory.of((gpu(GPU0),), {"gpu": named(uuid="GPU-that-was-taken-out")})
+    inventory = Inventory((gpu(GPU0),), {"gpu": named(uuid="GPU-that-was-taken-out")})
     assert meant(inventory, "gpu") == []
 
 
 def test_the_lowest_cap_of_a_device_holds() -> None:
     declared = {"one": named(700, uuid=GPU0), "two": named(400, index=0), "free": named(uuid=GPU1)}
-    assert Inventory.of((gpu(GPU0), gpu(GPU1)), declared).caps == {GPU0: 400}
+    assert Inventory((gpu(GPU0), gpu(GPU1)), declared).caps == {GPU0: 400}
 
 
 def test_a_device_that_is_gone_is_called_by_its_id() -> None:
@@ -150,8 +150,8 @@ def test_the_first_requirement_that_cannot_be_met_is_named() -> None:
 
 
 def test_devices_that_cannot_be_read_are_missing() -> None:
-    blind = Inventory.of((gpu(GPU0, problem="it hangs"), gpu(GPU1, problem="it hangs")), {})
+    blind = Inventory((gpu(GPU0, problem="it hangs"), gpu(GPU1, problem="it hangs")), {})
     assert missing(variant(1), blind) == "gpu:0 cannot be read: it hangs"
-    half = Inventory.of((gpu(GPU0), gpu(GPU1, problem="it hangs")), {})
+    half = Inventory((gpu(GPU0), gpu(GPU1, problem="it hangs")), {})
     assert missing(variant(1), half) == ""
     assert missing(variant(1, "gpu", "gpu"), half) == "2 gpu devices are needed"

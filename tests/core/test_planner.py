@@ -15,7 +15,8 @@ from sidecar.core.manifest import Model, Variant
 from sidecar.core.observed import Observed, Server
 from sidecar.core.placement import Inventory
 from sidecar.core.plan import Drain, Plan, Start, Stop
-from sidecar.core.planner import HOPELESS, LEAVING, plan
+from sidecar.core.observed import LEAVING
+from sidecar.core.planner import RETRY_AFTER_S, plan
 from tests.core.build import (
     DRAINING,
     GPU0,
@@ -49,7 +50,7 @@ def planned(scene: Scene) -> Plan:
 
 
 def caps(scene: Scene) -> dict[str, int]:
-    return Inventory.of(scene.observed.devices, scene.declared.devices).caps
+    return Inventory(scene.observed.devices, scene.declared.devices).caps
 
 
 # --- law 1: reservations --------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def room_without(scene: Scene, gone: list[Server]) -> dict[str, int]:
 
 def has_place(scene: Scene, needed: Variant, room: dict[str, int]) -> bool:
     """By trying every assignment."""
-    inventory = Inventory.of(scene.observed.devices, scene.declared.devices)
+    inventory = Inventory(scene.observed.devices, scene.declared.devices)
     options = [
         [device.id for device in inventory.candidates(name) if room.get(device.id, -1) >= mb]
         for name, mb in needed.needs()
@@ -440,11 +441,11 @@ def test_nothing_is_missed_by_sleeping_until_the_wake_up(scene: Scene, part: flo
 @given(scenes(sound=True, measured=True, crowded=True))
 def test_a_model_that_is_refused_would_not_have_come_up_by_waiting(scene: Scene) -> None:
     """A hopeless reason refuses requests at once, so nothing that is under way may prove it wrong."""
-    refused = {name for name in scene.declared.models if ready(planned(scene), name).reason in HOPELESS}
+    refused = {name for name in scene.declared.models if ready(planned(scene), name).reason in RETRY_AFTER_S}
     _, plans = settle(World.of(scene), NOW)
     for decided in plans:
         for name in refused:
-            assert ready(decided, name).reason in HOPELESS
+            assert ready(decided, name).reason in RETRY_AFTER_S
 
 
 def test_two_models_asked_for_at_once_take_turns() -> None:

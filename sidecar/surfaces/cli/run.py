@@ -70,6 +70,7 @@ async def _run(
         source=Manifests(root, os.environ, snapshot.signature),
         client=client,
         tracer=telemetry.tracer,
+        state=state.path,
     )
     controller = Controller(root, outside)
     shutdown = Shutdown(controller)

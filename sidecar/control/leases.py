@@ -1,0 +1,76 @@
+"""The right to use a server, and those who wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from plugin_sdk import Secret
+from sidecar.control.live import LiveServer
+
+Origin = Literal["managed", "external"]
+
+LAST_WORDS_S = 0.5
+
+
+class RefusedError(Exception):
+    """The model cannot be had now. code: for programs. retry_after_s: when it is worth asking again, if ever."""
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request goes. cold: unix seconds from start to ready of a server that the request had to wait for."""
+
+    model: str
+    variant: str
+    base_url: str
+    upstream_model: str
+    origin: Origin
+    api_key: Secret | None = None
+    cold: tuple[float, float] | None = None
+
+
+class Lease:
+    """While it is held, the server is busy and will not be stopped. Release it once.
+
+    server: None for one that somebody else runs, which is never stopped anyway.
+    """
+
+    __slots__ = ("_released", "_server", "target")
+
+    def __init__(self, server: LiveServer | None, target: Target, released: Callable[[LiveServer], None]) -> None:
+        self._server = server
+        self._released = released
+        self.target = target
+
+    async def last_words(self) -> str:
+        """How the server ended, if it has just ended by itself: it takes a moment until that is known."""
+        if self._server is None:
+            return ""
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._server.told.wait()
+        except TimeoutError:
+            return ""  # the connection broke, the server lives
+        return self._server.last_words
+
+    def release(self) -> None:
+        """Give the server back. Further calls do nothing."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            self._released(server)
+
+
+class Waiters:
+    """Those who wait for one model, since when the first of them came."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.futures: set[asyncio.Future[Lease]] = set()

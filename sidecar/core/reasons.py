@@ -1,0 +1,115 @@
+"""Says why: what a variant lacks, who holds it, what would help. For conditions, refusals and `sidecar explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sidecar.core.ledger import Memory
+from sidecar.core.manifest import Model, Variant
+from sidecar.core.observed import Device, Failure, Measured, Server
+from sidecar.core.placement import Inventory, missing, place
+from sidecar.core.room import Room
+
+_NAMED = 4  # devices of a class that are told one by one
+
+
+class Reasons:
+    """Explains one plan's view of the machine."""
+
+    def __init__(self, inventory: Inventory, room: Room, models: Mapping[str, Model]) -> None:
+        self._inventory = inventory
+        self._room = room
+        self._models = models
+
+    def stale(self, variants: Iterable[Variant]) -> Device | None:
+        """A device that one of the variants could use and that has to be read again first."""
+        return next((one for variant in variants for one in self._candidates(variant) if one.stale), None)
+
+    def hopeless(self, variants: list[Variant]) -> str:
+        """Why waiting is no use, as a reason: nothing that could be moved would make room. "" if it would."""
+        movable = [server for server in self._room.ledger.servers if not self._pinned(server)]
+        gone = [*self._room.leaving, *(server for server in movable if not self._room.leaves(server))]
+        room = self._room.ledger.free(gone)
+        if any(place(variant, self._inventory, room) for variant in variants):
+            return ""
+        if all(missing(variant, self._inventory) for variant in variants):
+            return "DeviceUnavailable"
+        if not any(place(variant, self._inventory, self._room.ledger.usable) for variant in variants):
+            return "Unplaceable"
+        return "InsufficientMemory"
+
+    def fits_machine(self, variants: Iterable[Variant]) -> bool:
+        """Whether the machine could hold one of the variants if nothing else were on it."""
+        return any(place(variant, self._inventory, self._room.ledger.usable) for variant in variants)
+
+    def shortage(self, variant: Variant) -> str:
+        """What a variant needs and does not find just now."""
+        if lacking := missing(variant, self._inventory):
+            return f"variant {variant.name}: {lacking}"
+        free = self._room.soon()
+        needs = variant.needs()
+        least = min(amount for _, amount in needs)
+        devices = list(dict.fromkeys(self._candidates(variant)))
+        lines = [self._room_on(device, free, least) for device in devices[:_NAMED]]
+        if len(devices) > _NAMED:
+            lines.append(f"and {len(devices) - _NAMED} more")
+        wanted = ", ".join(f"{amount} MB on {requirement}" for requirement, amount in needs)
+        return f"variant {variant.name} needs {wanted}: {'; '.join(lines)}"
+
+    def remedy(self, variant: Variant) -> str:
+        """What would help, in an imperative; "" when nothing is lacking. `free 2,100 MB on nvidia:0; held by ...`."""
+        if missing(variant, self._inventory):
+            return f"bring {', '.join(sorted(set(variant.required_devices)))} online"
+        if not self.fits_machine([variant]):
+            most = max((self._room.ledger.usable.get(device.id, 0) for device in self._candidates(variant)), default=0)
+            return f"lower memory_mb (the largest device has {most:,} usable MB), or require another device"
+        free = self._room.soon()
+        for requirement, amount in variant.needs():
+            candidates = [one for one in self._inventory.candidates(requirement) if one.id in free]
+            best = max(candidates, key=lambda device: free[device.id], default=None)
+            if best is not None and free[best.id] < amount:
+                holders = self._room.ledger.holders(best.id)
+                held = f"; held by {holders}" if holders else ""
+                return f"free {amount - max(0, free[best.id]):,} MB on {best.label}{held}"
+        return ""
+
+    def _candidates(self, variant: Variant) -> list[Device]:
+        return [device for name in variant.required_devices for device in self._inventory.candidates(name)]
+
+    def _room_on(self, device: Device, free: Memory, needed: int) -> str:
+        if device.unknown:
+            return f"{device.label} cannot be read ({device.unknown})"
+        if device.id not in free:
+            return f"{device.label} has to be read again"
+        holders = self._room.ledger.holders(device.id)
+        held = f" ({holders})" if holders else ""
+        amount = max(0, free[device.id])
+        lacks = f", {needed - amount} MB too little" if amount < needed else ""
+        return f"{device.label} has {amount} of {self._room.ledger.usable[device.id]} usable MB free{lacks}{held}"
+
+    def _pinned(self, server: Server) -> bool:
+        model = self._models.get(server.model)
+        return model is not None and model.pinned
+
+
+def failed(failure: Failure, now: float) -> str:
+    """`variant one-gpu failed (LoadTimeout), tried again in 12 s`."""
+    again = f"tried again in {failure.retry_at - now:.0f} s" if failure.retry_at < float("inf") else "given up"
+    return f"variant {failure.variant} failed ({failure.reason}), {again}"
+
+
+def too_low(measured: Measured) -> str:
+    """Where a variant has taken more than it declares; "" if it has not."""
+    over = [
+        f"{declared} MB on {requirement}, and has taken {measured.peak_mb[requirement]} MB"
+        for requirement, declared in measured.declared_mb.items()
+        if measured.peak_mb.get(requirement, 0) > declared
+    ]
+    return f"variant {measured.variant} declares {'; '.join(over)}: see `sidecar calibrate`" if over else ""
+
+
+def listed_models(servers: Iterable[Server]) -> str:
+    """`a (2 in flight), b`."""
+    return ", ".join(
+        f"{server.model} ({server.in_flight} in flight)" if server.in_flight else server.model for server in servers
+    )

@@ -1,0 +1,57 @@
+"""Whose turn it is, and who may be asked to go for it.
+
+A model that waits starts as soon as there is room, at the cost of servers that nobody uses. One that has waited for
+`max_wait` is *overdue*: it comes before all others, and servers in use are drained for it, so that no incumbent keeps
+it out for ever. A server that has just become ready is left alone for `min_residency`, so that two models that want the
+same memory do not push each other out at every request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from sidecar.core.manifest import Model
+from sidecar.core.observed import Demand, Server, ServerState
+
+
+def overdue_at(demand: Demand, models: Mapping[str, Model]) -> float:
+    """When the model will have waited for `max_wait`."""
+    return demand.since + models[demand.model].max_wait
+
+
+def in_turn(names: Iterable[str], models: Mapping[str, Model], demands: Mapping[str, Demand], now: float) -> list[str]:
+    """Models in the order in which they are served: the overdue by how long they wait, then by priority, then by age.
+
+    A model without demand (auto_start) comes after those of its priority that somebody waits for.
+    """
+
+    def key(name: str) -> tuple[int, float, float, str]:
+        demand = demands.get(name)
+        since = demand.since if demand else math.inf
+        if demand and overdue_at(demand, models) <= now:
+            return (0, since, since, name)
+        return (1, -models[name].priority, since, name)
+
+    return sorted(names, key=key)
+
+
+def resident_until(server: Server, models: Mapping[str, Model]) -> float:
+    """Until when a ready server is left alone by evictions; one whose model is not declared any more has no such right.
+
+    `since` of a ready server is the moment at which it became ready.
+    """
+    model = models.get(server.model)
+    return server.since + model.min_residency if model else -math.inf
+
+
+def may_go(
+    server: Server, models: Mapping[str, Model], wanted: Mapping[str, Demand], now: float, *, overdue: bool
+) -> bool:
+    """Whether the server may be evicted for a model that waits, or drained for one that is overdue."""
+    model = models.get(server.model)
+    if server.state is not ServerState.READY or (model is not None and model.pinned):
+        return False
+    if resident_until(server, models) > now:
+        return False
+    return overdue or (server.in_flight == 0 and server.model not in wanted)
