@@ -6,7 +6,7 @@ POST on any path answers in OpenAI's form; `"stream": true` streams one word per
 `--chunks`) of them. The text is `NAME-0 NAME-1 ...`. Each answer has an `x-served-by: NAME` header.
 GET /health and /v1/models answer as servers do.
 GET /_seen: the requests received, bodies as UTF-8 with surrogateescape. GET /_stats: pid, children, requests, aborted
-(clients that left before the answer was whole), active.
+(answers that were not whole: the client left, or --close-after-chunks), active.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--status", type=int, default=200, help="of the answers to POST; an error object from 400 on")
     parser.add_argument("--hang-head", action="store_true", help="never answer a POST")
     parser.add_argument("--die-after-chunks", type=int, help="os._exit in the middle of an answer")
+    parser.add_argument("--close-after-chunks", type=int, help="break the connection in the middle of an answer")
     parser.add_argument("--delay-bind", type=float, default=0.0, help="before it listens")
     parser.add_argument("--unhealthy-for", type=float, default=0.0, help="GET /health answers 503; inf: always")
     parser.add_argument("--hang-health", action="store_true", help="never answer GET /health")
     parser.add_argument("--exit-after", type=float, help="end by itself; 0: before it listens")
     parser.add_argument("--exit-code", type=int, default=3, help="of --exit-after and --die-after-chunks")
     parser.add_argument("--stderr-line", action="append", default=[], help="said at the start; may be repeated")
+    parser.add_argument("--print-mb", type=int, default=0, help="so much on stderr before it listens")
+    parser.add_argument("--allocate-mb", type=int, default=0, help="memory that it takes before it listens")
+    parser.add_argument("--leak-mb-per-s", type=float, default=0.0, help="memory that it goes on taking")
     parser.add_argument("--ignore-term", action="store_true", help="children inherit it")
     parser.add_argument("--fork-grandchild", action="store_true", help="a child that does nothing")
     parser.add_argument("--fork-daemon", action="store_true", help="a child that does nothing, in its own session")
@@ -161,10 +165,10 @@ class Handler(BaseHTTPRequestHandler):
     def _whole(self, asked: dict[str, Any], words: list[str]) -> None:
         flags = self.server.flags
         text = json.dumps(self._object(asked, "".join(words), len(words))).encode()
-        if flags.die_after_chunks is not None:
+        if flags.die_after_chunks is not None or flags.close_after_chunks is not None:
             self._head(flags.status, {"content-type": "application/json", "content-length": str(len(text))})
             self.wfile.write(text[: len(text) // 2])
-            die(flags.exit_code)
+            self._break_off()
         self._json(flags.status, json.loads(text))
 
     def _object(self, asked: dict[str, Any], text: str, tokens: int) -> dict[str, Any]:
@@ -192,8 +196,8 @@ class Handler(BaseHTTPRequestHandler):
             "object": "text_completion" if plain else "chat.completion.chunk",
         }
         for index, word in enumerate(words):
-            if index == flags.die_after_chunks:
-                die(flags.exit_code)
+            if index in (flags.die_after_chunks, flags.close_after_chunks):
+                self._break_off()
             self._wait(flags.interval if index else 0)
             choice = {"text": word} if plain else {"delta": {"role": "assistant", "content": word}}
             self._event({**common, "choices": [{"index": 0, "finish_reason": None, **choice}]})
@@ -204,6 +208,12 @@ class Handler(BaseHTTPRequestHandler):
             self._event({**common, "choices": [], "usage": usage})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
+
+    def _break_off(self) -> None:
+        """End in the middle of an answer: the whole server, or this connection alone."""
+        if self.server.flags.die_after_chunks is not None:
+            die(self.server.flags.exit_code)
+        raise ConnectionAbortedError
 
     def _event(self, data: dict[str, Any]) -> None:
         self._chunk(b"data: " + json.dumps(data).encode() + b"\n\n")
@@ -241,6 +251,19 @@ def die(code: int) -> None:
     os._exit(code)
 
 
+def print_much(size_mb: int) -> None:
+    """Log in numbered lines of 1 KiB."""
+    for number in range(size_mb * 1024):
+        sys.stderr.write(f"{number:>9} of much that nobody reads ".ljust(1023, ".") + "\n")
+
+
+def leak(rate_mb_per_s: float, held: list[bytes]) -> None:
+    """Take memory at a rate for as long as the process lives."""
+    while True:
+        held.append(b"x" * int(rate_mb_per_s * 2**20 / 10))  # written to, or it would not be resident
+        time.sleep(0.1)
+
+
 def fork(*, own_session: bool = False) -> int:
     """A child that does nothing until it is killed."""
     pid = os.fork()
@@ -271,9 +294,14 @@ def main() -> None:
         return
     if flags.exit_after is not None:
         threading.Timer(flags.exit_after, die, (flags.exit_code,)).start()
+    print_much(flags.print_mb)
+    held = [b"x" * 2**20 for _ in range(flags.allocate_mb)]
+    if flags.leak_mb_per_s:
+        threading.Thread(target=leak, args=(flags.leak_mb_per_s, held), daemon=True).start()
     time.sleep(flags.delay_bind)
     with Server(flags, children) as server:
-        print("listening", server.server_address[1], flush=True)
+        with contextlib.suppress(OSError):  # the disk that its output goes to may be full
+            print("listening", server.server_address[1], flush=True)
         server.serve_forever(poll_interval=60)
 
 
