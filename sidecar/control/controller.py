@@ -7,8 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
-
 from sidecar.control.activator import Activator
 from sidecar.control.changes import take_over_changes
 from sidecar.control.events import Events
@@ -22,9 +20,9 @@ from sidecar.control.recovery import Recovery
 from sidecar.control.revisions import Revisions, take_over
 from sidecar.control.servers import Servers
 from sidecar.control.watch import DeviceWatch, ExternalWatch, cap_logs
+from sidecar.core.explain import Story, explain, wanting
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
-from sidecar.core.observed import Demand
 from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
 from sidecar.mechanism.loader import Loaded
@@ -133,10 +131,11 @@ class Controller:
         """The plan for this moment, or for the moment when somebody asks for the model `wanted`. Changes nothing."""
         now = self.clock.monotonic()
         observed = self.fleet.observed(self.devices.devices)
-        if wanted is not None and wanted not in {demand.model for demand in observed.demands}:
-            demands = (*observed.demands, Demand(wanted, now))
-            observed = msgspec.structs.replace(observed, demands=demands)
-        return plan(self.declaration, observed, now)
+        return plan(self.declaration, observed if wanted is None else wanting(observed, wanted, now), now)
+
+    def explain(self, name: str) -> Story:
+        """The whole story of a declared model, at this moment."""
+        return explain(self.declaration, self.fleet.observed(self.devices.devices), name, self.clock.monotonic())
 
     async def start(self, name: str) -> None:
         """Bring a model up, forgetting earlier failures. Raises RefusedError with the reason if it does not come up."""

@@ -1,6 +1,6 @@
 """Which declaration is in force. A new revision is taken over part by part: what is faulty keeps its last good form.
 
-Nothing is ever removed because a source is empty, half-written or unreadable.
+Nothing is ever removed because a source is unreadable, half-written, or empty (unless `allow_empty` says it may be).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
     new = loaded.declaration
     if before is None:
         return new, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems)
-    if before.models and not new.models and not _kept("models", before, loaded):
-        problem = Problem(
-            file="", message="the source declares no model any more; taken for a mistake, nothing is removed"
-        )
+    emptied = before.models and not new.models and not _kept("models", before, loaded)
+    if emptied and not new.settings.allow_empty:
+        message = "the source declares no model any more; taken for a mistake, nothing is removed (see allow_empty)"
+        problem = Problem(file="", message=message)
         return before, Revisions(attempted=new.revision, applied=before.revision, problems=(problem, *loaded.problems))
     parts: dict[str, dict[str, Any]] = {
         section: _kept(section, before, loaded) | getattr(new, section) for section in ("plugins", "devices", "models")

@@ -9,6 +9,7 @@ from sidecar.core.manifest import Model, Variant
 from sidecar.core.observed import Device, Failure, Measured, Server
 from sidecar.core.placement import Inventory, missing, place
 from sidecar.core.room import Room
+from sidecar.core.suggest import suggestion
 
 _NAMED = 4  # devices of a class that are told one by one
 
@@ -99,13 +100,14 @@ def failed(failure: Failure, now: float) -> str:
 
 
 def too_low(measured: Measured) -> str:
-    """Where a variant has taken more than it declares; "" if it has not."""
+    """Where a variant has taken more than it declares, and what it should declare; "" if it has not."""
+    suggested = suggestion(measured)
     over = [
-        f"{declared} MB on {requirement}, and has taken {measured.peak_mb[requirement]} MB"
+        f"{declared} MB on {requirement}, has taken {measured.peak_mb[requirement]} MB, should say {suggested[requirement]}"
         for requirement, declared in measured.declared_mb.items()
         if measured.peak_mb.get(requirement, 0) > declared
     ]
-    return f"variant {measured.variant} declares {'; '.join(over)}: see `sidecar calibrate`" if over else ""
+    return f"variant {measured.variant} declares {'; '.join(over)} (sidecar calibrate --write)" if over else ""
 
 
 def listed_models(servers: Iterable[Server]) -> str:

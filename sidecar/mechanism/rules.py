@@ -168,6 +168,8 @@ def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
         yield Fault(("variants",), "no variants: say how it runs in [[models.NAME.variants]]")
     if not model.modes:
         yield Fault(("mode",), "expected at least one mode")
+    if model.max_queue < 1:
+        yield Fault(("max_queue",), "expected 1 or more: a request that may not wait cannot start a cold model")
     for mode in model.modes:
         if mode not in known.modes:
             hint = did_you_mean(mode, known.modes)
@@ -223,7 +225,7 @@ def _check_external(variant: Variant, url: str) -> Iterator[Fault]:
     """url: with its placeholders filled in."""
     faults = list(_check_placeholders(("url",), variant.url))
     yield from faults or _check_url(url)
-    for key in ("required_devices", "memory_mb", "env", "cwd"):
+    for key in ("required_devices", "memory_mb", "env", "cwd", "load_timeout", "exclusive_start", "foreign_listener"):
         if getattr(variant, key):
             yield Fault((key,), "means nothing for a url variant: the sidecar does not start that server")
 

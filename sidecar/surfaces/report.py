@@ -9,11 +9,15 @@ import msgspec
 from plugin_sdk import DeviceStatus
 from sidecar import __version__
 from sidecar.control.controller import Controller
+from sidecar.control.events import Event
 from sidecar.control.generations import Generation
+from sidecar.core.explain import Story
 from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model
-from sidecar.core.observed import Condition, Device, Server
+from sidecar.core.observed import Condition, Device, Measured, Server
 from sidecar.core.placement import Inventory
+
+STORY_EVENTS = 10
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,14 +46,27 @@ class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A declared model. waiting: requests that wait for it."""
+    """A declared model. state: where it is in its life (core.lifecycle). waiting: requests that wait for it.
+
+    measured: what its variants took at most, and how long they load.
+    """
 
     name: str
     aliases: tuple[str, ...]
     modes: tuple[str, ...]
+    state: str
     waiting: int
     server: ServerReport | None
     conditions: tuple[Condition, ...]
+    measured: tuple[Measured, ...] = ()
+
+
+class ModelStory(msgspec.Struct, frozen=True, kw_only=True):
+    """A model, where each of its variants stands, and what has happened to it of late, the newest last."""
+
+    model: ModelReport
+    story: Story
+    events: tuple[Event, ...] = ()
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,15 +145,27 @@ def live_devices(controller: Controller) -> tuple[DeviceReport, ...]:
     return devices(controller.devices.devices, servers, controller.declaration)
 
 
+def story(controller: Controller, name: str) -> ModelStory:
+    """The whole story of a declared model."""
+    model = controller.declaration.models[name]
+    return ModelStory(
+        model=_model(controller, name, model),
+        story=controller.explain(name),
+        events=tuple(controller.events.newest(STORY_EVENTS, name)),
+    )
+
+
 def _model(controller: Controller, name: str, model: Model) -> ModelReport:
     waiters = controller.fleet.waiting.get(name)
     return ModelReport(
         name=name,
         aliases=model.aliases,
         modes=model.modes,
+        state=controller.fleet.state_of(name).value,
         waiting=len(waiters.futures) if waiters else 0,
         server=_server(controller, name),
         conditions=controller.fleet.conditions.get(name, ()),
+        measured=tuple(one for one in controller.measurements.all() if one.model == name),
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.control.measurements import MOST_ENTRIES, Measurements, recipe, recorded, suggestion
+from sidecar.control.measurements import MOST_ENTRIES, Measurements, recipe, recorded
+from sidecar.core.suggest import suggestion
 from sidecar.core.manifest import Declaration, Model, Variant
 from sidecar.core.observed import Measured
 

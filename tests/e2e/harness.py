@@ -224,6 +224,8 @@ def stub(name: str, *flags: str, memory_mb: int = 100, mode: str = "chat", model
 
 
 def _model(name: str, mode: str, memory_mb: int, command: list[str], model: str, variant: str) -> str:
+    if "min_residency" not in model:
+        model += '\nmin_residency = "0s"'  # or each eviction would be waited for
     return f"""
 [models.{name}]
 mode = "{mode}"

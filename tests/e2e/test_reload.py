@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.e2e.conftest import Run
 from tests.e2e.harness import running, seen, stub, until
 
@@ -163,3 +165,27 @@ def test_a_new_external_server_is_waited_for_until_it_has_been_probed(run: Run) 
     sidecar.write("ext.toml", f'[models.ext]\nmode = "chat"\nvariants = [{{ url = "http://127.0.0.1:{port}" }}]\n')
     until(lambda: any(model["name"] == "ext" for model in sidecar.status()["models"]), "it is declared")
     assert sidecar.ask("ext").startswith("a-0")
+
+
+def test_a_renamed_model_keeps_its_server(run: Run) -> None:
+    sidecar = run(stub("before"))
+    sidecar.ask("before")
+    pid = sidecar.pid("before")
+    sidecar.write("model-0.toml", stub("before").replace("models.before", "models.after"))
+    until(lambda: any(model["name"] == "after" for model in sidecar.status()["models"]), "it has its new name")
+    assert sidecar.pid("after") == pid
+    assert sidecar.ask("after").startswith("before")
+    assert sidecar.starts("before") + sidecar.starts("after") == 1
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_emptied_source_removes_models_only_if_it_may(run: Run, allowed: bool) -> None:
+    sidecar = run(stub("only"), extra=f"allow_empty = {str(allowed).lower()}")
+    sidecar.ask("only")
+    sidecar.write("model-0.toml", "# nothing\n")
+    if allowed:
+        until(lambda: not sidecar.status()["models"], "it is removed")
+        return
+    until(lambda: any("declares no model any more" in one for one in sidecar.status()["problems"]), "it is told")
+    assert sidecar.ask("only").startswith("only")
+    assert sidecar.starts("only") == 1

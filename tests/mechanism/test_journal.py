@@ -11,8 +11,9 @@ import pytest
 
 from sidecar.mechanism import procfs
 from sidecar.mechanism.journal import Journal, Record
-from sidecar.mechanism.runner import Launch, child_environment, spawn, take_over
+from sidecar.mechanism.runner import MARKER, Launch, child_environment, spawn, take_over
 from sidecar.mechanism.serverlog import ServerLog
+from tests.support import until
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 RECORD = Record(
@@ -68,6 +69,8 @@ async def test_only_the_very_process_is_taken_over(tmp_path: Path) -> None:
     process = await spawn(Launch(argv=argv, env=env, cwd=tmp_path, marker="mine:a-1", log=log))
     try:
         started = process.started
+        # The kernel closes the pipe that tells of a successful exec a moment before the new environment can be read.
+        await until(lambda: procfs.carries(process.pid, f"{MARKER}=mine:a-1"), "it carries its mark")
         assert take_over(process.pid, started + 1, "mine:a-1", log) is None
         assert take_over(process.pid, started, "mine:a-2", log) is None
         assert take_over(os.getpid(), _started(os.getpid()), "mine:a-1", log) is None

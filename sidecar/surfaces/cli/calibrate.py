@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from sidecar.control.measurements import FILE, recorded, suggestion
+from sidecar.control.measurements import FILE, recorded
+from sidecar.core.suggest import suggestion
 from sidecar.core.manifest import Declaration
 from sidecar.core.observed import Measured
 from sidecar.mechanism import edits, loader, source

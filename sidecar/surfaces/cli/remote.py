@@ -105,13 +105,21 @@ def _device_row(device: DeviceReport) -> tuple[str, ...]:
 
 def _model_row(model: ModelReport) -> tuple[str, ...]:
     server = model.server
-    reason = model.conditions[0].reason if model.conditions else ""
     message = model.conditions[0].message.splitlines()[0] if model.conditions and model.conditions[0].message else ""
-    state = server.state if server else reason.lower()
     where = f"{server.variant} :{server.port}" if server else ""
-    reserved = "+".join(str(amount) for amount in server.reserved_mb.values()) if server else ""
     busy = f"{server.in_flight if server else 0}" + (f" (+{model.waiting} waiting)" if model.waiting else "")
-    return (model.name, ",".join(model.modes), state, where, reserved, busy, message)
+    return (model.name, ",".join(model.modes), model.state, where, _memory(model), busy, message)
+
+
+def _memory(model: ModelReport) -> str:
+    """What is reserved, and the most that the variant has ever taken: `9000 (peak 8400)`."""
+    server = model.server
+    if server is None:
+        return ""
+    reserved = "+".join(str(amount) for amount in server.reserved_mb.values())
+    peaks = [measured.peak_mb for measured in model.measured if measured.variant == server.variant]
+    peak = "+".join(str(amount) for amount in peaks[0].values()) if peaks else ""
+    return f"{reserved} (peak {peak})" if peak else reserved
 
 
 def _unit(value: float | None, unit: str) -> str:
