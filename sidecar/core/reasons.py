@@ -103,9 +103,9 @@ def too_low(measured: Measured) -> str:
     """Where a variant has taken more than it declares, and what it should declare; "" if it has not."""
     suggested = suggestion(measured)
     over = [
-        f"{declared} MB on {requirement}, has taken {measured.peak_mb[requirement]} MB, should say {suggested[requirement]}"
+        f"{declared} MB on {requirement}, has taken {peak} MB, should say {suggested[requirement]}"
         for requirement, declared in measured.declared_mb.items()
-        if measured.peak_mb.get(requirement, 0) > declared
+        if (peak := measured.peak_mb.get(requirement, 0)) > declared
     ]
     return f"variant {measured.variant} declares {'; '.join(over)} (sidecar calibrate --write)" if over else ""
 

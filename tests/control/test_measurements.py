@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.control.measurements import MOST_ENTRIES, Measurements, recipe, recorded
-from sidecar.core.suggest import suggestion
 from sidecar.core.manifest import Declaration, Model, Variant
 from sidecar.core.observed import Measured
+from sidecar.core.suggest import suggestion
 
 GPU = Variant(name="gpu", required_devices=("nvidia",), memory_mb=9000, command=("serve", "{port}"))
 BOTH = Variant(

@@ -61,7 +61,12 @@ def test_a_model_that_has_just_come_is_left_alone_for_its_residency(run: Run) ->
 
 def test_one_request_too_many_in_the_queue_is_told_when_to_come_back(run: Run) -> None:
     sidecar = run(stub("slow", "--unhealthy-for", "60", model="max_queue = 2"))
-    waiting = [threading.Thread(target=lambda: pytest.raises(openai.APIError, sidecar.ask, "slow")) for _ in range(2)]
+
+    def wait() -> None:
+        with pytest.raises(openai.APIError):
+            sidecar.ask("slow")
+
+    waiting = [threading.Thread(target=wait) for _ in range(2)]
     for one in waiting:
         one.start()
     until(lambda: sidecar.model("slow")["waiting"] == 2, "the queue is full")

@@ -10,9 +10,9 @@ import click
 import msgspec
 
 from sidecar.control.measurements import FILE, recorded
-from sidecar.core.suggest import suggestion
 from sidecar.core.manifest import Declaration
 from sidecar.core.observed import Measured
+from sidecar.core.suggest import suggestion
 from sidecar.mechanism import edits, loader, source
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.output import NO, UNREACHABLE, fail, print_json, print_problems, print_table
