@@ -21,7 +21,7 @@ from sidecar.mechanism.readiness import Wait
 from sidecar.mechanism.runner import MARKER, Exit, Launch, ServerProcess, child_environment, stop_marked
 from sidecar.mechanism.serverlog import ServerLog
 
-Families = dict[int, dict[int, int]]  # leader's pid to the living processes of its session, with their RAM in MB
+Families = dict[int, dict[int, int]]  # leader's pid to its living processes, with their RAM in MB
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,8 +127,23 @@ class LocalMachine:
 
 
 def _families(leaders: set[int]) -> Families:
+    """Members are of the leader's session, or descend from it, if they have left its session."""
+    everyone = {process.pid: process for process in procfs.processes() if process.alive}
     families: Families = {leader: {} for leader in leaders}
-    for process in procfs.processes():
-        if process.alive and process.session in families:
-            families[process.session][process.pid] = procfs.private_mb(process.pid)
+    for process in everyone.values():
+        leader = _leader_of(process, everyone, leaders)
+        if leader is not None:
+            families[leader][process.pid] = procfs.private_mb(process.pid)
     return families
+
+
+def _leader_of(process: procfs.Process, everyone: dict[int, procfs.Process], leaders: set[int]) -> int | None:
+    climbed: set[int] = set()  # a pid that was given away while we read may close a circle
+    current: procfs.Process | None = process
+    while current is not None and current.pid not in climbed:
+        for candidate in (current.pid, current.session):
+            if candidate in leaders:
+                return candidate
+        climbed.add(current.pid)
+        current = everyone.get(current.parent)
+    return None
