@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
 from plugin_sdk import Reject
 from plugin_sdk.messages import RawHeaders
-from sidecar.control.fleet import RefusedError
+from sidecar.control.leases import RefusedError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_REFUSALS = {"model_not_found": 404, "queue_full": 429}  # statuses of a RefusedError's codes; all others are 503
+
+QUOTED_BYTES = 500  # of a server's error that is in no known shape
 
 
 class ApiError(Exception):
@@ -45,7 +49,7 @@ class ApiError(Exception):
     @classmethod
     def refused(cls, refused: RefusedError, model: str) -> ApiError:
         """The model cannot be had now."""
-        status = 404 if refused.code == "model_not_found" else 503
+        status = _REFUSALS.get(refused.code, 503)
         message = f'the model "{model}" is not available: {refused}'
         return cls(status, refused.code, message, param="model", retry_after_s=refused.retry_after_s)
 
@@ -62,3 +66,24 @@ class ApiError(Exception):
             return headers
         seconds = max(1, math.ceil(self.retry_after_s))
         return (*headers, (b"retry-after", str(seconds).encode()))
+
+
+class _Answer(msgspec.Struct):
+    """A server's error in OpenAI's shape."""
+
+    error: dict[str, Any]
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def error_body(status: int, body: bytes) -> bytes:
+    """A server's error on one line: its own object if it has a message, else one that quotes how the body begins."""
+    try:
+        error = _decode_answer(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        error = {}  # a page of a proxy, cut off, or of another shape: then it can only be quoted
+    if isinstance(error.get("message"), str):
+        return msgspec.json.encode({"error": error})
+    said = " ".join(body[:QUOTED_BYTES].decode("utf-8", "replace").split())
+    return ApiError(status, "upstream_error", f"the server answered {status}: {said or 'nothing else'}").body()
