@@ -11,6 +11,7 @@ from sidecar.control.controller import Controller
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.models import ModelList
 from sidecar.surfaces.dataplane.relay import Incoming, Relay, find_endpoints
+from sidecar.surfaces.dataplane.response import answer
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -63,7 +64,7 @@ class DataPlane:
 
 
 class AsgiDownstream:
-    """The way back to an ASGI client (`relay.Downstream`)."""
+    """The way back to an ASGI client (`response.Downstream`)."""
 
     def __init__(self, send: Send, head_only: bool) -> None:
         self._send = send
@@ -81,13 +82,6 @@ class AsgiDownstream:
 
     async def abort(self) -> None:
         """ASGI has no word for this: an application that returns without a last body event has its connection cut."""
-
-
-async def answer(out: AsgiDownstream, status: int, headers: RawHeaders, body: bytes) -> None:
-    """A whole response at once."""
-    await out.start(status, (*headers, (b"content-length", str(len(body)).encode())))
-    await out.send(body)
-    await out.end()
 
 
 async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:

@@ -10,9 +10,15 @@ from sidecar.surfaces.dataplane.errors import ApiError
 
 
 class Head(msgspec.Struct):
-    """The key that matters; everything else is skipped over, not decoded."""
+    """The keys that matter; everything else is skipped over, not decoded. stream: whatever stands there."""
 
     model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is to come as a stream of events. What is no boolean is for the server to judge."""
+        return bytes(self.stream) == b"true"
 
 
 _decode = msgspec.json.Decoder(Head).decode
@@ -23,7 +29,7 @@ _NEXT = re.compile(rb"\s*,\s*")
 
 
 def read_head(body: bytes) -> Head:
-    """The model of a JSON object. Raises ApiError."""
+    """What matters of a JSON object. Raises ApiError."""
     try:
         return _decode(body)
     except msgspec.ValidationError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from opentelemetry.trace import SpanKind
@@ -16,16 +16,17 @@ from opentelemetry.trace import SpanKind
 from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Interface, Outcome, Principal, Reject, Request, Usage
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
-from sidecar.control.fleet import Lease, RefusedError, Target
 from sidecar.control.generations import Generation
+from sidecar.control.leases import Lease, RefusedError, Target
 from sidecar.core.manifest import Model
 from sidecar.core.names import listed, near
-from sidecar.mechanism.connections import Exchange, UpstreamError
+from sidecar.mechanism.connections import UpstreamError
 from sidecar.mechanism.upstream import end_to_end
 from sidecar.surfaces.dataplane.body import Head, read_head, with_model
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.tail import Tail
+from sidecar.surfaces.dataplane.response import Downstream, Response
 from sidecar.surfaces.dataplane.tracing import RequestTrace
+from sidecar.surfaces.dataplane.waiting import loading, wait_aloud
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +44,6 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     query: str
     headers: RawHeaders
     client: str
-
-
-class Downstream(Protocol):
-    """The way back to the client. Waits when the client is slow, so that nothing piles up here."""
-
-    async def start(self, status: int, headers: RawHeaders) -> None: ...
-
-    async def send(self, chunk: bytes) -> None: ...
-
-    async def end(self) -> None: ...
-
-    async def abort(self) -> None:
-        """Break the connection, so that nobody takes what was sent for the whole."""
-        ...
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -86,8 +73,8 @@ class Relay:
         self._incoming = incoming
         self._candidates = candidates
         self._found = candidates[0]
-        self._out = out
         self._clock = controller.clock
+        self._response = Response(out, self._clock)
         self._started = self._clock.monotonic()
         self._started_unix = self._clock.unix()
         self._trace = RequestTrace(
@@ -98,12 +85,6 @@ class Relay:
         self._principal: Principal = ANONYMOUS
         self._target: Target | None = None
         self._queue_s = 0.0
-        self._first_byte_s: float | None = None
-        self._tail = Tail(streamed=False)
-        self._status = 0
-        self._code = ""
-        self._end = End.OK
-        self._head_sent = False
 
     async def run(self, body: bytes) -> None:
         """Answer the request. Raises nothing but cancellation, which means that the client has gone."""
@@ -113,15 +94,17 @@ class Relay:
             await self._answer(body)
             usage = self._usage()
         except ApiError as error:
-            await self._refuse(error)
+            await self._response.refuse(error)
         except UpstreamError as error:
-            await self._break_off(error)
+            log.warning("%s: %s", self._model, error)
+            await self._response.refuse(ApiError(502, "upstream_failed", str(error)), End.UPSTREAM_FAILED)
         except asyncio.CancelledError:
-            self._end, self._code = End.CLIENT_GONE, "client_gone"
+            self._response.left()
             raise
         except Exception:
             log.exception("%s %s failed", self._incoming.method, self._incoming.path)
-            await self._refuse(ApiError(500, "internal_error", "the sidecar failed on this request; its log says how"))
+            message = "the sidecar failed on this request; its log says how"
+            await self._response.refuse(ApiError(500, "internal_error", message))
         finally:
             self._generation.leave()
             outcome = self._outcome(len(body), usage)
@@ -198,13 +181,13 @@ class Relay:
         modes = listed(model.modes)
         return f'the model "{name}" is of mode {modes}, not {self._found.mode}: it answers at {listed(paths)}'
 
-    async def _lease(self, model: Model) -> Lease:
+    async def _lease(self, model: Model, head: Head) -> Lease:
         lease = self._controller.activator.try_acquire(self._model, model)
         if lease is None:
             began = self._clock.monotonic()
             with self._trace.stage("queue") as span:
                 try:
-                    lease = await self._controller.activator.acquire(self._model, model)
+                    lease = await self._wait(model, head)
                 except RefusedError as error:
                     raise ApiError.refused(error, self._model) from None
                 finally:
@@ -217,10 +200,22 @@ class Relay:
         self._target = lease.target
         return lease
 
+    async def _wait(self, model: Model, head: Head) -> Lease:
+        leasing = self._controller.activator.acquire(self._model, model)
+        if not (model.loading_events and head.streams and self._incoming.method == "POST"):
+            return await leasing
+        began = self._clock.monotonic()
+
+        async def tell() -> None:
+            conditions = self._controller.fleet.conditions.get(self._model, ())
+            await self._response.comment(loading(self._model, conditions, self._clock.monotonic() - began))
+
+        return await wait_aloud(leasing, tell)
+
     async def _relay(self, model: Model, head: Head, body: bytes) -> None:
         """Ask the server, and again if it cannot have noticed; then pass on what it says."""
         for attempt in range(1, ATTEMPTS + 1):
-            lease = await self._lease(model)
+            lease = await self._lease(model, head)
             try:
                 await self._ask(lease.target, head, body)
                 return
@@ -247,88 +242,50 @@ class Relay:
             )
             try:
                 span.set_attribute("http.response.status_code", exchange.status)
-                await self._pass_on(exchange)
+                await self._response.relay(exchange)
             finally:
                 await exchange.close()
 
     def _headers_for(self, target: Target) -> RawHeaders:
         """The client's headers without what was meant for the sidecar, with the upstream's own key."""
-        headers = tuple(pair for pair in end_to_end(self._incoming.headers) if pair[0].lower() not in _NOT_PASSED_ON)
-        if target.api_key is None:
-            return headers
-        return (*headers, (b"authorization", b"Bearer " + target.api_key.reveal().encode()))
-
-    async def _pass_on(self, exchange: Exchange) -> None:
-        self._status = exchange.status
-        self._tail = Tail(streamed=_is_event_stream(exchange.headers))
-        await self._out.start(exchange.status, end_to_end(exchange.headers))
-        self._head_sent = True
-        async for chunk in exchange.chunks():
-            if self._first_byte_s is None:
-                self._first_byte_s = self._clock.monotonic() - self._started
-            self._tail.feed(chunk)
-            await self._out.send(chunk)
-        await self._out.end()
+        dropped = _NOT_PASSED_ON
+        extra: RawHeaders = ()
+        if self._response.begun:  # too late to tell the client of an encoding
+            dropped, extra = dropped | {b"accept-encoding"}, ((b"accept-encoding", b"identity"),)
+        headers = tuple(pair for pair in end_to_end(self._incoming.headers) if pair[0].lower() not in dropped)
+        if target.api_key is not None:
+            extra = (*extra, (b"authorization", b"Bearer " + target.api_key.reveal().encode()))
+        return (*headers, *extra)
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
-    async def _refuse(self, error: ApiError) -> None:
-        if self._head_sent:  # too late for an answer: at least it must not look whole
-            self._end, self._code = End.UPSTREAM_FAILED, error.code
-            await self._out.abort()
-            return
-        self._end, self._code, self._status = End.REFUSED, error.code, error.status
-        body = error.body()
-        await self._out.start(error.status, (*error.response_headers(), (b"content-length", str(len(body)).encode())))
-        self._head_sent = True
-        await self._out.send(body)
-        await self._out.end()
-
-    async def _break_off(self, error: UpstreamError) -> None:
-        """The server broke off: a plain error if the head was not sent; else an error event and a broken connection."""
-        log.warning("%s: %s", self._model, error)
-        api_error = ApiError(502, "upstream_failed", str(error))
-        if not self._head_sent:
-            await self._refuse(api_error)
-            self._end = End.UPSTREAM_FAILED
-            return
-        self._end, self._code = End.UPSTREAM_FAILED, api_error.code
-        if self._tail.streamed:
-            await self._out.send(b"\n\ndata: " + api_error.body() + b"\n\n")
-        await self._out.abort()
-
     def _usage(self) -> Usage | None:
         try:
-            return self._found.interface.usage(self._tail.read(), self._tail.streamed)
+            return self._found.interface.usage(self._response.tail.read(), self._response.tail.streamed)
         except Exception:
             log.exception("the interface plugin of mode %s cannot read usage", self._found.mode)
             return None
 
     def _outcome(self, bytes_in: int, usage: Usage | None) -> Outcome:
-        target = self._target
+        target, response = self._target, self._response
+        first_byte_at = response.first_byte_at
         return Outcome(
             model=self._model,
             variant=target.variant if target else "",
             mode=self._found.mode,
             path=self._incoming.path,
             principal=self._principal.id,
-            end=self._end,
-            status=self._status,
-            code=self._code,
-            streamed=self._tail.streamed,
+            end=response.end,
+            status=response.status,
+            code=response.code,
+            streamed=response.tail.streamed,
             cold=target is not None and target.cold is not None,
             started_s=self._started_unix,
             duration_s=self._clock.monotonic() - self._started,
             queue_s=self._queue_s,
-            first_byte_s=self._first_byte_s,
+            first_byte_s=None if first_byte_at is None else first_byte_at - self._started,
             bytes_in=bytes_in,
-            bytes_out=self._tail.total,
+            bytes_out=response.tail.total,
             usage=usage,
             trace_id=self._trace.id,
         )
-
-
-def _is_event_stream(headers: RawHeaders) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
-    )

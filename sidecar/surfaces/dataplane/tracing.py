@@ -10,7 +10,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
 from plugin_sdk import Outcome
 from plugin_sdk.messages import RawHeaders
-from sidecar.control.fleet import Target
+from sidecar.control.leases import Target
 from sidecar.mechanism.telemetry import parent_of, trace_id, traced
 
 

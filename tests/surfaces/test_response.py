@@ -1,0 +1,199 @@
+"""How answers go: plain, after comments, and broken off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from plugin_sdk import End
+from plugin_sdk.messages import RawHeaders
+from sidecar.control.clock import Clock
+from sidecar.mechanism.connections import UpstreamError
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.response import ERROR_BYTES, Response
+
+EVENTS: RawHeaders = ((b"Content-Type", b"text/event-stream; charset=utf-8"), (b"x-served-by", b"it"))
+JSON: RawHeaders = ((b"content-type", b"application/json"),)
+COMMENT = b": loading qwen (1 s)\n\n"
+STREAM = (b"data: 1\n\n", b"data: [DONE]\n\n")
+
+
+class Client:
+    """What arrives at the client (`Downstream`)."""
+
+    def __init__(self) -> None:
+        self.heads: list[tuple[int, RawHeaders]] = []
+        self.body = b""
+        self.ended = ""
+
+    async def start(self, status: int, headers: RawHeaders) -> None:
+        self.heads.append((status, headers))
+
+    async def send(self, chunk: bytes) -> None:
+        assert self.heads
+        assert not self.ended
+        self.body += chunk
+
+    async def end(self) -> None:
+        self.ended = "whole"
+
+    async def abort(self) -> None:
+        self.ended = "broken"
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error of the last event, which is all that the client may go by."""
+        assert self.ended == "broken"
+        last = self.body.removesuffix(b"\n\n").rpartition(b"\n\n")[2]
+        error: dict[str, Any] = json.loads(last.removeprefix(b"data: "))["error"]
+        return error
+
+
+class Answer:
+    """A server's answer (`Exchange`)."""
+
+    def __init__(self, status: int, headers: RawHeaders, *body: bytes, breaks: bool = False) -> None:
+        self.status = status
+        self.headers = headers
+        self.read = 0
+        self._body = body
+        self._breaks = breaks
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for chunk in self._body:
+            self.read += len(chunk)
+            yield chunk
+        if self._breaks:
+            raise UpstreamError("it broke off", processed=True)
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def response(client: Client) -> Response:
+    return Response(client, Clock())
+
+
+async def test_an_answer_without_a_wait_keeps_the_servers_head_and_bytes(client: Client, response: Response) -> None:
+    await response.relay(Answer(200, EVENTS, *STREAM))
+    assert client.heads == [(200, EVENTS)]
+    assert (client.body, client.ended) == (b"".join(STREAM), "whole")
+    assert (response.status, response.end, response.tail.streamed) == (200, End.OK, True)
+
+
+async def test_a_servers_error_without_a_wait_is_passed_on_as_it_is(client: Client, response: Response) -> None:
+    await response.relay(Answer(400, JSON, b"{}"))
+    assert client.heads == [(400, JSON)]
+    assert (client.body, client.ended) == (b"{}", "whole")
+    assert (response.status, response.code, response.end, response.tail.streamed) == (400, "", End.OK, False)
+
+
+async def test_comments_open_a_stream_that_the_servers_continues(client: Client, response: Response) -> None:
+    await response.comment(COMMENT)
+    await response.comment(COMMENT)
+    assert response.first_byte_at is None
+    await response.relay(Answer(200, EVENTS, *STREAM))
+    ((status, headers),) = client.heads
+    assert status == 200
+    assert dict(headers) == {
+        b"content-type": b"text/event-stream",
+        b"cache-control": b"no-cache",
+        b"x-accel-buffering": b"no",
+    }
+    assert (client.body, client.ended) == (COMMENT + COMMENT + b"".join(STREAM), "whole")
+    assert (response.status, response.code, response.end) == (200, "", End.OK)
+    assert response.tail.read() == b"".join(STREAM)
+    assert response.first_byte_at is not None
+
+
+async def test_a_refusal_after_comments_is_an_event_and_a_broken_connection(client: Client, response: Response) -> None:
+    await response.comment(COMMENT)
+    await response.refuse(ApiError(503, "exited", "exited with code 7"))
+    assert client.error == {"message": "exited with code 7", "type": "server_error", "param": None, "code": "exited"}
+    assert len(client.heads) == 1
+    assert (response.status, response.code, response.end) == (503, "exited", End.REFUSED)
+    assert response.first_byte_at is None
+
+
+async def test_a_refusal_before_anything_was_sent_is_a_plain_answer(client: Client, response: Response) -> None:
+    await response.refuse(ApiError(429, "queue_full", "full", retry_after_s=3.0))
+    ((status, headers),) = client.heads
+    assert (status, dict(headers)[b"retry-after"], client.ended) == (429, b"3", "whole")
+    assert (response.status, response.code, response.end) == (429, "queue_full", End.REFUSED)
+
+
+@pytest.mark.parametrize("waited", [True, False])
+async def test_a_stream_that_breaks_off_ends_in_an_error_event(
+    client: Client, response: Response, waited: bool
+) -> None:
+    if waited:
+        await response.comment(COMMENT)
+    with pytest.raises(UpstreamError):
+        await response.relay(Answer(200, EVENTS, STREAM[0], breaks=True))
+    await response.refuse(ApiError(502, "upstream_failed", "it broke off"), End.UPSTREAM_FAILED)
+    assert client.error["code"] == "upstream_failed"
+    assert (response.status, response.code, response.end) == (200, "upstream_failed", End.UPSTREAM_FAILED)
+
+
+async def test_a_body_that_is_no_stream_is_broken_off_without_an_event(client: Client, response: Response) -> None:
+    with pytest.raises(UpstreamError):
+        await response.relay(Answer(200, JSON, b'{"a"', breaks=True))
+    await response.refuse(ApiError(502, "upstream_failed", "it broke off"), End.UPSTREAM_FAILED)
+    assert (client.body, client.ended) == (b'{"a"', "broken")
+
+
+async def test_a_servers_error_after_comments_becomes_the_event(client: Client, response: Response) -> None:
+    await response.comment(COMMENT)
+    told = {"message": "the prompt is too long", "type": "invalid_request_error", "n_ctx": 4096}
+    text = json.dumps({"error": told}, indent=1).encode()
+    await response.relay(Answer(400, JSON, text[:20], text[20:]))
+    assert client.error == told
+    assert (response.status, response.code, response.end) == (400, "", End.OK)
+
+
+async def test_an_endless_error_is_read_up_to_a_bound(client: Client, response: Response) -> None:
+    await response.comment(COMMENT)
+    endless = Answer(500, JSON, *[b"x" * 1024] * 1000)
+    await response.relay(endless)
+    assert client.error["message"].startswith("the server answered 500: xxx")
+    assert endless.read <= ERROR_BYTES + 1024
+    assert len(client.body) < 1024
+    assert response.status == 500
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        (JSON, "application/json, not with a plain event stream"),
+        ((), "with no content type, not"),
+        ((*EVENTS, (b"Content-Encoding", b"gzip")), "gzip text/event-stream"),
+    ],
+)
+async def test_what_cannot_continue_an_event_stream_is_not_put_into_one(
+    client: Client, response: Response, headers: RawHeaders, named: str
+) -> None:
+    await response.comment(COMMENT)
+    answer = Answer(200, headers, b'{"choices": []}')
+    with pytest.raises(UpstreamError, match=named) as failed:
+        await response.relay(answer)
+    assert failed.value.processed
+    assert answer.read == 0
+    await response.refuse(ApiError(502, "upstream_failed", str(failed.value)), End.UPSTREAM_FAILED)
+    assert client.body.startswith(COMMENT + b"\n\ndata: ")
+    assert (response.status, response.code, response.end) == (502, "upstream_failed", End.UPSTREAM_FAILED)
+
+
+async def test_an_error_that_breaks_off_is_an_upstreams_failure(client: Client, response: Response) -> None:
+    await response.comment(COMMENT)
+    with pytest.raises(UpstreamError):
+        await response.relay(Answer(500, JSON, b"{", breaks=True))
+    await response.refuse(ApiError(502, "upstream_failed", "it broke off"), End.UPSTREAM_FAILED)
+    assert (response.status, response.end, client.ended) == (502, End.UPSTREAM_FAILED, "broken")
