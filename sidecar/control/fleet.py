@@ -78,18 +78,18 @@ class Fleet:
         """The model's server, in whatever state."""
         return self._server_of.get(model)
 
-    def state_of(self, model: str) -> ServerState:
-        """Where the model is in its life (sidecar.core.lifecycle)."""
+    def state_of(self, model: str, variant: str | None = None) -> ServerState:
+        """Where the model is in its life (sidecar.core.lifecycle), or one of its variants: each fails for itself."""
         if server := self.server_of(model):
             return server.state
-        failure = self.failure_of(model)
+        failure = self.failure_of(model) if variant is None else self.failures.get((model, variant))
         if failure is None or failure.retry_at <= self.clock.monotonic():
             return ServerState.STOPPED
         return ServerState.FAILED if failure.retry_at == math.inf else ServerState.BACKOFF
 
     def add(self, server: LiveServer, why: str, *, adopted: bool = False) -> None:
         """A server is about to be started, or was taken over; its reservation stands from here on."""
-        before = self.state_of(server.model)  # one that was given up runs if it was found alive
+        before = self.state_of(server.model, server.variant.name)  # one that was given up runs if it was found alive
         server.state = ServerState.STARTING if adopted else follow(before, Cause.START)
         self.servers[server.id] = self._server_of[server.model] = server
         self.auto_started.add(server.model)

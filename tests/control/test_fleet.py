@@ -88,6 +88,12 @@ async def test_the_failures_of_one_variant_say_nothing_of_another(fleet: Fleet) 
     assert [failure.variant for failure in fleet.failures.values()] == ["two"]
 
 
+async def test_a_variant_that_was_given_up_does_not_keep_another_from_being_started(fleet: Fleet) -> None:
+    for _ in range(ATTEMPTS):
+        crash(fleet, "one")
+    assert started(fleet, "two").state is ServerState.STARTING
+
+
 async def test_last_words_are_not_put_to_the_failure_of_another_attempt(fleet: Fleet) -> None:
     server = crash(fleet)
     fleet.explain(server, "the server was killed by SIGKILL while it was serving; the last lines of its output:\nx")
