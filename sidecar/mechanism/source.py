@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 import msgspec
 
@@ -57,37 +59,96 @@ def signature(root: Path) -> Signature:
     return tuple(sorted(_entries(root)))
 
 
+def folders(
+    root: Path, without: Callable[[os.DirEntry[str]], bool]
+) -> Iterator[tuple[str, list[os.DirEntry[str]], list[os.DirEntry[str]]]]:
+    """Every folder below `root`, and itself, once: its path, its subfolders, and what else is in it.
+
+    Left out is what is hidden, and the subfolders that `without` says. Links are followed, but never to where we have
+    been. A folder that goes away meanwhile is none; one that cannot be read is a SourceError.
+    """
+    seen: set[tuple[int, int]] = set()
+    todo = [str(root)]
+    while todo:
+        path = todo.pop()
+        try:
+            stat = os.stat(path)  # noqa: PTH116 - paths of entries are strings, and there may be hundreds
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(path) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if path != str(root):
+                continue
+            raise SourceError(f"{root}: no such directory") from error
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+        kinds: tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]] = ([], [])
+        for entry in entries:
+            kinds[_is_folder(entry)].append(entry)
+        files, inner = kinds
+        subfolders = sorted((entry for entry in inner if not without(entry)), key=lambda entry: entry.name)
+        yield path, subfolders, files
+        todo += [entry.path for entry in reversed(subfolders)]
+
+
+def is_plugin_folder(root: Path) -> Callable[[os.DirEntry[str]], bool]:
+    """Tells the folder of plugins, which is beside the manifests and not among them."""
+    path = str(root / PLUGIN_FOLDER)
+    return lambda entry: entry.path == path
+
+
+def git_at_work(root: Path) -> bool:
+    """Whether git is changing the working tree that `root` is in: its index is locked for as long as that takes.
+
+    A git that was killed leaves the lock, and a tree that is neither the old nor the new one.
+    """
+    real = Path(os.path.realpath(root))
+    for folder in (real, *real.parents):
+        git = folder / ".git"
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # a folder, as it mostly is, or nothing that git made
+            git = folder / git.read_text("utf-8").removeprefix("gitdir:").strip()  # worktrees and submodules
+        if git.is_dir():
+            return (git / "index.lock").exists()
+    return False
+
+
 def _entries(root: Path) -> Iterator[tuple[str, int, int, int]]:
-    seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, onerror=_unreadable, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            subfolders.clear()  # a link back to where we have been
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if Path(folder) == root and PLUGIN_FOLDER in subfolders:
-            subfolders.remove(PLUGIN_FOLDER)
-        for name in names:
-            if name.endswith(".toml") and not name.startswith("."):
-                path = Path(folder) / name
-                try:
-                    stat = path.stat()  # follows links, as ConfigMap mounts have them
-                except FileNotFoundError:
-                    continue  # gone since it was listed, or a dangling link (editors use them as locks)
-                except OSError:  # reading it says why
-                    yield str(path.relative_to(root)), 0, 0, 0
-                    continue
-                yield str(path.relative_to(root)), stat.st_mtime_ns, stat.st_size, stat.st_ino
+    start = len(os.path.join(root, ""))  # noqa: PTH118 - the length of a prefix of strings, not a path
+    for _, _, files in folders(root, is_plugin_folder(root)):
+        for entry in files:
+            if not entry.name.endswith(".toml"):
+                continue
+            try:
+                stat = entry.stat()  # follows links, as ConfigMap mounts have them
+            except FileNotFoundError:
+                continue  # gone since it was listed, or a dangling link (editors use them as locks)
+            except OSError:  # reading it says why
+                yield entry.path[start:], 0, 0, 0
+                continue
+            yield entry.path[start:], stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _unreadable(error: OSError) -> None:
-    raise SourceError(f"{error.filename}: cannot be read: {error.strerror}") from error
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
 
 
 def _content(path: Path) -> bytes:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 2**20} MiB, which no manifest is")
-    return path.read_bytes()
+    # Without O_NONBLOCK a named pipe would hold us until somebody writes to it; a device would have no end.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        stat = os.fstat(file)
+        if not S_ISREG(stat.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if stat.st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES // 2**20} MiB, which no manifest is")
+        return os.read(file, stat.st_size)  # less or more than that is a change, which the signature tells
+    finally:
+        os.close(file)
 
 
 def _revision(files: Iterable[tuple[str, bytes]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mechanism import source
-from sidecar.mechanism.source import SourceError, read, signature
+from sidecar.mechanism.source import SourceError, git_at_work, read, signature
 from tests.support import write
 
 
@@ -118,6 +118,16 @@ def test_a_file_too_large_to_be_a_manifest_is_named_and_not_read(tmp_path: Path)
     assert snapshot.unreadable == (("huge.toml", "cannot be read: larger than 4 MiB, which no manifest is"),)
 
 
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, {"good.toml": ""})
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.toml")
+    snapshot = read(tmp_path)
+    assert [name for name, _ in snapshot.files] == ["good.toml"]
+    why = "cannot be read: not a regular file"
+    assert snapshot.unreadable == (("endless.toml", why), ("pipe.toml", why))
+
+
 def test_a_dangling_link_is_nothing(tmp_path: Path) -> None:
     write(tmp_path, {"good.toml": ""})
     (tmp_path / "gone.toml").symlink_to("nowhere.toml")
@@ -165,6 +175,44 @@ def test_a_file_removed_while_it_is_read_is_no_error(tmp_path: Path, monkeypatch
     monkeypatch.setattr(source, "_content", meddle)
     snapshot = read(tmp_path)
     assert (snapshot.files, snapshot.unreadable) == ((("a.toml", b""),), ())
+
+
+def test_a_folder_removed_while_it_is_looked_for_is_no_error(tmp_path: Path) -> None:
+    write(tmp_path, {"a/x.toml": "", "b/y.toml": ""})
+    walk = source.folders(tmp_path, lambda _: False)
+    next(walk)
+    (tmp_path / "b" / "y.toml").unlink()
+    (tmp_path / "b").rmdir()
+    assert [Path(path).name for path, _, _ in walk] == ["a"]
+
+
+def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path) -> None:
+    write(tmp_path, {"root/real/x.toml": "", "shared/y.toml": ""})
+    (tmp_path / "root" / "real" / "up").symlink_to("..")
+    (tmp_path / "root" / "again").symlink_to("real")
+    (tmp_path / "root" / "shared").symlink_to("../shared")
+    assert names(tmp_path / "root") == ["again/x.toml", "shared/y.toml"]
+
+
+@pytest.mark.parametrize("place", ["manifests", "."])
+def test_git_is_at_work_while_its_index_is_locked(tmp_path: Path, place: str) -> None:
+    write(tmp_path, {".git/HEAD": "", "manifests/a.toml": ""})
+    assert not git_at_work(tmp_path / place)
+    write(tmp_path, {".git/index.lock": ""})
+    assert git_at_work(tmp_path / place)
+
+
+def test_git_is_found_at_work_in_a_worktree_and_through_a_link(tmp_path: Path) -> None:
+    write(tmp_path, {"tree/.git": "gitdir: ../repo/worktrees/tree\n", "repo/worktrees/tree/HEAD": ""})
+    (tmp_path / "current").symlink_to("tree")
+    assert not git_at_work(tmp_path / "current")
+    write(tmp_path, {"repo/worktrees/tree/index.lock": ""})
+    assert git_at_work(tmp_path / "current")
+
+
+def test_where_there_is_no_git_none_is_at_work(tmp_path: Path) -> None:
+    assert not git_at_work(tmp_path / "nowhere")
+    assert not git_at_work(write(tmp_path, {".git": "something else"}))
 
 
 def test_a_source_that_never_holds_still_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
