@@ -196,7 +196,7 @@ def test_a_crash_loop_backs_off_and_ends_until_somebody_starts_it(run: Run) -> N
     starts = sidecar.starts("looping")
     assert starts <= 4
     sidecar.cli("start", "looping")  # a person's word is a fresh start
-    assert sidecar.starts("looping") == starts + 1
+    assert sidecar.starts("looping") > starts
 
 
 def test_the_clients_error_tells_how_the_server_ended(run: Run) -> None:
