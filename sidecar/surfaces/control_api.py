@@ -1,9 +1,10 @@
-"""The control API under `/-/`, by Litestar: health, status, plan, devices, and starting and stopping models."""
+"""The control API under `/-/`, by Litestar: health, status, plan, devices, events, starting and stopping models."""
 
 # No `from __future__ import annotations` here: Litestar reads the handlers' annotations at run time.
 
 from typing import Any
 
+import msgspec
 from litestar import Litestar, Request, Response, get, post
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -11,11 +12,11 @@ from litestar.exceptions import HTTPException
 from litestar.handlers.base import BaseRouteHandler
 
 from sidecar.control.controller import Controller
-from sidecar.control.fleet import RefusedError
+from sidecar.control.leases import RefusedError
 from sidecar.core.names import near
 from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
-from sidecar.surfaces import guard, report
+from sidecar.surfaces import events_api, guard, report
 from sidecar.surfaces.dataplane.errors import ApiError
 
 
@@ -67,6 +68,17 @@ async def plan(state: ControlState, want: str | None = None) -> Plan:
     return state.controller.what_if(_known(state.controller, want) if want is not None else None)
 
 
+@get("/-/events", guards=[only_for_operators])
+async def events(request: Caller, state: ControlState) -> Response[Any]:
+    """What has happened: see events_api.Question for what can be asked. With `?follow=true`, as server-sent events."""
+    asked = events_api.question(request.query_params, request.headers.get("last-event-id"))
+    if asked.model:
+        asked = msgspec.structs.replace(asked, model=_with_events(state.controller, asked.model))
+    if asked.follow:
+        return events_api.stream(state.controller.events, asked)
+    return Response(events_api.answer(state.controller.events, asked))
+
+
 @get("/-/measurements", guards=[only_for_operators])
 async def measurements(state: ControlState) -> tuple[Measured, ...]:
     """What variants took at most, and how long they load."""
@@ -99,6 +111,13 @@ def _known(controller: Controller, requested: str) -> str:
     return found[0]
 
 
+def _with_events(controller: Controller, requested: str) -> str:
+    """Models that are no longer declared keep their history."""
+    if controller.generation.find(requested) is None and controller.events.newest(1, requested):
+        return requested
+    return _known(controller, requested)
+
+
 def _answer_api_error(_: Caller, error: ApiError) -> Response[bytes]:
     headers = {name.decode(): value.decode() for name, value in error.response_headers() if name != b"content-type"}
     return Response(error.body(), status_code=error.status, headers=headers, media_type="application/json")
@@ -112,7 +131,7 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 def control_app(controller: Controller) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
-        route_handlers=[healthy, ready, status, devices, plan, measurements, act],
+        route_handlers=[healthy, ready, status, devices, plan, events, measurements, act],
         state=ControlState({"controller": controller}),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,

@@ -86,6 +86,7 @@ class Shutdown:
         else:
             log.info("%s: draining", number.name)
             self._controller.fleet.close()
+            self._controller.events.end_followers()  # whose streams would be waited for as requests in flight
         if self._server is not None:
             self._server.should_exit, self._server.force_exit = True, self.asked
         self.asked = True

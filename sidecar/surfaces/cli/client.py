@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,30 @@ class Remote:
         if response.is_success:
             return response.json()
         return fail(_reason(response))
+
+    def lines(self, path: str, params: dict[str, str], silence_s: float) -> Iterator[str]:
+        """The lines of an answer, as they come, until it ends.
+
+        Raises UnreachableError, also if nothing comes for `silence_s`; exits when the sidecar says no. Lines end with a
+        line feed alone: what Python takes for line ends besides may stand in JSON.
+        """
+        timeout = httpx.Timeout(silence_s, connect=5.0)
+        try:
+            with (
+                httpx.Client(trust_env=False, timeout=timeout) as http,
+                http.stream("GET", self.url + path, params=params, headers=self._headers) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                    if response.is_server_error:  # of somebody between, as long as the sidecar is away
+                        raise UnreachableError(_reason(response))
+                    fail(_reason(response))
+                rest = b""
+                for chunk in response.iter_bytes():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    yield from (line.removesuffix(b"\r").decode() for line in lines)
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"no sidecar answers at {self.url}: {error}") from error
 
 
 def remote_options(command: F) -> F:
