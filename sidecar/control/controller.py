@@ -101,6 +101,7 @@ class Controller:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._source.close()
         self.fleet.close()
         if self.generations.current is not None:
             await self._drain()

@@ -99,6 +99,9 @@ class Source(Protocol):
     async def read(self, before: Declaration) -> Loaded | None:
         """The next revision, whole, if there is one. before: what is in force. Raises SourceError."""
 
+    async def close(self) -> None:
+        """Nobody will ask any more."""
+
 
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
     """All that the control floor is handed. random: for ids, and for waiting times that should not be in step.

@@ -74,7 +74,11 @@ class _Loader:
     def run(self) -> Loaded:
         for name, why in self.snapshot.unreadable:
             self._broken(name, why, line=0)
+        declaring = set(self.before.files.values())
         for name, content in self.snapshot.files:
+            if name in declaring and not content.strip():
+                message = "is empty: taken for half-written, so what it declared stays; delete the file to remove that"
+                self._broken(name, message, line=0)
             self._collect(name, self._parse(name, content))
         settings = self._settings()
         read_plugins = self._section("plugins", PluginDeclaration)
@@ -153,7 +157,7 @@ class _Loader:
         """Defaults, unless that would be a guess at who is let in."""
         if self.broken_files:
             return None  # [sidecar] may stand in one of them
-        if self.bound:
+        if self.before.settings != Settings():
             message = "there is no [sidecar] any more; what it said stays in force"
             self._problem("", ("sidecar",), message, subject=("sidecar",))
             return None

@@ -3,43 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from sidecar.core.manifest import Declaration
 from sidecar.mechanism import loader, source
 from sidecar.mechanism.loader import Loaded
+from sidecar.mechanism.manifest_watch import ManifestFolder
 
-LOOK_S = 0.5
+LOOK_S = 2.0  # between looks where the kernel tells nothing: a lost event costs so much time
 
 
 class Manifests:
-    """What is declared below a folder. in_force: the signature of the revision that was read already."""
+    """What is declared below a folder. in_force: the revision that was read already."""
 
-    def __init__(self, root: Path, environment: Mapping[str, str], in_force: source.Signature) -> None:
+    def __init__(self, root: Path, environment: Mapping[str, str], in_force: source.Snapshot) -> None:
         self._root = root
         self._environment = environment
-        self._in_force: source.Signature | None = in_force
-        self._seen: source.Signature | None = None  # at the last look
+        self._in_force: source.Snapshot | None = in_force
+        self._folder = ManifestFolder(root)
+        self._open = False
+        self._settled = False  # a change was told, and nothing has moved since
+        self._seen: source.Signature | None = None  # at the last look that nobody asked for
 
     async def changed(self, look_now: asyncio.Event) -> None:
-        """Wait until it is worth looking: for a moment, or until somebody knows better."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
-                await look_now.wait()
+        """Wait until it is worth looking: for a change, or until somebody knows better, or for a while."""
+        if not self._open:
+            self._folder.open()
+            self._open = True
+        settled = asyncio.create_task(self._folder.settled(LOOK_S))
+        asked = asyncio.create_task(look_now.wait())
+        try:
+            await asyncio.wait((settled, asked), return_when=asyncio.FIRST_COMPLETED)
+            self._settled = asked.done() or settled.result()
+        finally:
+            for task in (settled, asked):
+                task.cancel()
+            await asyncio.gather(settled, asked, return_exceptions=True)
 
     async def read(self, before: Declaration) -> Loaded | None:
-        """The next revision, if there is one and it has held still since the last look. Raises SourceError."""
+        """The next revision, if there is one and it holds still. Raises SourceError."""
         try:
-            signature = await asyncio.to_thread(source.signature, self._root)
-            held_still, self._seen = signature == self._seen, signature
-            if not held_still or signature == self._in_force:
-                return None
-            snapshot = await asyncio.to_thread(source.read, self._root)
+            snapshot = await self._next()
         except source.SourceError:
             self._in_force = None  # when it can be read again, it is a new revision, even if it is the same
             raise
+        if snapshot is None:
+            return None
         loaded = await asyncio.to_thread(loader.load, snapshot, self._environment, before)
-        self._in_force = snapshot.signature
+        self._in_force = snapshot
         return loaded
+
+    async def close(self) -> None:
+        """Watch no more."""
+        if self._open:
+            await self._folder.close()
+
+    async def _next(self) -> source.Snapshot | None:
+        if not self._settled and not await self._holds_still():
+            return None
+        if await asyncio.to_thread(source.git_at_work, self._root):
+            message = f"{self._root}: git is at work there: .git/index.lock exists; remove it if no git runs any more"
+            raise source.SourceError(message)
+        snapshot = await asyncio.to_thread(source.read, self._root)
+        return None if self._in_force is not None and _same(snapshot, self._in_force) else snapshot
+
+    async def _holds_still(self) -> bool:
+        """Whether there is a change that was there already at the last look: nobody has told when it ended."""
+        signature = await asyncio.to_thread(source.signature, self._root)
+        held_still, self._seen = signature == self._seen, signature
+        return held_still and (self._in_force is None or signature != self._in_force.signature)
+
+
+def _same(one: source.Snapshot, other: source.Snapshot) -> bool:
+    return (one.revision, one.unreadable) == (other.revision, other.unreadable)

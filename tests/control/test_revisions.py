@@ -107,10 +107,16 @@ def test_a_model_that_was_never_good_is_not_there(source: Source) -> None:
 
 
 @pytest.mark.parametrize("text", ["[models.b", "", "<<<<<<< HEAD\n" + model("b")], ids=["syntax", "empty", "conflict"])
-def test_a_broken_file_keeps_all_that_it_declared_but_an_empty_one_nothing(source: Source, text: str) -> None:
+def test_a_broken_or_emptied_file_keeps_all_that_it_declared(source: Source, text: str) -> None:
     after = source.change({"b.toml": text})
-    assert list(after.models) == (["a", "b", "c"] if text else ["a"])
-    assert source.revisions.kept == (("b", "c") if text else ())
+    assert list(after.models) == ["a", "b", "c"]
+    assert source.revisions.kept == ("b", "c")
+
+
+def test_a_file_that_says_nothing_in_so_many_words_declares_nothing(source: Source) -> None:
+    after = source.change({"b.toml": "# no models here any more\n"})
+    assert list(after.models) == ["a"]
+    assert source.revisions.kept == ()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ async def _run(
     client = Client()
     outside = Outside(
         machine=LocalMachine(state),
-        source=Manifests(root, os.environ, snapshot.signature),
+        source=Manifests(root, os.environ, snapshot),
         client=client,
         tracer=telemetry.tracer,
         state=state.path,
