@@ -148,7 +148,9 @@ def test_those_that_take_more_memory_than_declared_are_told(sidecar: Sidecar) ->
 
 def told_too_low(sidecar: Sidecar, model: str) -> bool:
     """Whether a condition says that the model takes more than is declared."""
-    return any("declares 60 MB on cpu, and has taken" in line for line in told(sidecar, model))
+    return any(
+        line.startswith("DeclaredTooLow: variant default declares 60 MB on cpu") for line in told(sidecar, model)
+    )
 
 
 def test_one_that_prints_a_hundred_megabytes_has_its_log_cut(sidecar: Sidecar) -> None:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.chaos.conftest import Rivals
 from tests.chaos.world import Traffic, accounted_for, doomed, servers
 from tests.e2e.conftest import Run
-from tests.e2e.harness import alive, llama, running, seen, stub, until
-from tests.servers import HTTP_SERVER
+from tests.e2e.harness import alive, llama, running, stub, until
 
 
 @contextmanager
-def stranger(port: int) -> Iterator[int]:
-    """A program that answers on the port as a server would, and is none of ours. Its pid."""
-    command = [sys.executable, HTTP_SERVER, "--port", str(port), "--name", "stranger"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == f"listening {port}\n"
-            yield process.pid
-        finally:
-            process.kill()
+def stranger(port: int) -> Iterator[None]:
+    """Somebody else listens on the port, to whom nobody may talk."""
+    listeners: list[socket.socket] = []
+
+    def listens() -> bool:
+        """False while a process that has just been killed still holds the port."""
+        with contextlib.suppress(OSError):
+            listeners.append(socket.create_server(("127.0.0.1", port)))
+        return bool(listeners)
+
+    until(listens, "the port is the stranger's")
+    with listeners[0] as listener:
+        listener.setblocking(False)
+        yield
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def served_by(sidecar_url: str, model: str) -> str:
@@ -43,11 +48,11 @@ def served_by(sidecar_url: str, model: str) -> str:
 
 
 def test_a_port_stolen_before_bind_or_from_a_dead_server_is_told_and_the_next_try_has_another(run: Run) -> None:
-    sidecar = run(stub("robbed", "--delay-bind", "1", model="auto_start = true"), llama("good"), stub("heir"))
+    sidecar = run(stub("robbed", "--delay-bind", "2", model="auto_start = true"), llama("good"), stub("heir"))
     sidecar.ask("good")
     until(lambda: "robbed" in servers(sidecar), "it has a port and a process, and does not listen yet")
     first = servers(sidecar)["robbed"]
-    with stranger(first.port) as pid, Traffic(lambda: sidecar.url, "good") as traffic:
+    with stranger(first.port), Traffic(lambda: sidecar.url, "good") as traffic:
         until(lambda: sidecar.state("robbed") in ("PortTaken", "Exited"), "the theft is noticed")
         message = sidecar.model("robbed")["conditions"][0]["message"]
         assert f"another program listens on port {first.port}" in message or "Address already in use" in message
@@ -55,8 +60,6 @@ def test_a_port_stolen_before_bind_or_from_a_dead_server_is_told_and_the_next_tr
         second = servers(sidecar)["robbed"]
         assert second.port != first.port
         assert served_by(sidecar.url, "robbed") == "robbed"
-        assert seen(first.port) == []  # nothing was ever sent to the stranger
-        assert alive(pid)
         traffic.flows()
         sidecar.ask("heir")
         dead = servers(sidecar)["heir"]
@@ -64,7 +67,6 @@ def test_a_port_stolen_before_bind_or_from_a_dead_server_is_told_and_the_next_tr
         with stranger(dead.port):
             assert served_by(sidecar.url, "heir") == "heir"
             assert servers(sidecar)["heir"].port != dead.port
-            assert seen(dead.port) == []
     accounted_for(sidecar)
 
 
@@ -79,11 +81,9 @@ def test_a_stranger_on_the_port_of_a_server_that_died_while_nobody_looked_gets_n
         sidecar.process.kill()
     os.kill(first.pid, signal.SIGKILL)
     until(lambda: not alive(first.pid), "it is gone")
-    with stranger(first.port) as pid, running(tmp_path, manifests) as again:
+    with stranger(first.port), running(tmp_path, manifests) as again:
         assert served_by(again.url, "a") == "a"
         assert servers(again)["a"].port != first.port
-        assert seen(first.port) == []
-        assert alive(pid)
 
 
 def test_a_range_of_ports_that_strangers_hold_is_told(tmp_path: Path, rivals: Rivals) -> None:
