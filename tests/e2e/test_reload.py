@@ -105,7 +105,7 @@ def test_what_a_broken_file_declared_outlives_further_revisions(run: Run) -> Non
 
 def test_taking_the_sidecar_table_away_does_not_open_the_door(run: Run) -> None:
     sidecar = run(stub("a"))
-    sidecar.write("sidecar.toml", "")
+    sidecar.write("sidecar.toml", "# nothing here\n")
     until(lambda: sidecar.status()["problems"] != [], "it is told")
     assert "there is no [sidecar] any more; what it said stays in force" in sidecar.status()["problems"][0]
     with sidecar.http() as http:
