@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import openai
@@ -108,8 +109,23 @@ def test_the_story_of_a_model_tells_what_would_help_and_who_would_have_to_go(run
     assert sidecar.cli("explain", "hero", check=False).returncode == 1
 
 
-def events(sidecar: Sidecar, model: str) -> list[dict[str, str]]:
+def events(sidecar: Sidecar, model: str) -> list[dict[str, Any]]:
     """What has happened to a model."""
     found = httpx.get(f"{sidecar.url}/-/events", params={"model": model}, trust_env=False).json()
-    answer: list[dict[str, str]] = found["events"]
+    answer: list[dict[str, Any]] = found["events"]
     return answer
+
+
+def test_an_engine_that_sizes_itself_loads_alone(run: Run) -> None:
+    selfish = stub("selfish", "--unhealthy-for", "1", variant="exclusive_start = true")
+    sidecar = run(selfish, stub("other"))
+    loading = threading.Thread(target=lambda: sidecar.ask("selfish"))
+    loading.start()
+    until(lambda: sidecar.state("selfish") == "starting", "it loads")
+    assert sidecar.ask("other").startswith("other")
+    loading.join(20)
+    ready = next(event for event in events(sidecar, "selfish") if event["type"] == "BecameReady")
+    started = next(event for event in events(sidecar, "other") if event["type"] == "Started")
+    assert started["seq"] > ready["seq"]
+    waited = [event["message"] for event in events(sidecar, "other") if event["reason"] == "WaitingForStart"]
+    assert waited == ["waits until selfish has loaded: exclusive_start"]
