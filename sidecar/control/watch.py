@@ -86,7 +86,9 @@ class DeviceWatch:
         if stale:
             await asyncio.wait([self._probe(name) for name in stale], timeout=PATIENCE_S)
             stale = [name for name in stale if self._is_stale(name, changed_at, fresh_s)]
-            self._awaited.update(stale)
+        for name in stale:
+            self._awaited.add(name)
+            self._probe(name)  # the one that has just ended may have begun too early
         return tuple(
             msgspec.structs.replace(device, stale=True) if name in stale else device
             for name, prober in self._probers.items()
