@@ -1,11 +1,108 @@
-"""Who has to go so that a newcomer fits: idle, unpinned servers only, and none that does not help."""
+"""What it costs when servers go so that a newcomer fits, and what that frees. `cover` finds the cheapest set.
+
+Sets of victims are compared
+
+1. by how many of them are of the highest priority, then of the next lower one, and so on; servers of models that are no
+   longer declared come last;
+2. then, for each priority in the same order, by how many of them were used how recently: busy or within the last
+   minute, then within two, four, eight, ... minutes, so that what has been idle for about as long counts the same;
+3. then by the milliseconds that it takes to load all of them again;
+4. then by the MB that all of them hold;
+5. then by their ids.
+
+That order is additive: a server's cost is a whole number with a digit for each of these questions, the first one
+highest, and the cost of a set is the sum.
+
+    cost = 2**at(priority) + 2**at(priority, idle class) + load_ms * 2**bits(all held_mb) + held_mb
+
+at() is where the digit of that priority, or of that idle class within it, begins. Those digits count victims and are 7
+bits wide, enough for 127 (wider if there are more candidates), and milliseconds and MB have room for all candidates
+together, so that no digit ever carries into the next. The ids are the lowest digit of all, which `cover` adds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from sidecar.core.cover import Candidate, Limit
+from sidecar.core.ledger import Ledger, freed_mb
 from sidecar.core.manifest import Model
 from sidecar.core.observed import Server, ServerState
+
+COUNT_BITS = 7
+
+Level = tuple[bool, int]  # whether the model is declared, and its priority
+
+
+def priced(
+    servers: Collection[Server], models: Mapping[str, Model], now: float, load_s: Mapping[str, float]
+) -> tuple[Candidate, ...]:
+    """The servers with their costs. load_s: server id to measured seconds; a server that is missing there takes none.
+
+    Costs can be compared within one result only.
+    """
+    levels = {server.id: _level(models.get(server.model)) for server in servers}
+    classes = {server.id: (levels[server.id], -_idle_class(server, now)) for server in servers}
+    load_ms = {server.id: round(1000 * load_s.get(server.id, 0)) for server in servers}
+    held_mb = {server.id: sum(map(server.charged_mb, _devices(server))) for server in servers}
+
+    bits = max(COUNT_BITS, len(servers).bit_length())
+    ms_at = sum(held_mb.values()).bit_length()
+    classes_at = ms_at + sum(load_ms.values()).bit_length()
+    class_at = {one: classes_at + rank * bits for rank, one in enumerate(sorted(set(classes.values())))}
+    levels_at = classes_at + len(class_at) * bits
+    level_at = {one: levels_at + rank * bits for rank, one in enumerate(sorted(set(levels.values())))}
+
+    def cost(key: str) -> int:
+        return (1 << level_at[levels[key]]) + (1 << class_at[classes[key]]) + (load_ms[key] << ms_at) + held_mb[key]
+
+    return tuple(Candidate(server, cost(server.id)) for server in servers)
+
+
+def limits(
+    ledger: Ledger, servers: Collection[Server], gone: Iterable[Server] = (), taken: Mapping[str, int] | None = None
+) -> tuple[Limit, ...]:
+    """Both readings of each device, and of each memory that devices share, with what the servers free by going.
+
+    gone: those who leave anyhow. taken: device id to MB that others have claimed there; a claim on a shared memory is
+    to be named for each device that shares it. Devices that `Ledger.free` leaves out have no limits.
+    """
+    gone, taken = tuple(gone), taken or {}
+    sharing: dict[str, list[str]] = {}
+    for device, pool in ledger.pools.items():
+        sharing.setdefault(pool, []).append(device)
+    known = list(ledger.free())
+
+    def limit(scope: Iterable[str], device: str, reading: int, free_mb: int, counted: list[str]) -> Limit:
+        frees = {one.id: sum(freed_mb(one, key)[reading] for key in counted) for one in (*servers, *gone)}
+        left = free_mb - taken.get(device, 0) + sum(frees[one.id] for one in gone)
+        return Limit(frozenset(scope), left, {one.id: frees[one.id] for one in servers if frees[one.id]})
+
+    found = []
+    for device in known:
+        declared_mb = ledger.usable[device] - ledger.charged_mb(device)
+        found.append(limit([device], device, 0, declared_mb, [device]))
+        found.append(limit([device], device, 1, ledger.readings(device)[1], sharing[ledger.pools[device]]))
+    for pool, members in sharing.items():
+        scope = [device for device in members if device in known]
+        if len(members) > 1 and scope:
+            declared_mb, live_mb = ledger.readings(pool)
+            found.append(limit(scope, pool, 0, declared_mb, members))
+            found.append(limit(scope, pool, 1, live_mb, members))
+    return tuple(found)
+
+
+def _level(model: Model | None) -> Level:
+    return (False, 0) if model is None else (True, model.priority)
+
+
+def _idle_class(server: Server, now: float) -> int:
+    """0: busy, or used within the last minute; 1: within two minutes; 2: within four, and so on."""
+    return 0 if server.in_flight else int(max(0.0, now - server.last_used) // 60).bit_length()
+
+
+def _devices(server: Server) -> set[str]:
+    return server.reserved_mb.keys() | server.observed_mb.keys()
 
 
 def evictable(servers: Sequence[Server], models: Mapping[str, Model]) -> list[Server]:
