@@ -101,7 +101,7 @@ def storm(run: Run, count: int, per_s: float) -> tuple[Traffic, Editor, float]:
 
 
 def test_edits_of_other_models_fail_no_request_and_restart_nobody(run: Run) -> None:
-    _, editor, settled_s = storm(run, 40, 10)
+    _, editor, settled_s = storm(run, 30, 10)
     assert settled_s < LAG_S
     assert editor.lags_s, "edits come into force while others go on"
     assert max(editor.lags_s) < LAG_S

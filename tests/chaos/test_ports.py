@@ -86,6 +86,7 @@ def test_a_stranger_on_the_port_of_a_server_that_died_while_nobody_looked_gets_n
         assert servers(again)["a"].port != first.port
 
 
+@pytest.mark.soak
 def test_a_range_of_ports_that_strangers_hold_is_told(tmp_path: Path, rivals: Rivals) -> None:
     manifests = dict(rivals("stub"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
