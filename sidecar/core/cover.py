@@ -207,16 +207,19 @@ class _Search:
 
     def _shared_limits_hold(self, fixed: tuple[Pair, ...]) -> bool:
         """Whether limits over several devices leave room for the pairs, and for what can go nowhere else."""
-        return all(most >= self._least_claim(limit, fixed) for limit, most in self.shared)
+        for limit, most in self.shared:
+            claims = self._certain_claims(limit, fixed)
+            if claims and sum(claims) > most:
+                return False
+        return True
 
-    def _least_claim(self, limit: Limit, fixed: tuple[Pair, ...]) -> int:
-        claim = 0
+    def _certain_claims(self, limit: Limit, fixed: tuple[Pair, ...]) -> list[int]:
+        claims = [self.kinds[kind][1] for kind, device in fixed if device in limit.devices]
+        placed = Counter(kind for kind, _ in fixed)
         for kind, (_, mb, count) in enumerate(self.kinds):
-            placed = [device for other, device in fixed if other == kind]
-            claim += mb * sum(device in limit.devices for device in placed)
             if limit.devices.issuperset(self.bounds[kind]):
-                claim += mb * (count - len(placed))
-        return claim
+                claims += [mb] * (count - placed[kind])
+        return claims
 
 
 class _Table:

@@ -153,6 +153,12 @@ def test_a_crowded_shared_memory_is_passed_over() -> None:
     assert victims(Problem(needs, (*known, limit(*inside, free=4)))) is None
 
 
+def test_an_overdrawn_shared_memory_hinders_nobody_who_goes_elsewhere() -> None:
+    known = (limit("cpu", free=5), limit("igpu", free=5), limit("own", free=5), limit("cpu", "igpu", free=-1))
+    assert victims(Problem(((("igpu", "own"), 5),), known)) == []
+    assert victims(Problem(((("igpu", "cpu"), 0),), known)) is None
+
+
 def test_of_many_candidates_the_cheapest_are_searched_first() -> None:
     many = {f"m{number:03}": 1 for number in range(100)}
     candidates = tuple(candidate(name, 100 + number) for number, name in enumerate(many))
