@@ -19,15 +19,18 @@ Memory = dict[str, int]  # device id to MB
 class Ledger:
     """Reservations per device. A device that cannot be read, or was read too long ago, has none free.
 
-    pools: device id to the id of the device whose memory it uses; its own where it has its own.
+    pools: device id to the id of the device whose memory it uses; its own where it has its own. A device that cannot be
+    read is in it when the memory that it uses can: what is reserved on it is taken from that.
     """
 
     def __init__(
         self, devices: Iterable[Device], servers: Iterable[Server], caps: Mapping[str, int], headroom_mb: int
     ) -> None:
+        devices = tuple(devices)
         self.devices = {device.id: device for device in devices if not device.unknown}
         self.servers = tuple(servers)
-        self.pools = {key: self._pool(device) for key, device in self.devices.items()}
+        pools = {device.id: pool_of(device, self.devices) for device in devices}
+        self.pools = {key: pool for key, pool in pools.items() if pool in self.devices}
         self._members = {
             pool: [key for key, of in self.pools.items() if of == pool] for pool in set(self.pools.values())
         }
@@ -35,14 +38,19 @@ class Ledger:
             key: min(max(0, device.status.total_mb - headroom_mb), caps.get(key, device.status.total_mb))
             for key, device in self.devices.items()
         }
-        self._charged = dict.fromkeys(self.devices, 0)
-        self._yet_to_allocate = dict.fromkeys(self.devices, 0)
+        self._charged = dict.fromkeys(self.pools, 0)
+        self._yet_to_allocate = dict.fromkeys(self.pools, 0)
         for server in self.servers:
             for key in self._on(server):
                 self._charged[key] += server.charged_mb(key)
                 self._yet_to_allocate[key] += server.yet_to_allocate_mb(key)
         self._live = {key: device.status.free_mb - headroom_mb for key, device in self.devices.items()}
-        self._free_now = {key: self._free(key, {}, {}) for key, one in self.devices.items() if not one.stale}
+        unsure = {device.id for device in devices if device.unknown or device.stale}
+        self._free_now = {
+            key: self._free(key, {}, {})
+            for key, device in self.devices.items()
+            if not unsure & {key, device.status.shares}  # what is not known of a memory holds for all who share it
+        }
 
     def free(self, gone: Iterable[Server] = ()) -> Memory:
         """MB that a newcomer may reserve on each device, once the servers `gone` have gone.
@@ -130,11 +138,8 @@ class Ledger:
         return sum(amounts.get(member, 0) for member in self._members[pool])
 
     def _on(self, server: Server) -> list[str]:
-        """The readable devices that a server is charged for."""
-        return [key for key in {**server.reserved_mb, **server.observed_mb} if key in self.devices]
-
-    def _pool(self, device: Device) -> str:
-        return pool_of(device, self.devices)
+        """The devices with readable memory that a server is charged for."""
+        return [key for key in {**server.reserved_mb, **server.observed_mb} if key in self.pools]
 
 
 def freed_mb(server: Server, device: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -28,6 +28,7 @@ class Inventory:
 
     def __init__(self, devices: tuple[Device, ...], declared: Mapping[str, DeviceDeclaration]) -> None:
         self.devices = devices
+        self._by_id = {device.id: device for device in devices}
         self.named: dict[str, str] = {}
         self.caps: dict[str, int] = {}
         for name, declaration in declared.items():
@@ -51,11 +52,21 @@ class Inventory:
 
     def label(self, device_id: str) -> str:
         """What a person calls the device."""
-        return next((device.label for device in self.devices if device.id == device_id), device_id)
+        device = self._by_id.get(device_id)
+        return device.label if device else device_id
 
     def labels(self, device_ids: Iterable[str]) -> str:
         """`nvidia:0, cpu`, or `no device`."""
         return ", ".join(map(self.label, device_ids)) or "no device"
+
+    def memory_of(self, device: Device) -> tuple[Device, ...]:
+        """The devices whose readings tell what the device has free: itself, and the one whose memory it shares."""
+        shared = self._by_id.get(device.status.shares)
+        return (device, shared) if shared else (device,)
+
+    def unknown(self, device: Device) -> str:
+        """Why it is not known what the device has free; "" when it is."""
+        return next((one.unknown for one in self.memory_of(device) if one.unknown), "")
 
     def _find(self, requirement: str) -> tuple[Device, ...]:
         if requirement in self._unresolved:
@@ -80,35 +91,49 @@ def place(variant: Variant, inventory: Inventory, free: Memory) -> Placement | N
         )
         for name, amount in needs
     ]
-    taken: dict[str, int] = {}
     by_size = sorted(range(len(needs)), key=lambda need: -needs[need][1])
+    taken: dict[str, int] = {}
     if not all(_assign(need, options, taken, set()) for need in by_size):
         return None
+    placement = _placement(needs, taken)
+    if not inventory.unified or _pools_hold(placement, inventory, free):
+        return placement
+    others = (_placement(needs, one) for one in _assignments(by_size, options))
+    return next((one for one in others if _pools_hold(one, inventory, free)), None)
+
+
+def _placement(needs: Sequence[tuple[str, int]], taken: Mapping[str, int]) -> Placement:
     devices = sorted(taken, key=lambda device: taken[device])
-    placement = Placement(tuple(devices), {device: needs[taken[device]][1] for device in devices})
-    return placement if _pools_hold(placement, inventory, free) else None
+    return Placement(tuple(devices), {device: needs[taken[device]][1] for device in devices})
 
 
 def _pools_hold(placement: Placement, inventory: Inventory, free: Memory) -> bool:
     """Whether devices that share one memory hold what is placed on all of them together."""
-    if not inventory.unified:
-        return True
     wanted: Memory = {}
-    room: Memory = {}
     for device, amount in placement.reserved_mb.items():
         pool = inventory.pools[device]
         wanted[pool] = wanted.get(pool, 0) + amount
-        room[pool] = max(room.get(pool, 0), free[device])
-    return all(amount <= room[pool] for pool, amount in wanted.items())
+    return all(amount <= free.get(pool, 0) for pool, amount in wanted.items())
+
+
+def _assignments(needs: list[int], options: list[list[str]]) -> Iterator[dict[str, int]]:
+    """Every way to give each need a device of its own. Many, but a machine with shared memory has few devices."""
+    if not needs:
+        yield {}
+        return
+    for device in options[needs[0]]:
+        for others in _assignments(needs[1:], options):
+            if device not in others:
+                yield {device: needs[0], **others}
 
 
 def missing(variant: Variant, inventory: Inventory) -> str:
     """The first requirement that no readable device could meet, and why; "" when there are devices for all of them."""
     for name in variant.required_devices:
         candidates = inventory.candidates(name)
-        unreadable = [device for device in candidates if device.unknown]
+        unreadable = [device for device in candidates if inventory.unknown(device)]
         if candidates and len(unreadable) == len(candidates):
-            return f"{unreadable[0].label} cannot be read: {unreadable[0].unknown}"
+            return f"{unreadable[0].label} cannot be read: {inventory.unknown(unreadable[0])}"
         distinct = sum(1 for other in variant.required_devices if other == name)
         if len(candidates) - len(unreadable) < distinct:
             return f'no device "{name}" is online' if not candidates else f"{distinct} {name} devices are needed"
