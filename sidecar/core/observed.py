@@ -72,6 +72,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     pids: frozenset[int] = frozenset()
     exclusive: bool = False
 
+    @property
+    def measured(self) -> bool:
+        """Whether it is known what the server takes on every device that is reserved for it."""
+        return self.reserved_mb.keys() <= self.observed_mb.keys()
+
     def charged_mb(self, device: str) -> int:
         """What the ledger holds against the server: the higher of declared and observed."""
         return max(self.reserved_mb.get(device, 0), self.observed_mb.get(device, 0))

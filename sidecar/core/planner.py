@@ -18,6 +18,8 @@ Laws (each has a test in tests/core/test_planner.py that tries to break it):
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 
 import msgspec
 
@@ -29,7 +31,7 @@ from sidecar.core.placement import Inventory
 from sidecar.core.plan import Action, Drain, Plan, Refusal, Start, Stop
 from sidecar.core.reasons import Reasons, failed, listed_models, too_low
 from sidecar.core.room import Room
-from sidecar.core.turns import in_turn, may_go, overdue_at, resident_until
+from sidecar.core.turns import in_turn, is_pinned, may_go, overdue_at, resident_until
 
 READY = "Ready"  # the type of the condition that every model has
 MEMORY = "MemoryAsDeclared"  # there, and false, when a variant has taken more than it declares
@@ -93,7 +95,8 @@ class _Round:
 
     def _retire(self, server: Server) -> None:
         """Stop what has drained; drain what is no longer declared so; stop what has been idle for long enough."""
-        if server.state is ServerState.DRAINING and server.in_flight == 0:
+        drained = server.state is ServerState.DRAINING and server.in_flight == 0
+        if drained and not self.room.closed(server):
             self._stop(server, "Drained", "nothing is in flight any more")
         if server.state in LEAVING:
             return
@@ -123,7 +126,7 @@ class _Round:
 
     def _stop(self, server: Server, reason: str, message: str) -> None:
         self.actions.append(Stop(model=server.model, server=server.id, reason=reason, message=message))
-        self.room.leave(server)
+        self.room.stop(server)
 
     def _drain(self, server: Server, reason: str, message: str) -> None:
         self.actions.append(Drain(model=server.model, server=server.id, reason=reason, message=message))
@@ -204,10 +207,10 @@ class _Round:
             reasons.append(failed(failure, self.now) if failure and backs_off else self.why.shortage(variant))
         return tuple(reasons)
 
-    def _promise(self, variants: list[Variant]) -> Variant | None:
-        """Keep room for the first variant that fits once the stops and loads under way are done."""
+    def _promise(self, variants: list[Variant], gone: Sequence[Server] = ()) -> Variant | None:
+        """Keep room for the first variant that fits once what is under way is done, and `gone` have gone."""
         for position, variant in enumerate(variants):
-            if placement := self.room.place_soon(variant):
+            if placement := self.room.place_soon(variant, gone):
                 self.room.promise(variant, placement)
                 preferred = {device for other in variants[:position] for device in self._devices(other)}
                 self.contested |= preferred | (self._devices(variant) - set(placement.devices))
@@ -219,26 +222,32 @@ class _Round:
         variant = self._promise(variants)
         if variant is None:
             return False
-        leaving = sorted({server.model for server in self.room.leaving})
-        loading = sorted({server.model for server in self.room.starting_on(variant)})
+        leaving = self.room.on(variant, self.room.leaving)
+        loading = self.room.on(variant, self.room.loading)
         if leaving:
-            self._say(name, "WaitingForMemory", f"waits until {', '.join(leaving)} has stopped")
+            self._say(name, "WaitingForMemory", f"waits until {', '.join(leaving)} {_has(leaving)} stopped")
         else:
             who = ", ".join(loading) or "another model"
-            self._say(name, "WaitingForStart", f"waits until {who} has loaded: exclusive_start")
+            self._say(name, "WaitingForStart", f"waits until {who} {_has(loading)} loaded: exclusive_start")
         return True
 
     def _make_room(self, name: str, variants: list[Variant]) -> None:
-        """Evict who is idle; for an overdue model, drain who is not."""
-        demand = self.demand_of.get(name)
+        """Evict who is idle; for an overdue model for which that is not enough, drain who is not."""
+        demand = self.demand_of.get(name)  # auto_start takes free room; it does not push others out
         overdue = demand is not None and overdue_at(demand, self.models) <= self.now
+        if demand is not None and self._push_out(name, variants, overdue=False):
+            return
+        if overdue and self._push_out(name, variants, overdue=True):
+            return
+        self._wait_or_refuse(name, variants)
+        if overdue:
+            self._keep_free(variants)
+
+    def _push_out(self, name: str, variants: list[Variant], *, overdue: bool) -> bool:
         candidates = [
             server
-            for server in self.observed.servers
-            if demand is not None  # auto_start takes free room; it does not push others out
-            and not self.room.leaves(server)
-            and not self.room.closed(server)
-            and may_go(server, self.models, self.demand_of, self.now, overdue=overdue)
+            for server in self._others()
+            if may_go(server, self.models, self.demand_of, self.now, overdue=overdue)
         ]
         for variant in variants:
             if self.contested & self._devices(variant):
@@ -246,11 +255,35 @@ class _Round:
             if victims := self._victims(variant, candidates):
                 self._evict(victims, f"makes room for {name} (variant {variant.name})")
                 self._await(name, [variant])
-                return
-        self._wait_or_refuse(name, variants)
+                return True
+        return False
+
+    def _keep_free(self, variants: list[Variant]) -> None:
+        """Let nobody into the room that an overdue model gets when residencies end, or its turn might never come."""
+        ends = {
+            one.id: resident_until(one, self.models) if one.state is ServerState.READY else math.inf
+            for one in self.observed.servers
+            if not self.room.leaves(one) and not is_pinned(one, self.models)
+        }
+
+        def gone(end: float) -> list[Server]:
+            return [one for one in self.observed.servers if ends.get(one.id, math.nan) <= end]
+
+        times = sorted(set(ends.values()))
+        enough = bisect_left(times, True, key=lambda end: any(self.room.place_soon(one, gone(end)) for one in variants))
+        if enough < len(times):
+            self._promise(variants, gone(times[enough]))
+
+    def _others(self) -> list[Server]:
+        """Servers that stay as yet, and may be told to go."""
+        return [one for one in self.observed.servers if not self.room.leaves(one) and not self.room.closed(one)]
 
     def _victims(self, variant: Variant, candidates: list[Server]) -> list[Server] | None:
-        return choose(candidates, lambda gone: self.room.place_soon(variant, gone) is not None)
+        return choose(sorted(candidates, key=self._cost), lambda gone: self.room.place_soon(variant, gone) is not None)
+
+    def _cost(self, server: Server) -> tuple[float, bool, float, str]:
+        model = self.models.get(server.model)
+        return (model.priority if model else -math.inf, server.in_flight > 0, server.last_used, server.id)
 
     def _evict(self, victims: list[Server], message: str) -> None:
         for victim in victims:
@@ -273,32 +306,35 @@ class _Round:
         self._say(name, "WaitingForMemory", message)
 
     def _turn(self, name: str, others: list[Server]) -> str:
-        """When it is its turn at the latest; the plan is made anew then, and when a residency ends."""
+        """When its turn comes, loads and drains aside. The plan is made anew then, and when a residency ends."""
         demand = self.demand_of.get(name)
         if demand is None:
             return ""
         ends = [resident_until(one, self.models) for one in others if one.state is ServerState.READY]
         turn = max(overdue_at(demand, self.models), min(ends, default=self.now))
         self.wakes += [*ends, overdue_at(demand, self.models)]
-        return f", for {turn - self.now:.0f} s at most" if turn > self.now else ""
+        return f", its turn comes in about {turn - self.now:.0f} s" if turn > self.now else ""
 
     def _improve(self, server: Server) -> None:
         """Move an idle server to an earlier variant that has room by now."""
-        model = self.models.get(server.model)
-        if model is None or server.state is not ServerState.READY or self.room.leaves(server):
+        if server.state is not ServerState.READY or server.in_flight or self.room.leaves(server):
             return
-        idle = server.in_flight == 0 and self.now - server.last_used >= QUIET_S
-        if not idle or resident_until(server, self.models) > self.now or self.room.closed(server):
+        better = self._better(server)
+        quiet_at = max(server.last_used + QUIET_S, resident_until(server, self.models))
+        if not better or quiet_at > self.now or self.room.closed(server):
+            self.wakes += [quiet_at] if better else []
             return
-        for variant in model.variants:
-            if variant.name == server.variant:
-                return
-            if variant.external or (server.model, variant.name) in self.failures:
-                continue  # one that has failed is tried again when there is no other server to lose
+        for variant in better:
             if placement := self.room.place_soon(variant, [server]):
                 self._stop(server, "BetterVariant", f"moves to variant {variant.name}, which has room now")
                 self.room.promise(variant, placement)
                 return
+
+    def _better(self, server: Server) -> list[Variant]:
+        """Variants before the server's; one that has failed is tried again when there is no other server to lose."""
+        names = [variant.name for variant in self.models[server.model].variants]
+        earlier = self.models[server.model].variants[: names.index(server.variant)]
+        return [one for one in earlier if not one.external and (server.model, one.name) not in self.failures]
 
     # --- conditions ---------------------------------------------------------------------------------------------
 
@@ -360,6 +396,10 @@ class _Round:
         self._say(name, reason, message)
         if name in self.demand_of:
             self.refusals[name] = Refusal(reason=reason, message=message, retry_after_s=retry_after_s)
+
+
+def _has(models: Sequence[str]) -> str:
+    return "have" if len(models) > 1 else "has"
 
 
 def not_ready(reason: str, message: str) -> Condition:

@@ -10,6 +10,7 @@ from sidecar.core.observed import Device, Failure, Measured, Server
 from sidecar.core.placement import Inventory, missing, place
 from sidecar.core.room import Room
 from sidecar.core.suggest import suggestion
+from sidecar.core.turns import is_pinned
 
 _NAMED = 4  # devices of a class that are told one by one
 
@@ -24,19 +25,24 @@ class Reasons:
 
     def stale(self, variants: Iterable[Variant]) -> Device | None:
         """A device that one of the variants could use and that has to be read again first."""
-        return next((one for variant in variants for one in self._candidates(variant) if one.stale), None)
+        candidates = (one for variant in variants for one in self._candidates(variant))
+        memories = (memory for one in candidates for memory in self._inventory.memory_of(one))
+        return next((memory for memory in memories if memory.stale), None)
 
     def hopeless(self, variants: list[Variant]) -> str:
         """Why waiting is no use, as a reason: nothing that could be moved would make room. "" if it would."""
-        movable = [server for server in self._room.ledger.servers if not self._pinned(server)]
+        movable = [server for server in self._room.ledger.servers if not is_pinned(server, self._models)]
         gone = [*self._room.leaving, *(server for server in movable if not self._room.leaves(server))]
         room = self._room.ledger.free(gone)
         if any(place(variant, self._inventory, room) for variant in variants):
             return ""
         if all(missing(variant, self._inventory) for variant in variants):
             return "DeviceUnavailable"
-        if not any(place(variant, self._inventory, self._room.ledger.usable) for variant in variants):
+        if not self.fits_machine(variants):
             return "Unplaceable"
+        unmeasured = [one for one in self._room.loading if not one.measured]
+        if any(self._room.on(variant, unmeasured) for variant in variants):
+            return ""  # what they have taken, and what they have yet to take, will be known when they are ready
         return "InsufficientMemory"
 
     def fits_machine(self, variants: Iterable[Variant]) -> bool:
@@ -78,8 +84,8 @@ class Reasons:
         return [device for name in variant.required_devices for device in self._inventory.candidates(name)]
 
     def _room_on(self, device: Device, free: Memory, needed: int) -> str:
-        if device.unknown:
-            return f"{device.label} cannot be read ({device.unknown})"
+        if unknown := self._inventory.unknown(device):
+            return f"{device.label} cannot be read ({unknown})"
         if device.id not in free:
             return f"{device.label} has to be read again"
         holders = self._room.ledger.holders(device.id)
@@ -87,10 +93,6 @@ class Reasons:
         amount = max(0, free[device.id])
         lacks = f", {needed - amount} MB too little" if amount < needed else ""
         return f"{device.label} has {amount} of {self._room.ledger.usable[device.id]} usable MB free{lacks}{held}"
-
-    def _pinned(self, server: Server) -> bool:
-        model = self._models.get(server.model)
-        return model is not None and model.pinned
 
 
 def failed(failure: Failure, now: float) -> str:

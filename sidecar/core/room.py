@@ -26,11 +26,13 @@ class Room:
         self._promised: Memory = {}
         self._closed: set[str] = set()
         self._moving: set[str] = set()  # devices on which something comes or goes just now
+        self.loading = [server for server in ledger.servers if server.state is ServerState.STARTING]
         for server in ledger.servers:
             if server.state in (ServerState.STARTING, ServerState.STOPPING):
-                self._moving.update(server.reserved_mb)
-            if server.exclusive and server.state is ServerState.STARTING:
-                self._closed.update(server.reserved_mb)
+                self._moving.update(self._beside(server.reserved_mb))
+        for server in self.loading:
+            if server.exclusive:
+                self._closed.update(self._beside(server.reserved_mb))
 
     def place_now(self, variant: Variant) -> Placement | None:
         """Where the variant can start at once, on memory that is free now and promised to nobody."""
@@ -49,24 +51,36 @@ class Room:
         """What is free then, and promised to nobody."""
         return less(self.ledger.free([*self.leaving, *gone]), self._claimed, self._promised)
 
+    @property
+    def taken(self) -> Memory:
+        """What this plan has claimed and promised."""
+        return {
+            device: self._claimed.get(device, 0) + self._promised.get(device, 0) for device in self._inventory.pools
+        }
+
     def claim(self, variant: Variant, placement: Placement) -> None:
         """A server of the variant starts there."""
         self._charge(self._claimed, placement)
-        self._moving.update(placement.devices)
+        self._moving.update(self._beside(placement.devices))
         if variant.exclusive_start:
-            self._closed.update(placement.devices)
+            self._closed.update(self._beside(placement.devices))
 
     def promise(self, variant: Variant, placement: Placement) -> None:
         """A server of the variant will start there as soon as it can: whoever comes later finds less."""
         self._charge(self._promised, placement)
         if variant.exclusive_start:
-            self._closed.update(placement.devices)  # or one start after the other could keep it waiting
+            self._closed.update(self._beside(placement.devices))  # or one start after the other could keep it waiting
 
     def leave(self, server: Server) -> None:
         """The plan has the server go."""
         if server.id not in self._leaving_ids:
             self._leaving_ids.add(server.id)
             self.leaving.append(server)
+
+    def stop(self, server: Server) -> None:
+        """The plan has the server go at once."""
+        self.leave(server)
+        self._moving.update(self._beside(server.reserved_mb))
 
     def leaves(self, server: Server) -> bool:
         """Whether the server goes, by what was observed or by this plan."""
@@ -76,18 +90,22 @@ class Room:
         """Whether the server must stay because an engine beside it is sizing itself by what is free."""
         return any(device in self._closed for device in server.reserved_mb)
 
-    def starting_on(self, variant: Variant) -> list[Server]:
-        """Servers that are loading where the variant could go."""
-        devices = {device.id for name in variant.required_devices for device in self._inventory.candidates(name)}
-        return [
-            server
-            for server in self.ledger.servers
-            if server.state is ServerState.STARTING and devices & server.reserved_mb.keys()
-        ]
+    def on(self, variant: Variant, servers: Iterable[Server]) -> list[str]:
+        """The models of those servers that use memory which the variant could have."""
+        devices = [device.id for name in variant.required_devices for device in self._inventory.candidates(name)]
+        beside = self._beside(devices)
+        return sorted({server.model for server in servers if beside & self._beside(server.reserved_mb)})
+
+    def _beside(self, devices: Iterable[str]) -> set[str]:
+        """These devices, and those that share their memory."""
+        pools = self._inventory.pools
+        if not self._inventory.unified:
+            return set(devices)
+        used = {pools.get(device, device) for device in devices}
+        return used | {device for device, pool in pools.items() if pool in used}
 
     def _charge(self, claims: Memory, placement: Placement) -> None:
-        for device, amount in placement.reserved_mb.items():
-            pool = self._inventory.pools[device]
-            for member, of in self._inventory.pools.items():
-                if of == pool:
-                    claims[member] = claims.get(member, 0) + amount
+        for member in self._beside(placement.devices):
+            pool = self._inventory.pools[member]
+            amounts = (mb for device, mb in placement.reserved_mb.items() if self._inventory.pools[device] == pool)
+            claims[member] = claims.get(member, 0) + sum(amounts)

@@ -9,7 +9,7 @@ same memory do not push each other out at every request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from sidecar.core.manifest import Model
 from sidecar.core.observed import Demand, Server, ServerState
@@ -45,13 +45,14 @@ def resident_until(server: Server, models: Mapping[str, Model]) -> float:
     return server.since + model.min_residency if model else -math.inf
 
 
-def may_go(
-    server: Server, models: Mapping[str, Model], wanted: Mapping[str, Demand], now: float, *, overdue: bool
-) -> bool:
-    """Whether the server may be evicted for a model that waits, or drained for one that is overdue."""
+def is_pinned(server: Server, models: Mapping[str, Model]) -> bool:
+    """Whether the server's model is never evicted."""
     model = models.get(server.model)
-    if server.state is not ServerState.READY or (model is not None and model.pinned):
+    return model is not None and model.pinned
+
+
+def may_go(server: Server, models: Mapping[str, Model], wanted: Container[str], now: float, *, overdue: bool) -> bool:
+    """Whether the server may be evicted for a model that waits, or drained for one that is overdue."""
+    if server.state is not ServerState.READY or server.model in wanted or is_pinned(server, models):
         return False
-    if resident_until(server, models) > now:
-        return False
-    return overdue or (server.in_flight == 0 and server.model not in wanted)
+    return resident_until(server, models) <= now and (overdue or server.in_flight == 0)
