@@ -67,11 +67,19 @@ def gpu(
     stale: bool = False,
     processes: Sequence[DeviceProcess] = (),
     name: str = "",
+    shares: str = "",
 ) -> Device:
     """A GPU, with the index that its id's last letter says."""
     place = ord(key[-1]) - ord("a") if index is None else index
     status = DeviceStatus(
-        id=key, index=place, total_mb=total, free_mb=free, problem=problem, processes=tuple(processes), name=name
+        id=key,
+        index=place,
+        total_mb=total,
+        free_mb=free,
+        problem=problem,
+        processes=tuple(processes),
+        name=name,
+        shares=shares,
     )
     return Device(device_class="gpu", status=status, stale=stale)
 
@@ -88,10 +96,15 @@ def server(
     use: dict[str, int] | int | None = None,
     in_flight: int = 0,
     idle_s: float = 0,
+    ready_s: float = 1000,
     fingerprint: str | None = None,
+    variant: int = 0,
 ) -> Server:
-    """The server of the model's first variant, on GPU0 unless said. use: what it takes there; None = not measured."""
-    first = of.variants[0]
+    """The server of the model's first variant, on GPU0 unless said. use: what it takes there; None = not measured.
+
+    ready_s: for how long it has been ready, or whatever it is.
+    """
+    first = of.variants[variant]
     devices = on or (GPU0,)
     return Server(
         id=f"{name}-1",
@@ -102,7 +115,9 @@ def server(
         reserved_mb={device: mb for device, (_, mb) in zip(devices, first.needs(), strict=True)},
         observed_mb=dict.fromkeys(devices, use) if isinstance(use, int) else use or {},
         in_flight=in_flight,
+        since=NOW - ready_s,
         last_used=NOW - idle_s,
+        exclusive=first.exclusive_start,
     )
 
 

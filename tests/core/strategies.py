@@ -5,6 +5,7 @@ What belongs together is drawn at once from a pool, in which the usual stands mo
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import msgspec
@@ -21,9 +22,12 @@ STEP = 50  # MB; coarse, so that things often fit exactly
 _NEEDS = (("gpu",),) * 6 + (("gpu", "gpu"), ("gpu:0",), (GPU1,), ("cpu",), ("gpu", "cpu"), ("big",), ("ghost",))
 _DEVICES = ((GPU0,), (GPU0, GPU1), (GPU1, GPU0), (GPU0, GPU1, GPU2), (GPU0, "cpu"), (GPU0, GPU1, "cpu"))
 _FLAGS = tuple(product((0, 0, 1, 2), (False, False, False, True), (False, False, True), (0, 0, 20, 200)))
+_PATIENCE = tuple(product((30, 30, 0, 5), (10, 10, 0, 60)))  # max_wait, min_residency
+_PAST = tuple(product((0, 10, 20, 100), (100, 100, 5, 0)))  # s since it was used, and since it became ready
 _SERVING = ((READY, 0), (READY, 0), (READY, 2), (STARTING, 0), (DRAINING, 0), (DRAINING, 1), (STOPPING, 0))
 _SEEN = (("", False),) * 9 + (("driver not loaded", False), ("", True))
-_READINGS = tuple(product((0, 0, 100, 400), _SEEN, (0, 1)))  # foreign memory, (problem, stale), index
+_READINGS = tuple(product(_SEEN, (0, 1)))  # (problem, stale), index
+_RETRIES = (None, None, None, -5, 0, 5, math.inf)  # s until a variant that has failed may be tried again
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -60,13 +64,15 @@ def scenes(
     found = [draw(_servers(name, models.get(name), ids, kind)) for name in hosted]
     servers = tuple(server for server, _ in found)
     use = {server.id: taken for server, taken in found}
+    memories = draw(_memories(ids, servers, use, kind))
     observed = Observed(
-        devices=tuple(draw(_devices(key, servers, use, kind)) for key in ids),
+        devices=tuple(draw(_devices(key, memory)) for key, memory in memories.items()),
         servers=servers,
         externals=draw(_externals(models)),
         demands=draw(_demands(models, hosted, kind)),
         failures=() if crowded else draw(_failures(models)),
         auto_started=frozenset(hosted if sound else hosted[::2]) | frozenset(models if crowded else ()),
+        moving=frozenset(models) - frozenset(hosted) if not crowded and draw(st.integers(0, 7)) == 7 else frozenset(),
     )
     settings = Settings(headroom_mb=0 if sound else draw(st.sampled_from((0, STEP))))
     return Scene(Declaration(settings=settings, devices=draw(_names(kind)), models=models), observed, use)
@@ -79,6 +85,7 @@ def _models(draw: st.DrawFn, crowded: bool) -> Model:
     if not crowded and draw(st.integers(0, 7)) == 7:
         variants.append(external("url"))
     priority, pinned, auto_start, idle_timeout = draw(st.sampled_from(_FLAGS))
+    max_wait, min_residency = draw(st.sampled_from(_PATIENCE))
     return Model(
         variants=tuple(variants),
         mode="chat",
@@ -86,14 +93,16 @@ def _models(draw: st.DrawFn, crowded: bool) -> Model:
         pinned=pinned,
         auto_start=auto_start,
         idle_timeout=Duration(idle_timeout),
+        max_wait=Duration(max_wait),
+        min_residency=Duration(min_residency),
     )
 
 
 @st.composite
 def _variants(draw: st.DrawFn, name: str) -> Variant:
-    needs, steps = draw(st.sampled_from(_NEEDS)), draw(st.integers(1, 12))
+    needs, steps, alone = draw(st.sampled_from(_NEEDS)), draw(st.integers(1, 12)), draw(st.integers(0, 5)) == 5
     memory = {need: (steps + place) * STEP for place, need in enumerate(needs)} if steps % 2 else steps * STEP
-    return Variant(name=name, required_devices=needs, memory_mb=memory, command=("serve",))
+    return Variant(name=name, required_devices=needs, memory_mb=memory, command=("serve",), exclusive_start=alone)
 
 
 @st.composite
@@ -113,6 +122,7 @@ def _servers(
     if not known and not loads:
         use = dict(reserved)  # where nobody can tell, the declaration has to be right
     stale = draw(st.integers(0, 7)) == 7
+    idle_s, ready_s = draw(st.sampled_from(_PAST))
     return Server(
         id=f"{name}-1",
         model=name,
@@ -122,25 +132,51 @@ def _servers(
         reserved_mb=reserved,
         observed_mb=use if known else {},
         in_flight=in_flight,
-        last_used=NOW - draw(st.sampled_from((0, 10, 20, 100))),
+        since=NOW - ready_s,
+        last_used=NOW - idle_s,
+        exclusive=chosen.exclusive_start if chosen else False,
     ), use
 
 
+class Memory(msgspec.Struct, frozen=True):
+    """What a device has, in MB, and the device whose memory it uses."""
+
+    total_mb: int
+    free_mb: int
+    shares: str = ""
+
+
 @st.composite
-def _devices(
-    draw: st.DrawFn, key: str, servers: tuple[Server, ...], use: dict[str, dict[str, int]], kind: Kind
-) -> Device:
-    used = sum(taken.get(key, 0) for taken in use.values())
-    charged = sum(max(server.reserved_mb.get(key, 0), use[server.id].get(key, 0)) for server in servers)
-    slack = STEP * draw(st.sampled_from((0, 1, 2, 4) if kind.crowded else (0, 2, 4, 8, 16)))
-    foreign, (problem, stale), index = draw(st.sampled_from(_READINGS))
-    total = (charged if kind.sound or slack else used) + foreign + slack
+def _memories(
+    draw: st.DrawFn, ids: tuple[str, ...], servers: tuple[Server, ...], use: dict[str, dict[str, int]], kind: Kind
+) -> dict[str, Memory]:
+    """The memory of each device; now and then the last GPU uses the machine's RAM."""
+    unified = "cpu" in ids and draw(st.integers(0, 2)) == 2
+    pools = {"cpu": (ids[-2], "cpu")} if unified else {}
+    found = {}
+    for key in ids:
+        members = pools.get(key, (key,))
+        used = sum(taken.get(member, 0) for taken in use.values() for member in members)
+        charged = sum(max(one.reserved_mb.get(k, 0), use[one.id].get(k, 0)) for one in servers for k in members)
+        slack = STEP * draw(st.sampled_from((0, 1, 2, 4) if kind.crowded else (0, 2, 4, 8, 16)))
+        foreign = draw(st.sampled_from((0, 0, 100, 400)))
+        total = (charged if kind.sound or slack else used) + foreign + slack
+        found[key] = Memory(total, total - used - foreign)
+    if unified:
+        found[ids[-2]] = Memory(found["cpu"].total_mb, found["cpu"].free_mb, "cpu")
+    return found
+
+
+@st.composite
+def _devices(draw: st.DrawFn, key: str, memory: Memory) -> Device:
+    (problem, stale), index = draw(st.sampled_from(_READINGS))
     status = DeviceStatus(
         id=key,
         index=0 if key == "cpu" else index,  # two slices of one GPU share its index
-        total_mb=total,
-        free_mb=total - used - foreign,
+        total_mb=memory.total_mb,
+        free_mb=memory.free_mb,
         problem=problem,
+        shares=memory.shares,
     )
     return Device(device_class="cpu" if key == "cpu" else "gpu", status=status, stale=stale)
 
@@ -153,7 +189,8 @@ def _demands(draw: st.DrawFn, models: dict[str, Model], hosted: tuple[str, ...],
     )  # one alone is to be a newcomer; others may restart
     names = newcomers if kind.crowded else [*cold, *models, "nobody"]
     wanted = draw(st.lists(st.sampled_from(names), min_size=int(kind.crowded), max_size=kind.wanted, unique=True))
-    return tuple(Demand(name, since % 3) for since, name in enumerate(wanted))
+    waited_s = draw(st.sampled_from((0, 0, 10, 40)))
+    return tuple(Demand(name, NOW - waited_s - place % 3) for place, name in enumerate(wanted))
 
 
 @st.composite
@@ -173,7 +210,19 @@ def _externals(draw: st.DrawFn, models: dict[str, Model]) -> tuple[ExternalServe
 
 @st.composite
 def _failures(draw: st.DrawFn, models: dict[str, Model]) -> tuple[Failure, ...]:
-    in_s = draw(st.sampled_from((None, None, -5, 0, 5)))
     name = draw(st.sampled_from(tuple(models)))
-    failed = Failure(model=name, variant="v0", reason="Exited", message="exit code 1", count=1, retry_at=NOW + (in_s or 0))
-    return () if in_s is None else (failed,)
+    variants = [variant.name for variant in models[name].variants if not variant.external]
+    retries = {variant: draw(st.sampled_from(_RETRIES)) for variant in variants}
+    return tuple(
+        Failure(
+            model=name,
+            variant=variant,
+            reason="Exited",
+            message="exit code 1",
+            count=1,
+            at=NOW - 9,
+            retry_at=NOW + in_s,
+        )
+        for variant, in_s in retries.items()
+        if in_s is not None
+    )

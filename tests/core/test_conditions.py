@@ -46,7 +46,9 @@ def test_a_cold_model_that_fits_an_empty_machine_is_stopped_though_it_is_full_no
 def test_a_cold_model_that_never_fits_says_so_before_anybody_asks() -> None:
     condition = ready(decide(declare(a=model(1500)), gpu()), "a")
     assert condition.reason == "Unplaceable"
-    assert condition.message == "variant v needs 1500 MB on gpu: gpu:0 has 1000 of 1000 usable MB free"
+    assert (
+        condition.message == "variant v needs 1500 MB on gpu: gpu:0 has 1000 of 1000 usable MB free, 500 MB too little"
+    )
 
 
 def test_a_cold_model_without_its_device_says_so_before_anybody_asks() -> None:
@@ -124,8 +126,8 @@ def test_a_model_waits_for_busy_servers_and_names_them() -> None:
     condition = ready(decide(declared, gpu(free=500), server("b", declared.models["b"], in_flight=2), want("a")), "a")
     assert condition.reason == "WaitingForMemory"
     assert condition.message == (
-        "waits for b (2 in flight); variant v needs 800 MB on gpu: "
-        "gpu:0 has 500 of 1000 usable MB free (500 MB reserved by b (ready))"
+        "waits for b (2 in flight), its turn comes in about 30 s; variant v needs 800 MB on gpu: "
+        "gpu:0 has 500 of 1000 usable MB free, 300 MB too little (500 MB reserved by b (ready))"
     )
 
 
@@ -133,14 +135,42 @@ def test_a_model_waits_for_one_that_others_are_waiting_for() -> None:
     declared = declare(a=model(800), b=model(500))
     starting = server("b", declared.models["b"], state=STARTING)
     condition = ready(decide(declared, gpu(), starting, want("a"), want("b")), "a")
-    assert condition.message.startswith("waits for b; ")
+    assert condition.message.startswith("waits for b, its turn comes in about 30 s; ")
 
 
-def test_a_model_waits_for_its_turn_while_another_starts() -> None:
+def test_a_model_waits_for_one_that_nobody_asked_for_while_it_loads() -> None:
     declared = declare(a=model(800), b=model(500))
     condition = ready(decide(declared, gpu(), server("b", declared.models["b"], state=STARTING), want("a")), "a")
     assert condition.reason == "WaitingForMemory"
-    assert condition.message.startswith("waits for its turn; ")
+    assert condition.message.startswith("waits for b, ")
+
+
+def test_a_model_waits_for_the_one_that_this_plan_starts_before_it() -> None:
+    declared = declare(a=model(800), b=model(500, priority=1))
+    condition = ready(decide(declared, gpu(), want("a"), want("b")), "a")
+    assert condition.message.startswith("waits for its turn, its turn comes in about 30 s; ")
+
+
+def test_a_model_that_starts_by_itself_has_no_turn() -> None:
+    declared = declare(a=model(800, auto_start=True), b=model(500))
+    condition = ready(decide(declared, gpu(free=500), server("b", declared.models["b"])), "a")
+    assert condition.message.startswith("waits for b; ")
+
+
+def test_an_overdue_model_does_not_tell_when_its_turn_comes() -> None:
+    declared = declare(a=model(800), b=model(500))
+    loading = server("b", declared.models["b"], state=STARTING)
+    assert ready(decide(declared, gpu(), loading, want("a", since=NOW - 30)), "a").message.startswith("waits for b; ")
+
+
+def test_a_server_that_leaves_elsewhere_is_not_waited_for() -> None:
+    declared = declare(a=model(variant(800, GPU0)), b=model(500), c=model(variant(500, GPU1)))
+    leaving = (
+        server("b", declared.models["b"], state=STOPPING),
+        server("c", declared.models["c"], GPU1, state=STOPPING),
+    )
+    condition = ready(decide(declared, gpu(free=500), gpu(GPU1, free=0, total=500), *leaving, want("a")), "a")
+    assert condition.message == "waits until b has stopped"
 
 
 # --- hopeless -------------------------------------------------------------------------------------------------------
@@ -156,7 +186,10 @@ def test_headroom_and_caps_count_against_what_is_usable() -> None:
     assert ready(decide(declared, gpu(), want("a")), "a").reason == "Unplaceable"
     capped = declare(devices={"mine": named(400, uuid=GPU0)}, a=model(500))
     condition = ready(decide(capped, gpu(), want("a")), "a")
-    assert (condition.reason, condition.message[-35:]) == ("Unplaceable", "gpu:0 has 400 of 400 usable MB free")
+    assert (condition.reason, condition.message[-54:]) == (
+        "Unplaceable",
+        "gpu:0 has 400 of 400 usable MB free, 100 MB too little",
+    )
 
 
 def test_memory_held_by_others_is_named_by_pid() -> None:
@@ -164,7 +197,8 @@ def test_memory_held_by_others_is_named_by_pid() -> None:
     condition = ready(decide(A, gpu(free=100, processes=[foreign]), want("a")), "a")
     assert condition.reason == "InsufficientMemory"
     assert condition.message == (
-        "variant v needs 500 MB on gpu: gpu:0 has 100 of 1000 usable MB free (900 MB used by others (pid 4711 blender))"
+        "variant v needs 500 MB on gpu: gpu:0 has 100 of 1000 usable MB free, 400 MB too little "
+        "(900 MB used by others (pid 4711 blender: 900 MB))"
     )
 
 
@@ -204,8 +238,8 @@ def test_a_device_that_cannot_be_read_is_named_beside_those_that_are_full() -> N
     condition = ready(decided, "a")
     assert condition.reason == "InsufficientMemory"
     assert (
-        "gpu:0 has 100 of 1000 usable MB free (900 MB used by others); gpu:1 cannot be read (it hangs)"
-        in condition.message
+        "gpu:0 has 100 of 1000 usable MB free, 400 MB too little (900 MB used by others); "
+        "gpu:1 cannot be read (it hangs)" in condition.message
     )
 
 
@@ -265,4 +299,6 @@ def test_a_failure_that_may_be_retried_does_not_hide_a_lack_of_memory() -> None:
 
 
 def test_only_reasons_that_waiting_does_not_cure_are_hopeless() -> None:
-    assert frozenset({"Unplaceable", "InsufficientMemory", "DeviceUnavailable", "ExternalUnhealthy"}) == frozenset(RETRY_AFTER_S)
+    assert frozenset({"Unplaceable", "InsufficientMemory", "DeviceUnavailable", "ExternalUnhealthy"}) == frozenset(
+        RETRY_AFTER_S
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 
 from plugin_sdk import DeviceProcess
 from sidecar.core.ledger import Ledger, less, lower
 from sidecar.core.observed import Device, Server, ServerState
-from tests.core.build import DRAINING, GPU0, GPU1, STARTING, STOPPING, cpu, gpu, model, server
+from tests.core.build import DRAINING, GPU0, GPU1, STARTING, STOPPING, cpu, gpu, model, server, variant
 
 M = model(400)
 
@@ -114,9 +115,71 @@ def test_our_servers_are_named_by_model_and_state() -> None:
 
 
 def test_others_are_named_by_pid_and_at_most_five_of_them() -> None:
-    crowd = [DeviceProcess(pid, 10, "") for pid in range(1, 8)]
+    crowd = [DeviceProcess(pid, 10 * pid, "") for pid in range(1, 8)]
     told = ledger(gpu(free=700, processes=crowd)).holders(GPU0)
-    assert told == "300 MB used by others (pid 1, pid 2, pid 3, pid 4, pid 5)"
+    assert told == "300 MB used by others (pid 7: 70 MB, pid 6: 60 MB, pid 5: 50 MB, pid 4: 40 MB, pid 3: 30 MB)"
+
+
+def test_processes_whose_use_is_not_told_are_named_last() -> None:
+    crowd = [DeviceProcess(1, None, "python"), DeviceProcess(2, 10, "blender")]
+    told = ledger(gpu(free=700, processes=crowd)).holders(GPU0)
+    assert told == "300 MB used by others (pid 2 blender: 10 MB, pid 1 python)"
+
+
+def test_processes_of_our_servers_are_not_others() -> None:
+    crowd = [DeviceProcess(1, 300, "ours"), DeviceProcess(2, 10, "blender")]
+    ours = msgspec.structs.replace(server("a", M, use=300), pids=frozenset({1}))
+    told = ledger(gpu(free=690, processes=crowd), ours).holders(GPU0)
+    assert told == "400 MB reserved by a (ready), 10 MB used by others (pid 2 blender: 10 MB)"
+
+
+# --- one memory for several devices ---------------------------------------------------------------------------------
+
+IGPU = "GPU-i"
+M_CPU, M_IGPU = model(variant(400, "cpu")), model(variant(400, IGPU))
+
+
+def igpu(free: int = 1000, *, total: int = 1000, shares: str = "cpu", problem: str = "", stale: bool = False) -> Device:
+    """An integrated GPU that uses the machine's RAM."""
+    made = gpu(IGPU, free, total=total, index=0, problem=problem, stale=stale)
+    return msgspec.structs.replace(made, status=msgspec.structs.replace(made.status, shares=shares))
+
+
+def test_what_is_reserved_on_one_device_is_not_free_on_another_that_shares_its_memory() -> None:
+    assert ledger(cpu(), igpu(), server("a", M_CPU, "cpu")).free() == {"cpu": 600, IGPU: 600}
+    assert ledger(cpu(), igpu(), server("a", M_IGPU, IGPU)).free() == {"cpu": 600, IGPU: 600}
+
+
+def test_a_server_that_goes_frees_its_memory_for_all_who_share_it() -> None:
+    seen = server("a", M_IGPU, IGPU, use=400)
+    assert ledger(cpu(600), igpu(600), seen).free([seen]) == {"cpu": 1000, IGPU: 1000}
+
+
+def test_what_is_yet_to_be_allocated_is_taken_from_all_who_share_the_memory() -> None:
+    assert ledger(cpu(700), igpu(700), server("a", M_IGPU, IGPU, state=STARTING)).free() == {"cpu": 300, IGPU: 300}
+
+
+def test_a_device_may_have_less_than_the_memory_that_it_shares() -> None:
+    assert ledger(cpu(), igpu(300, total=300), server("a", M_CPU, "cpu")).free() == {"cpu": 600, IGPU: 300}
+
+
+def test_who_holds_a_shared_memory_is_told_for_all_who_share_it() -> None:
+    book = ledger(cpu(600), igpu(600), server("a", M_CPU, "cpu", use=400))
+    assert book.holders(IGPU) == book.holders("cpu") == "400 MB reserved by a (ready)"
+
+
+def test_a_device_whose_shared_memory_is_not_known_has_none_free() -> None:
+    unreadable = msgspec.structs.replace(cpu(), status=msgspec.structs.replace(cpu().status, problem="it hangs"))
+    assert ledger(unreadable, igpu()).free() == {}
+    assert ledger(msgspec.structs.replace(cpu(), stale=True), igpu()).free() == {}
+
+
+def test_what_is_reserved_on_a_device_that_cannot_be_read_is_taken_from_the_memory_that_it_shares() -> None:
+    assert ledger(cpu(), igpu(problem="it hangs"), server("a", M_IGPU, IGPU)).free() == {"cpu": 600}
+
+
+def test_a_device_that_shares_with_one_that_is_not_there_has_its_own_memory() -> None:
+    assert ledger(igpu(shares="nowhere")).free() == {IGPU: 1000}
 
 
 def test_others_are_told_apart_from_ours_by_what_ours_take() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import msgspec
 
+from sidecar.core.ledger import pool_of
 from sidecar.core.manifest import Declaration
 from sidecar.core.observed import Device, Observed, Server, ServerState
 from sidecar.core.plan import Drain, Plan, Start, Stop
@@ -50,8 +54,12 @@ class World(msgspec.Struct, frozen=True):
     def overcommitted(self) -> list[str]:
         """Devices that cannot hold what is taken and what loading servers may still take."""
         most = self.use | {one.id: one.reserved_mb for one in self.observed.servers if one.id in self.loading}
-        devices = self.observed.devices
-        return [one.label for one in devices if one.status.free_mb + _taken(one, self.use) < _taken(one, most)]
+        found = []
+        for device in self.observed.devices:
+            members = _members(device, self.observed.devices)
+            if device.status.free_mb + _taken(members, self.use) < _taken(members, most):
+                found.append(device.label)
+        return found
 
     def plan(self, now: float) -> Plan:
         return plan(self.declared, self.observed, now)
@@ -65,6 +73,8 @@ def apply(decided: Plan, world: World, now: float) -> World:
                 world = _start(action, world, now)
             case Stop(server=key):
                 world = _move(world, key, ServerState.STOPPING)
+                if action.reason == "BetterVariant":
+                    world = _seen(world, moving=world.observed.moving | {action.model})
             case Drain(server=key):
                 world = _move(world, key, ServerState.DRAINING)
     return world
@@ -77,13 +87,14 @@ def elapse(world: World, now: float) -> World:
     use = {one.id: dict(one.reserved_mb) if one.id in ready else world.use[one.id] for one in kept}
     servers = tuple(_ended(server, now) for server in kept)
     up = {server.model for server in servers if server.state is ServerState.READY}
-    observed = msgspec.structs.replace(
-        world.observed,
+    variants = {(server.model, server.variant) for server in servers if server.state is ServerState.READY}
+    world = _seen(
+        world,
         demands=tuple(demand for demand in world.observed.demands if demand.model not in up),
-        failures=tuple(failure for failure in world.observed.failures if failure.model not in up),
+        failures=tuple(one for one in world.observed.failures if (one.model, one.variant) not in variants),
     )
     leaving = {server.id for server in servers if server.state is ServerState.DRAINING}
-    world = msgspec.structs.replace(world, observed=observed, loading=world.loading & leaving)
+    world = msgspec.structs.replace(world, loading=world.loading & leaving)
     return _measured(world, servers, use)
 
 
@@ -109,21 +120,26 @@ def settle(world: World, now: float) -> tuple[World, list[Plan]]:
 
 def _start(start: Start, world: World, now: float) -> World:
     variants = world.declared.models[start.model].variants
+    variant = next(variant for variant in variants if variant.name == start.variant)
     server = Server(
         id=f"{start.model}-{len(world.observed.servers)}-{now}",
         model=start.model,
         variant=start.variant,
-        fingerprint=next(variant.fingerprint() for variant in variants if variant.name == start.variant),
+        fingerprint=variant.fingerprint(),
         state=ServerState.STARTING,
         reserved_mb=start.reserved_mb,
         since=now,
         last_used=now,
+        exclusive=variant.exclusive_start,
     )
-    started = world.observed.auto_started | {start.model}
-    observed = msgspec.structs.replace(world.observed, auto_started=started)
-    world = msgspec.structs.replace(world, observed=observed, loading=world.loading | {server.id})
+    world = _seen(
+        world,
+        auto_started=world.observed.auto_started | {start.model},
+        moving=world.observed.moving - {start.model},
+    )
+    world = msgspec.structs.replace(world, loading=world.loading | {server.id})
     use = world.use | {server.id: dict.fromkeys(start.reserved_mb, 0)}
-    return _measured(world, (*observed.servers, server), use)
+    return _measured(world, (*world.observed.servers, server), use)
 
 
 def _move(world: World, key: str, state: ServerState) -> World:
@@ -136,7 +152,7 @@ def _move(world: World, key: str, state: ServerState) -> World:
 
 def _ended(server: Server, now: float) -> Server:
     if server.state is ServerState.STARTING:
-        return msgspec.structs.replace(server, state=ServerState.READY, last_used=now)
+        return msgspec.structs.replace(server, state=ServerState.READY, since=now, last_used=now)
     if server.state is ServerState.DRAINING:
         return msgspec.structs.replace(server, in_flight=0)
     return server
@@ -148,15 +164,25 @@ def _measured(world: World, servers: tuple[Server, ...], use: Use) -> World:
         msgspec.structs.replace(server, observed_mb={} if server.id in world.hidden else use[server.id])
         for server in servers
     )
-    devices = tuple(
-        _freed(device, _taken(device, world.use) - _taken(device, use)) for device in world.observed.devices
-    )
-    observed = msgspec.structs.replace(world.observed, servers=seen, devices=devices)
-    return msgspec.structs.replace(world, observed=observed, use=use)
+    devices = world.observed.devices
+    freed = (_taken(_members(one, devices), world.use) - _taken(_members(one, devices), use) for one in devices)
+    world = _seen(world, servers=seen, devices=tuple(map(_freed, devices, freed)))
+    return msgspec.structs.replace(world, use=use)
 
 
-def _taken(device: Device, use: Use) -> int:
-    return sum(taken.get(device.id, 0) for taken in use.values())
+def _seen(world: World, **fields: Any) -> World:
+    """The world in which something else is observed."""
+    return msgspec.structs.replace(world, observed=msgspec.structs.replace(world.observed, **fields))
+
+
+def _members(device: Device, devices: Iterable[Device]) -> set[str]:
+    """The devices that use the same memory."""
+    ids = {one.id for one in devices}
+    return {one.id for one in devices if pool_of(one, ids) == pool_of(device, ids)}
+
+
+def _taken(members: Iterable[str], use: Use) -> int:
+    return sum(taken.get(member, 0) for taken in use.values() for member in members)
 
 
 def _freed(device: Device, more_mb: int) -> Device:
