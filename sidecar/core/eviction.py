@@ -67,16 +67,19 @@ def limits(
     gone: those who leave anyhow. taken: device id to MB that others have claimed there; a claim on a shared memory is
     to be named for each device that shares it. Devices that `Ledger.free` leaves out have no limits.
     """
-    gone, taken = tuple(gone), taken or {}
+    taken, known = taken or {}, list(ledger.free())
     sharing: dict[str, list[str]] = {}
     for device, pool in ledger.pools.items():
         sharing.setdefault(pool, []).append(device)
-    known = list(ledger.free())
+    frees, leaves = _freed(servers), _freed(gone)
 
     def limit(scope: Iterable[str], device: str, reading: int, free_mb: int, counted: list[str]) -> Limit:
-        frees = {one.id: sum(freed_mb(one, key)[reading] for key in counted) for one in (*servers, *gone)}
-        left = free_mb - taken.get(device, 0) + sum(frees[one.id] for one in gone)
-        return Limit(frozenset(scope), left, {one.id: frees[one.id] for one in servers if frees[one.id]})
+        freed: dict[str, int] = {}
+        for key in counted:
+            for server, amounts in frees.get(key, {}).items():
+                freed[server] = freed.get(server, 0) + amounts[reading]
+            free_mb += sum(amounts[reading] for amounts in leaves.get(key, {}).values())
+        return Limit(frozenset(scope), free_mb - taken.get(device, 0), freed)
 
     found = []
     for device in known:
@@ -90,6 +93,15 @@ def limits(
             found.append(limit(scope, pool, 0, declared_mb, members))
             found.append(limit(scope, pool, 1, live_mb, members))
     return tuple(found)
+
+
+def _freed(servers: Iterable[Server]) -> dict[str, dict[str, tuple[int, int]]]:
+    """By device, what each server frees there, in both readings."""
+    freed: dict[str, dict[str, tuple[int, int]]] = {}
+    for server in servers:
+        for device in _devices(server):
+            freed.setdefault(device, {})[server.id] = freed_mb(server, device)
+    return freed
 
 
 def _level(model: Model | None) -> Level:
