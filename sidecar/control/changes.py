@@ -9,6 +9,7 @@ from __future__ import annotations
 from sidecar.control.fleet import Fleet
 from sidecar.control.live import LiveServer
 from sidecar.core.manifest import Declaration, Model, Variant
+from sidecar.core.observed import ServerState
 
 
 def take_over_changes(fleet: Fleet, before: Declaration, after: Declaration) -> bool:
@@ -27,6 +28,8 @@ def take_over_changes(fleet: Fleet, before: Declaration, after: Declaration) -> 
         if variant is not None:
             renamed = renamed or variant.name != server.variant.name
             server.variant = variant
+            if server.state in (ServerState.STARTING, ServerState.READY):
+                fleet.auto_started.add(server.model)  # it goes on; stopped for another later, it must not come back
     return renamed
 
 
