@@ -56,8 +56,8 @@ def test_a_server_frozen_while_it_serves_holds_up_nobody_goes_on_where_it_was_an
 
 def test_a_server_frozen_while_it_loads_is_given_up_at_its_deadline_or_goes_on_before_it(run: Run) -> None:
     late = 'load_timeout = "2s"\nstop_timeout = "200ms"'
-    patient = stub("patient", "--unhealthy-for", "1", variant='load_timeout = "20s"')
-    sidecar = run(stub("lost", "--unhealthy-for", "1", variant=late), patient, llama("good"))
+    patient = stub("patient", "--unhealthy-for", "2", variant='load_timeout = "20s"')
+    sidecar = run(stub("lost", "--unhealthy-for", "1.5", variant=late), patient, llama("good"))
     answers: dict[str, httpx.Response] = {}
 
     def ask(model: str) -> None:
