@@ -2,32 +2,31 @@
 
 Sets of victims are compared
 
-1. by how many of them are of the highest priority, then of the next lower one, and so on; servers of models that are no
-   longer declared come last;
-2. then, for each priority in the same order, by how many of them were used how recently: busy or within the last
-   minute, then within two, four, eight, ... minutes, so that what has been idle for about as long counts the same;
-3. then by the milliseconds that it takes to load all of them again;
-4. then by the MB that all of them hold;
-5. then by their ids.
+1. by how many of them are of the highest priority and busy or used within the last minute, then of the highest priority
+   and used within two, four, eight, ... minutes, so that what has been idle for about as long counts the same; then by
+   the same of the next lower priority, and so on; servers of models that are no longer declared come last;
+2. then by the milliseconds that it takes to load all of them again;
+3. then by the MB that all of them hold;
+4. then by their ids.
 
 That order is additive: a server's cost is a whole number with a digit for each of these questions, the first one
 highest, and the cost of a set is the sum.
 
-    cost = 2**at(priority) + 2**at(priority, idle class) + load_ms * 2**bits(all held_mb) + held_mb
+    cost = 2**at(priority, idle class) + load_ms * 2**bits(all held_mb) + held_mb
 
-at() is where the digit of that priority, or of that idle class within it, begins. Those digits count victims and are 7
-bits wide, enough for 127 (wider if there are more candidates), and milliseconds and MB have room for all candidates
-together, so that no digit ever carries into the next. The ids are the lowest digit of all, which `cover` adds.
+at() is where the digit of that idle class within that priority begins. Those digits count victims and are 7 bits wide,
+enough for 127 (wider if there are more candidates), and milliseconds and MB have room for all candidates together, so
+that no digit ever carries into the next. The ids are the lowest digit of all, which `cover` adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from sidecar.core.cover import Candidate, Limit
 from sidecar.core.ledger import Ledger, freed_mb
 from sidecar.core.manifest import Model
-from sidecar.core.observed import Server, ServerState
+from sidecar.core.observed import Server
 
 COUNT_BITS = 7
 
@@ -41,8 +40,7 @@ def priced(
 
     Costs can be compared within one result only.
     """
-    levels = {server.id: _level(models.get(server.model)) for server in servers}
-    classes = {server.id: (levels[server.id], -_idle_class(server, now)) for server in servers}
+    classes = {server.id: (_level(models.get(server.model)), -_idle_class(server, now)) for server in servers}
     load_ms = {server.id: round(1000 * load_s.get(server.id, 0)) for server in servers}
     held_mb = {server.id: sum(map(server.charged_mb, _devices(server))) for server in servers}
 
@@ -50,11 +48,9 @@ def priced(
     ms_at = sum(held_mb.values()).bit_length()
     classes_at = ms_at + sum(load_ms.values()).bit_length()
     class_at = {one: classes_at + rank * bits for rank, one in enumerate(sorted(set(classes.values())))}
-    levels_at = classes_at + len(class_at) * bits
-    level_at = {one: levels_at + rank * bits for rank, one in enumerate(sorted(set(levels.values())))}
 
     def cost(key: str) -> int:
-        return (1 << level_at[levels[key]]) + (1 << class_at[classes[key]]) + (load_ms[key] << ms_at) + held_mb[key]
+        return (1 << class_at[classes[key]]) + (load_ms[key] << ms_at) + held_mb[key]
 
     return tuple(Candidate(server, cost(server.id)) for server in servers)
 
@@ -115,40 +111,3 @@ def _idle_class(server: Server, now: float) -> int:
 
 def _devices(server: Server) -> set[str]:
     return server.reserved_mb.keys() | server.observed_mb.keys()
-
-
-def evictable(servers: Sequence[Server], models: Mapping[str, Model]) -> list[Server]:
-    """Servers that may be stopped for another: ready, nothing in flight, not pinned; cheapest first.
-
-    Cheapest = lowest priority, then longest unused. A server whose model is no longer declared costs nothing.
-    """
-
-    def cost(server: Server) -> tuple[int, float, str]:
-        model = models.get(server.model)
-        return (model.priority if model else -(2**31), server.last_used, server.id)
-
-    def allowed(server: Server) -> bool:
-        model = models.get(server.model)
-        idle = server.state is ServerState.READY and server.in_flight == 0
-        return idle and not (model is not None and model.pinned)
-
-    return sorted(filter(allowed, servers), key=cost)
-
-
-def choose(candidates: Sequence[Server], fits: Callable[[Sequence[Server]], bool]) -> list[Server] | None:
-    """A set of candidates (cheapest first) after which the newcomer `fits`, and of which none can be spared.
-
-    None when even all of them do not make room: then nothing is evicted.
-    """
-    chosen: list[Server] = []
-    for candidate in candidates:
-        if fits(chosen):
-            break
-        chosen.append(candidate)
-    if not fits(chosen):
-        return None
-    for candidate in reversed(chosen.copy()):
-        spared = [server for server in chosen if server is not candidate]
-        if fits(spared):
-            chosen = spared
-    return chosen

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from sidecar.core.eviction import choose
+from sidecar.core.eviction import priced
 from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model, Variant
 from sidecar.core.observed import LEAVING, Condition, ExternalServer, Observed, Server, ServerState, Status
@@ -66,6 +66,7 @@ class _Round:
         self.probes: dict[str, list[ExternalServer]] = {}
         for external in observed.externals:
             self.probes.setdefault(external.model, []).append(external)
+        self.load_s = {(one.model, one.variant): one.load_s for one in observed.measured}
         self.draining: set[str] = set()  # servers that this plan drains
         self.contested: set[str] = set()  # devices that a model with a promise elsewhere would rather have
         self.actions: list[Action] = []
@@ -78,7 +79,7 @@ class _Round:
             self._retire(server)
         for name in self._wanted():
             self._serve(name, self.models[name])
-        if not self.demand_of:
+        if not self.demand_of and not any(one.reason.startswith("Waiting") for one in self.conditions.values()):
             for server in self.observed.servers:
                 self._improve(server)
         for name, model in self.models.items():
@@ -249,10 +250,12 @@ class _Round:
             for server in self._others()
             if may_go(server, self.models, self.demand_of, self.now, overdue=overdue)
         ]
+        load_s = {one.id: self.load_s.get((one.model, one.variant), 0.0) for one in candidates}
+        prices = priced(candidates, self.models, self.now, load_s)
         for variant in variants:
             if self.contested & self._devices(variant):
                 continue  # whoever comes first could move in there, and the eviction would have been in vain
-            if victims := self._victims(variant, candidates):
+            if victims := self.room.cheapest(variant, prices):
                 self._evict(victims, f"makes room for {name} (variant {variant.name})")
                 self._await(name, [variant])
                 return True
@@ -278,14 +281,7 @@ class _Round:
         """Servers that stay as yet, and may be told to go."""
         return [one for one in self.observed.servers if not self.room.leaves(one) and not self.room.closed(one)]
 
-    def _victims(self, variant: Variant, candidates: list[Server]) -> list[Server] | None:
-        return choose(sorted(candidates, key=self._cost), lambda gone: self.room.place_soon(variant, gone) is not None)
-
-    def _cost(self, server: Server) -> tuple[float, bool, float, str]:
-        model = self.models.get(server.model)
-        return (model.priority if model else -math.inf, server.in_flight > 0, server.last_used, server.id)
-
-    def _evict(self, victims: list[Server], message: str) -> None:
+    def _evict(self, victims: Iterable[Server], message: str) -> None:
         for victim in victims:
             if victim.in_flight:
                 self._drain(victim, "TurnOver", message)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sidecar.core.cover import Candidate, Problem, cheapest
+from sidecar.core.eviction import limits
 from sidecar.core.ledger import Ledger, Memory, less, lower
 from sidecar.core.manifest import Variant
 from sidecar.core.observed import LEAVING, Server, ServerState
@@ -46,6 +48,16 @@ class Room:
     def place_soon(self, variant: Variant, gone: Iterable[Server] = ()) -> Placement | None:
         """Where the variant can start once all who leave, and `gone`, have gone, and what loads is ready."""
         return place(variant, self._inventory, self.soon(gone))
+
+    def cheapest(self, variant: Variant, candidates: tuple[Candidate, ...]) -> tuple[Server, ...] | None:
+        """The cheapest of the candidates whose going lets the variant start soon; None if no going does."""
+        needs = tuple(
+            (tuple(device.id for device in self._inventory.candidates(name)), amount)
+            for name, amount in variant.needs()
+        )
+        readings = limits(self.ledger, [one.server for one in candidates], self.leaving, self.taken)
+        found = cheapest(Problem(needs, readings, candidates))
+        return found if found and self.place_soon(variant, found) else None
 
     def soon(self, gone: Iterable[Server] = ()) -> Memory:
         """What is free then, and promised to nobody."""
