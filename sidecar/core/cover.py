@@ -26,7 +26,7 @@ from sidecar.core.matching import assign
 from sidecar.core.observed import Server
 
 EXACT = 64
-WORK = 20_000  # partial sets, times the limits that they overstep
+WORK = 60_000  # partial sets, times the limits that they overstep
 ASSIGNMENT_WORK = 200  # as much work as one assignment is
 
 Need = tuple[tuple[str, ...], int]  # the devices that would do, and MB on one of them

@@ -85,6 +85,15 @@ async def measurements(state: ControlState) -> tuple[Measured, ...]:
     return state.controller.measurements.all()
 
 
+@get("/-/models/{target:path}", guards=[only_for_operators])
+async def explain(state: ControlState, target: str) -> report.ModelStory:
+    """`{name}/explain`: where each variant of the model stands, why, and what a request would set off."""
+    requested, _, verb = target.strip("/").rpartition("/")
+    if verb != "explain" or not requested:
+        raise ApiError(404, "unknown_path", "expected /-/models/NAME/explain")
+    return report.story(state.controller, _known(state.controller, requested))
+
+
 @post("/-/models/{target:path}", guards=[only_for_operators], status_code=200)
 async def act(state: ControlState, target: str, force: bool = False) -> dict[str, str]:
     """`{name}/start` and `{name}/stop` (a name may have slashes in it, so the path is taken whole)."""
@@ -131,7 +140,7 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 def control_app(controller: Controller) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
-        route_handlers=[healthy, ready, status, devices, plan, events, measurements, act],
+        route_handlers=[healthy, ready, status, devices, plan, events, measurements, explain, act],
         state=ControlState({"controller": controller}),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,
