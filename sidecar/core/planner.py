@@ -328,6 +328,8 @@ class _Round:
 
     def _better(self, server: Server) -> list[Variant]:
         """Variants before the server's; one that has failed is tried again when there is no other server to lose."""
+        if self._external(server.model) is True:
+            return []  # nobody would start it again
         names = [variant.name for variant in self.models[server.model].variants]
         earlier = self.models[server.model].variants[: names.index(server.variant)]
         return [one for one in earlier if not one.external and (server.model, one.name) not in self.failures]
