@@ -9,7 +9,7 @@ import msgspec
 
 from sidecar.core.ledger import pool_of
 from sidecar.core.manifest import Declaration
-from sidecar.core.observed import Device, Observed, Server, ServerState
+from sidecar.core.observed import Demand, Device, Observed, Server, ServerState
 from sidecar.core.plan import Drain, Plan, Start, Stop
 from sidecar.core.planner import plan
 from tests.core.strategies import Scene
@@ -105,6 +105,21 @@ def finish_requests(world: World, now: float) -> World:
         for server in world.observed.servers
     )
     return _measured(world, servers, world.use)
+
+
+def busy(world: World, names: Iterable[str], now: float) -> World:
+    """Traffic that never ends: what is ready has a request in flight, and somebody waits for what is not."""
+    wanted = set(names)
+    servers = tuple(
+        msgspec.structs.replace(server, in_flight=1, last_used=now)
+        if server.state is ServerState.READY and server.model in wanted
+        else server
+        for server in world.observed.servers
+    )
+    up = {server.model for server in servers if server.state is ServerState.READY}
+    asked = {demand.model for demand in world.observed.demands}
+    more = tuple(Demand(name, now) for name in sorted(wanted - up - asked))
+    return _seen(world, servers=servers, demands=world.observed.demands + more)
 
 
 def settle(world: World, now: float) -> tuple[World, list[Plan]]:
