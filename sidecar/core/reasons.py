@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sidecar.core.ledger import Memory
 from sidecar.core.manifest import Model, Variant
@@ -71,14 +71,31 @@ class Reasons:
             most = max((self._room.ledger.usable.get(device.id, 0) for device in self._candidates(variant)), default=0)
             return f"lower memory_mb (the largest device has {most:,} usable MB), or require another device"
         free = self._room.soon()
-        for requirement, amount in variant.needs():
-            candidates = [one for one in self._inventory.candidates(requirement) if one.id in free]
-            best = max(candidates, key=lambda device: free[device.id], default=None)
-            if best is not None and free[best.id] < amount:
-                holders = self._room.ledger.holders(best.id)
-                held = f"; held by {holders}" if holders else ""
-                return f"free {amount - max(0, free[best.id]):,} MB on {best.label}{held}"
-        return ""
+        if place(variant, self._inventory, free):
+            return ""
+        return self._lack(sorted(variant.needs(), key=lambda need: -need[1]), free)
+
+    def _lack(self, needs: Sequence[tuple[str, int]], free: Memory) -> str:
+        """What to do for the first of the needs for which there is no place, once those before it have theirs."""
+        requirement, amount = needs[0]
+        candidates = [one for one in self._inventory.candidates(requirement) if one.id in free]
+        best = max(candidates, key=lambda device: free[device.id], default=None)
+        if best is None:
+            return f"wait until {requirement} has been read again"
+        if free[best.id] < amount:
+            return f"free {amount - max(0, free[best.id]):,} MB on {best.label}{self._held(best)}"
+        return self._lack(needs[1:], self._without(free, best, amount))
+
+    def _without(self, free: Memory, device: Device, amount: int) -> Memory:
+        """What is free when the device, which is then taken, and those that share its memory have `amount` less."""
+        pools = self._inventory.pools
+        return {
+            key: mb - amount if pools[key] == pools[device.id] else mb for key, mb in free.items() if key != device.id
+        }
+
+    def _held(self, device: Device) -> str:
+        holders = self._room.ledger.holders(device.id)
+        return f"; held by {holders}" if holders else ""
 
     def _candidates(self, variant: Variant) -> list[Device]:
         return [device for name in variant.required_devices for device in self._inventory.candidates(name)]
