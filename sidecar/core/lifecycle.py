@@ -1,12 +1,13 @@
 """The states of a model's server, and every way from one to another, with its cause: what is not in the table is a bug.
 
 ```
-stopped ──start──> starting ──became_ready──> ready ──drain──> draining
-   ^                  │ stop, drain, failed     │ stop, exited    │ stop, exited
-   │                  v                         v                 v
-   └─gone────────── stopping <──────────────────┴─────────────────┘
-     gone_to_retry ──> backoff ──start──> starting
-     gone_for_good ──> failed  ──reset──> stopped
+stopped   start ──> starting
+starting  became_ready ──> ready    drain ──> draining    stop, failed ──> stopping
+ready                               drain ──> draining    stop, exited, failed ──> stopping
+draining                                                  stop, exited, failed ──> stopping
+stopping  gone ──> stopped          gone_to_retry ──> backoff               gone_for_good ──> failed
+backoff   start ──> starting        reset ──> stopped
+failed    reset ──> stopped
 ```
 """
 
