@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -87,6 +88,16 @@ class Servers:
             server.created_unix = record.created_unix
             self._machine.hold_port(record.port)
         return server.process is not None
+
+    def clear_away(self, server: LiveServer) -> None:
+        """Stop what another sidecar has left of a server. Its reservation stands until that is gone; nobody waits."""
+        self._machine.hold_port(server.port)
+        self.fleet.add(server, "left behind by another sidecar", adopted=True)
+        self.fleet.auto_started.discard(server.model)  # what it is declared as now has not started yet
+        self.fleet.force_stop(server, "LeftBehind", "it is not what is declared")
+        task = asyncio.create_task(self._end(server), name=f"server {server.id}")
+        self._tasks[task] = server
+        task.add_done_callback(self._tasks.pop)
 
     async def _live(self, server: LiveServer, order: Order) -> None:
         try:
@@ -194,7 +205,9 @@ class Servers:
             attributes = {"sidecar.model": server.model, "sidecar.reason": server.left_because}
             # A trace of its own: the one that this task belongs to began with the start, maybe days ago.
             with self._tracer.start_as_current_span("server stop", context=Context(), attributes=attributes):
-                await self._stop(server, server.process)
+                await self._stop(server, partial(server.process.stop, server.variant.stop_timeout))
+        elif server.left_because == "LeftBehind":
+            await self._stop(server, partial(self._machine.stop_left_behind, server.id, server.variant.stop_timeout))
         self._machine.give_back_port(server.port)
         self.fleet.gone(server)
         try:
@@ -206,11 +219,11 @@ class Servers:
         """Record which servers there are. Raises OSError."""
         await self._machine.record([server.record() for server in self.fleet.servers.values()])
 
-    async def _stop(self, server: LiveServer, process: Running) -> None:
+    async def _stop(self, server: LiveServer, stop: Callable[[], Awaitable[None]]) -> None:
         """Until it has worked: the reservation must not be released before, nor be kept for ever."""
         while True:
             try:
-                await process.stop(server.variant.stop_timeout)
+                await stop()
                 return
             except OSError:
                 log.exception("%s: stopping failed, and is tried again", server.id)
