@@ -44,6 +44,7 @@ class Ledger:
             for key in self._on(server):
                 self._charged[key] += server.charged_mb(key)
                 self._yet_to_allocate[key] += server.yet_to_allocate_mb(key)
+        self._holders: dict[str, str] = {}  # asked for again and again when many wait
         self._live = {key: device.status.free_mb - headroom_mb for key, device in self.devices.items()}
         unsure = {device.id for device in devices if device.unknown or device.stale}
         self._free_now = {
@@ -81,6 +82,11 @@ class Ledger:
 
     def holders(self, device: str) -> str:
         """Who holds the memory of a device, for a person: our servers by model, foreign processes by pid."""
+        if device not in self._holders:
+            self._holders[device] = self._name_holders(device)
+        return self._holders[device]
+
+    def _name_holders(self, device: str) -> str:
         ours = [
             f"{server.charged_mb(key)} MB reserved by {server.model} ({server.state.value})"
             for server in self.servers

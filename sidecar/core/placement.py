@@ -40,6 +40,7 @@ class Inventory:
                 self.caps[key] = min(declaration.memory_mb, self.caps.get(key, declaration.memory_mb))
         self._unresolved = frozenset(declared) - self.named.keys()
         self._candidates: dict[str, tuple[Device, ...]] = {}
+        self._ids: dict[str, tuple[str, ...]] = {}
         readable = {device.id for device in devices if not device.unknown}
         self.pools = {device.id: pool_of(device, readable) for device in devices}
         self.unified = len(set(self.pools.values())) < len(devices)
@@ -49,6 +50,12 @@ class Inventory:
         if requirement not in self._candidates:
             self._candidates[requirement] = self._find(requirement)
         return self._candidates[requirement]
+
+    def ids(self, requirement: str) -> tuple[str, ...]:
+        """The ids of those devices."""
+        if requirement not in self._ids:
+            self._ids[requirement] = tuple(device.id for device in self.candidates(requirement))
+        return self._ids[requirement]
 
     def label(self, device_id: str) -> str:
         """What a person calls the device."""
@@ -84,13 +91,10 @@ def place(variant: Variant, inventory: Inventory, free: Memory) -> Placement | N
     is found whenever there is one.
     """
     needs = variant.needs()
-    options = [
-        sorted(
-            (device.id for device in inventory.candidates(name) if free.get(device.id, -1) >= amount),
-            key=lambda device: (free[device], device),
-        )
-        for name, amount in needs
-    ]
+    kinds = {need: _options(*need, inventory, free) for need in dict.fromkeys(needs)}
+    options = [kinds[need] for need in needs]
+    if len(options) == 1 and options[0] and not inventory.unified:
+        return Placement((options[0][0],), {options[0][0]: needs[0][1]})
     by_size = sorted(range(len(needs)), key=lambda need: -needs[need][1])
     taken: dict[str, int] = {}
     if not all(_assign(need, options, taken, set()) for need in by_size):
@@ -100,6 +104,12 @@ def place(variant: Variant, inventory: Inventory, free: Memory) -> Placement | N
         return placement
     others = (_placement(needs, one) for one in _assignments(by_size, options))
     return next((one for one in others if _pools_hold(one, inventory, free)), None)
+
+
+def _options(name: str, amount: int, inventory: Inventory, free: Memory) -> list[str]:
+    """The devices that hold the need, the fullest first."""
+    fits = [(free[key], key) for key in inventory.ids(name) if free.get(key, -1) >= amount]
+    return [key for _, key in sorted(fits)]
 
 
 def _placement(needs: Sequence[tuple[str, int]], taken: Mapping[str, int]) -> Placement:

@@ -379,13 +379,15 @@ class _Round:
 
     def _external(self, name: str) -> bool | str | None:
         """True: a url variant is healthy. Text: why none is. None: there is none, or none was probed yet."""
-        probes = self.probes.get(name, [])
+        probes = self.probes.get(name)
+        if not probes:
+            return None
         if any(external.healthy for external in probes):
             return True
-        return "; ".join(f"{external.variant}: {external.message}" for external in probes) or None
+        return "; ".join(f"{external.variant}: {external.message}" for external in probes)
 
     def _devices(self, variant: Variant) -> set[str]:
-        return {device.id for name in variant.required_devices for device in self.inventory.candidates(name)}
+        return {key for name in variant.required_devices for key in self.inventory.ids(name)}
 
     def _say(self, name: str, reason: str, message: str) -> None:
         self.conditions[name] = not_ready(reason, message)

@@ -22,6 +22,7 @@ class Reasons:
         self._inventory = inventory
         self._room = room
         self._models = models
+        self._most: dict[str, int] = {}
 
     def stale(self, variants: Iterable[Variant]) -> Device | None:
         """A device that one of the variants could use and that has to be read again first."""
@@ -47,7 +48,21 @@ class Reasons:
 
     def fits_machine(self, variants: Iterable[Variant]) -> bool:
         """Whether the machine could hold one of the variants if nothing else were on it."""
-        return any(place(variant, self._inventory, self._room.ledger.usable) for variant in variants)
+        return any(map(self._fits_machine, variants))
+
+    def _fits_machine(self, variant: Variant) -> bool:
+        needs = variant.needs()
+        if any(amount > self._largest(name) for name, amount in needs):
+            return False  # known without a search, as it is for the many models with one need
+        return len(needs) == 1 or place(variant, self._inventory, self._room.ledger.usable) is not None
+
+    def _largest(self, requirement: str) -> int:
+        """The most that one of the devices may hold, and that the memory which it uses may."""
+        if requirement not in self._most:
+            usable, pools = self._room.ledger.usable, self._inventory.pools
+            holds = (min(usable[key], usable[pools[key]]) for key in self._inventory.ids(requirement) if key in usable)
+            self._most[requirement] = max(holds, default=-1)
+        return self._most[requirement]
 
     def shortage(self, variant: Variant) -> str:
         """What a variant needs and does not find just now."""

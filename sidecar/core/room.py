@@ -51,10 +51,7 @@ class Room:
 
     def cheapest(self, variant: Variant, candidates: tuple[Candidate, ...]) -> tuple[Server, ...] | None:
         """The cheapest of the candidates whose going lets the variant start soon; None if no going does."""
-        needs = tuple(
-            (tuple(device.id for device in self._inventory.candidates(name)), amount)
-            for name, amount in variant.needs()
-        )
+        needs = tuple((self._inventory.ids(name), amount) for name, amount in variant.needs())
         readings = limits(self.ledger, [one.server for one in candidates], self.leaving, self.taken)
         found = cheapest(Problem(needs, readings, candidates))
         return found if found and self.place_soon(variant, found) else None
@@ -104,7 +101,7 @@ class Room:
 
     def on(self, variant: Variant, servers: Iterable[Server]) -> list[str]:
         """The models of those servers that use memory which the variant could have."""
-        devices = [device.id for name in variant.required_devices for device in self._inventory.candidates(name)]
+        devices = [key for name in variant.required_devices for key in self._inventory.ids(name)]
         beside = self._beside(devices)
         return sorted({server.model for server in servers if beside & self._beside(server.reserved_mb)})
 
