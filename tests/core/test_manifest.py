@@ -123,3 +123,8 @@ def test_a_problem_tells_where_it_is_as_far_as_that_is_known() -> None:
     assert str(Problem(file="a.toml", line=3, path="models.a", message="no")) == "a.toml:3: models.a: no"
     assert str(Problem(file="a.toml", path="models.a", message="no")) == "a.toml: models.a: no"
     assert str(Problem(file="a.toml", line=3, message="no")) == "a.toml:3: no"
+
+
+def test_a_variant_has_as_long_to_load_as_it_says_or_as_its_memory_takes_from_a_slow_disk() -> None:
+    assert Variant(load_timeout=Duration(7)).load_deadline_s == 7
+    assert Variant(required_devices=("gpu", "cpu"), memory_mb=6400).load_deadline_s == 120 + 200

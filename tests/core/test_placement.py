@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,6 +82,59 @@ def test_equal_devices_are_taken_in_the_order_of_their_ids() -> None:
 
 def test_one_device_under_two_names_is_still_one() -> None:
     assert place(variant(100, "gpu:2", "mine"), INVENTORY, dict.fromkeys(IDS, 1000)) is None
+
+
+# --- one memory for several devices ---------------------------------------------------------------------------------
+
+IGPU = "GPU-i"
+UNIFIED = Inventory((gpu(GPU0), gpu(IGPU, index=1, shares="cpu"), cpu()), {})
+SHARED_NEEDS = st.lists(
+    st.tuples(st.sampled_from(("gpu", "cpu", IGPU)), st.integers(1, 6)),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda need: need[0],
+)
+
+
+@laws
+@given(SHARED_NEEDS, st.integers(1, 6), st.tuples(*[st.integers(0, 9)] * 3))
+def test_an_assignment_that_the_shared_memory_holds_is_found_whenever_there_is_one(
+    needs: list[tuple[str, int]], gpus: int, room: tuple[int, int, int]
+) -> None:
+    free = {GPU0: room[0], "cpu": room[1], IGPU: min(room[1], room[2])}
+    names = [name for name, _ in needs] + ["gpu"] * (gpus == 1)
+    amounts = dict(needs) | {"gpu": dict(needs).get("gpu", gpus)}
+    needed = variant(amounts, *names)
+
+    def holds(chosen: tuple[str, ...]) -> bool:
+        allowed = (
+            device in {one.id for one in UNIFIED.candidates(name)} for device, name in zip(chosen, names, strict=True)
+        )
+        each = [(device, amounts[name]) for device, name in zip(chosen, names, strict=True)]
+        return (
+            all(allowed)
+            and all(mb <= free[device] for device, mb in each)
+            and sum(mb for device, mb in each if device != GPU0) <= free["cpu"]
+        )
+
+    found = place(needed, UNIFIED, free)
+    assert (found is not None) == any(map(holds, itertools.permutations(free, len(names))))
+    assert found is None or holds(found.devices)
+
+
+def test_a_memory_is_not_placed_on_twice() -> None:
+    both = variant(600, "gpu", "cpu")
+    assert place(both, UNIFIED, {IGPU: 1000, "cpu": 1000}) is None
+    assert place(both, UNIFIED, {GPU0: 2000, IGPU: 1000, "cpu": 1000}) == Placement(
+        (GPU0, "cpu"), {GPU0: 600, "cpu": 600}
+    )
+
+
+def test_a_device_whose_shared_memory_cannot_be_read_is_missing() -> None:
+    blind = cpu()
+    blind = msgspec.structs.replace(blind, status=msgspec.structs.replace(blind.status, problem="it hangs"))
+    inventory = Inventory((gpu(IGPU, index=1, shares="cpu"), blind), {})
+    assert missing(variant(1), inventory) == "gpu:1 cannot be read: it hangs"
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
