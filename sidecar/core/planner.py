@@ -62,7 +62,7 @@ class _Round:
         self.server_of = {server.model: server for server in observed.servers}
         self.demand_of = {demand.model: demand for demand in observed.demands if demand.model in self.models}
         self.failures = {(failure.model, failure.variant): failure for failure in observed.failures}
-        self.last_failure = {one.model: one for one in sorted(observed.failures, key=lambda one: one.at)}
+        self.last_failure = {one.model: one for one in sorted(observed.failures, key=lambda one: (one.at, one.variant))}
         self.probes: dict[str, list[ExternalServer]] = {}
         for external in observed.externals:
             self.probes.setdefault(external.model, []).append(external)

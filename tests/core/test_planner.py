@@ -435,13 +435,27 @@ def test_the_order_in_which_things_are_seen_does_not_matter(scene: Scene, shuffl
         }
         return msgspec.structs.replace(observed, **fields)
 
-    def kernel(decided: Plan) -> tuple[set[str], dict[str, list[str]]]:
+    def kernel(decided: Plan) -> tuple[object, ...]:
         """Without what is told to people."""
         acts = {repr(msgspec.structs.replace(action, message="")) for action in decided.actions}
-        return acts, {name: [one.reason for one in found] for name, found in decided.conditions.items()}
+        reasons = {name: [one.reason for one in found] for name, found in decided.conditions.items()}
+        refused = {name: (one.reason, one.retry_after_s) for name, one in decided.refusals.items()}
+        return acts, reasons, refused, decided.wake_at
 
-    other = plan(scene.declared, shuffled(scene.observed), NOW)
-    assert kernel(other) == kernel(planned(scene))
+    models = dict(shuffle.sample(list(scene.declared.models.items()), len(scene.declared.models)))
+    declared = msgspec.structs.replace(scene.declared, models=models)
+    assert kernel(plan(declared, shuffled(scene.observed), NOW)) == kernel(planned(scene))
+
+
+@laws
+@given(scenes())
+def test_only_models_that_somebody_waits_for_are_refused_and_for_the_reason_of_their_condition(scene: Scene) -> None:
+    decided = planned(scene)
+    assert decided.refusals.keys() <= {one.model for one in scene.observed.demands}
+    for name, refusal in decided.refusals.items():
+        assert (refusal.reason, refusal.message) == (ready(decided, name).reason, ready(decided, name).message)
+        assert name not in starts(decided)
+        assert refusal.retry_after_s is None or refusal.retry_after_s > 0
 
 
 @laws
