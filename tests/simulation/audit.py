@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sidecar.core.manifest import Declaration, Variant
 from sidecar.core.observed import LEAVING, Observed, Server, ServerState
 from sidecar.core.plan import Drain, Plan, Start, Stop
+from sidecar.core.planner import plan
 from tests.simulation import room
 
 if TYPE_CHECKING:  # it looks at what they are; they report to it
@@ -38,7 +39,7 @@ class Audit:
         self.forced: set[str] = set()  # servers that a person has had stopped whatever they did
         self.calm = False  # nothing happens but that callers come and go
         self._stop = stop
-        self._room_for: dict[str, dict[str, set[str]]] = {}  # newcomer to who was evicted for it, and from where
+        self._room_for: dict[str, tuple[Variant, set[str]]] = {}  # newcomers, and who was evicted for them
         self._ready_since: dict[str, float] = {}
 
     def fail(self, promise: str, facts: str) -> None:
@@ -162,18 +163,18 @@ class Audit:
 
     # --- after each round ---------------------------------------------------------------------------------------
 
-    def planned(self, observed: Observed, plan: Plan, declared: Declaration) -> None:
+    def planned(self, observed: Observed, decided: Plan, declared: Declaration) -> None:
         """What was decided, and has just been begun."""
         servers = {server.id: server for server in observed.servers}
-        for action in plan.actions:
+        for action in decided.actions:
             match action:
                 case Start():
                     self._start(action, observed, declared)
                 case Stop() | Drain():
                     if (server := servers.get(action.server)) is not None:
                         self._leave(action, server, observed, declared)
-        self._no_more_than_needed(observed, plan, declared)
-        self._not_in_vain(observed, plan, declared)
+        self._no_more_than_needed(observed, decided, declared)
+        self._not_in_vain(observed, decided, declared)
 
     def _start(self, start: Start, observed: Observed, declared: Declaration) -> None:
         variant = next(one for one in declared.models[start.model].variants if one.name == start.variant)
@@ -238,44 +239,37 @@ class Audit:
                 "6", f"{server.id} on {sorted(server.reserved_mb)} is evicted for {newcomer}, which needs {wanted}"
             )
 
-    def _no_more_than_needed(self, observed: Observed, plan: Plan, declared: Declaration) -> None:
+    def _no_more_than_needed(self, observed: Observed, decided: Plan, declared: Declaration) -> None:
         """With one newcomer alone it is easily said whether its victims make room, and whether one could stay."""
-        victims = {action.server for action in plan.actions if isinstance(action, Stop | Drain) and _evicts(action)}
-        others = any(isinstance(action, Start) for action in plan.actions)
-        if not victims or others or len(observed.demands) != 1 or (model := _newcomer(plan, declared)) is None:
+        victims = {action.server for action in decided.actions if isinstance(action, Stop | Drain) and _evicts(action)}
+        others = any(isinstance(action, Start) for action in decided.actions)
+        if not victims or others or len(observed.demands) != 1 or (model := _newcomer(decided, declared)) is None:
             return
         variant, newcomer = model
-        leaving = {action.server for action in plan.actions if isinstance(action, Stop | Drain)} | {
-            server.id for server in observed.servers if server.state in LEAVING
-        }
+        leaving = _going(observed, decided)
         if not room.fits(variant, observed, declared, leaving):
             self.fail("6", f"{sorted(victims)} are evicted for {newcomer}, which then does not fit")
         for victim in sorted(victims):
             if room.fits(variant, observed, declared, leaving - {victim}):
                 self.fail("6", f"{victim} is evicted for {newcomer}, which fits beside it")
 
-    def _not_in_vain(self, observed: Observed, plan: Plan, declared: Declaration) -> None:
+    def _not_in_vain(self, observed: Observed, decided: Plan, declared: Declaration) -> None:
         """Who was evicted does not come back before the one for whom it was, unless it comes before it by right."""
         waiting = {demand.model: demand.since for demand in observed.demands}
         self._room_for = {name: victims for name, victims in self._room_for.items() if name in waiting and self.calm}
-        for action in plan.actions:
+        for action in decided.actions:
             if isinstance(action, Start):
                 self._room_for.pop(action.model, None)
                 mine = declared.models[action.model]
                 overdue = self.world.now - waiting.get(action.model, math.inf) >= mine.max_wait
-                for newcomer, victims in self._room_for.items():
+                for newcomer, (variant, victims) in self._room_for.items():
                     by_right = overdue or mine.priority > declared.models[newcomer].priority
-                    if not by_right and victims.get(action.model, set()) & action.reserved_mb.keys():
-                        self.fail("6", f"{action.model} was evicted for {newcomer} and comes back before it")
-            elif _evicts(action) and (found := _newcomer(plan, declared)):
-                held = next((one.reserved_mb.keys() for one in observed.servers if one.id == action.server), ())
-                wanted = {one for one, _ in found[0].needs()}
-                useful = {
-                    one.id
-                    for one in observed.devices
-                    if wanted & {one.id, one.device_class, one.label, *room.names(one, declared)}
-                }
-                self._room_for.setdefault(found[1], {})[action.model] = useful & set(held)
+                    if by_right or action.model not in victims:
+                        continue
+                    if room.is_taken_by(action, variant, observed, declared, _going(observed, decided)):
+                        self.fail("6", f"{action.model} was evicted for {newcomer} and takes its room again")
+            elif _evicts(action) and (found := _newcomer(decided, declared)):
+                self._room_for.setdefault(found[1], (found[0], set()))[1].add(action.model)
 
     # --- the beginning and the end of a sidecar -----------------------------------------------------------------
 
@@ -316,7 +310,9 @@ class Audit:
         if acted:
             actions = sidecar.controller.reconciler.last_plan.actions
             self.fail("28", f"{acted} rounds acted while nothing happened; the last plan: {actions}")
-        if actions := sidecar.controller.what_if(None).actions:
+        controller = sidecar.controller
+        observed = controller.fleet.observed(controller.devices.devices)
+        if actions := plan(controller.declaration, observed, controller.clock.monotonic()).actions:
             self.fail("28", f"nothing happens, and there are still things to do: {actions}")
 
 
@@ -324,9 +320,15 @@ def _evicts(action: Stop | Drain) -> bool:
     return action.reason in ("Evicted", "TurnOver")
 
 
-def _newcomer(plan: Plan, declared: Declaration) -> tuple[Variant, str] | None:
+def _going(observed: Observed, decided: Plan) -> set[str]:
+    """Servers that leave already, or by this plan."""
+    leaving = {server.id for server in observed.servers if server.state in LEAVING}
+    return leaving | {action.server for action in decided.actions if isinstance(action, Stop | Drain)}
+
+
+def _newcomer(decided: Plan, declared: Declaration) -> tuple[Variant, str] | None:
     """Whom the victims of a plan make room for: "makes room for NAME (variant VARIANT)"."""
-    told = {action.message for action in plan.actions if isinstance(action, Stop | Drain) and _evicts(action)}
+    told = {action.message for action in decided.actions if isinstance(action, Stop | Drain) and _evicts(action)}
     name, _, variant = told.pop().removeprefix("makes room for ").removesuffix(")").partition(" (variant ")
     model = declared.models.get(name)
     found = next((one for one in model.variants if one.name == variant), None) if model else None

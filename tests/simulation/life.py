@@ -26,7 +26,8 @@ from tests.simulation.world import Habits, World
 
 SETTLE_S = 45 * 60.0  # idle timeouts, the last backoffs, and servers that will not die
 QUIET_S = 30 * 60.0
-CONTENTION_S = 60.0
+LONGEST_QUIET_S = 6 * 3600.0
+CONTENTIONS, CONTENTION_S = 0.15, 60.0
 PATIENT_S = 600.0
 BIG_MB, MOST_MB = 8000, 20_000
 HONEST_S = 22.0  # for an honest server to load, and for another to stop
@@ -67,7 +68,7 @@ class Life:
         await self._up.wait()
         end = self.world.now + hours * 3600
         while self.world.now < end:
-            await (self._contention() if self.random.random() < 0.2 else self._trouble())
+            await (self._contention() if self.random.random() < CONTENTIONS else self._trouble())
             await self._quiet()
         self._keeper.cancel()
         if self.sidecar is not None:
@@ -172,7 +173,7 @@ class Life:
         sidecar = await self.up()
         self.audit.declared(sidecar)
         acted = sidecar.controller.reconciler.acted
-        await asyncio.sleep(QUIET_S + self.random.random() * 7200)
+        await asyncio.sleep(QUIET_S + LONGEST_QUIET_S * self.random.random())
         if sidecar is self.sidecar:
             self.audit.settled(sidecar, acted)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import msgspec
+
 from sidecar.core.manifest import Declaration, Variant
-from sidecar.core.observed import Device, Observed, Server
+from sidecar.core.observed import Device, Observed, Server, ServerState
+from sidecar.core.plan import Start
 
 
 def usable_mb(device: Device, declared: Declaration) -> int:
@@ -35,6 +38,15 @@ def fits(variant: Variant, observed: Observed, declared: Declaration, gone: set[
         )
         for chosen in permutations(devices, len(needs))
     )
+
+
+def is_taken_by(start: Start, variant: Variant, observed: Observed, declared: Declaration, gone: set[str]) -> bool:
+    """Whether the start leaves no room for the variant, for which there would be some."""
+    started = Server(
+        id="", model=start.model, variant="", fingerprint="", state=ServerState.STARTING, reserved_mb=start.reserved_mb
+    )
+    after = msgspec.structs.replace(observed, servers=(*observed.servers, started))
+    return fits(variant, observed, declared, gone) and not fits(variant, after, declared, gone)
 
 
 def _free_mb(device: Device, observed: Observed, declared: Declaration, gone: set[str]) -> int:

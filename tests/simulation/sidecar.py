@@ -19,7 +19,7 @@ from tests.simulation.machine import VirtualClient, VirtualMachine
 from tests.simulation.world import Group, World
 
 OPENS_S = 15.0  # whatever the one before has left; a device plugin may take 5 s before it is given up
-RESYNC_S = 300.0  # seldom, since nothing is waited for: what a lost event costs is told by `losing_events`
+RESYNC_S = 600.0  # seldom, since nothing is waited for: what a lost event costs is told by `losing_events`
 
 
 class Sidecar:
@@ -85,8 +85,8 @@ class Sidecar:
         found = []
         for record in self.world.journal:
             group = self.world.groups.get(record.id)
-            if group is None or group.exit is not None or group.told_to_go or not record.pid:
-                continue
+            if group is None or not group.listening or group.told_to_go or not record.pid:
+                continue  # one that loads may never be ready, and then it is stopped by right
             if (record.model, record.fingerprint) in declared:
                 found.append(group)
         return found

@@ -8,7 +8,7 @@ from tests.simulation import mutants
 from tests.simulation.life import Result, simulate
 from tests.simulation.mutants import Mutant
 
-SEEDS, HOURS = 40, 8.0
+SEEDS, HOURS = 40, 15.0
 
 
 @pytest.mark.parametrize(("mutant", "promises"), mutants.ALL, ids=lambda value: getattr(value, "__name__", ""))

@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.life import simulate
 from tests.simulation.loop import DeadlockError, VirtualLoop
 
-HOURS = 8.0
+HOURS = 15.0
 
 
 @pytest.mark.parametrize("seed", range(12))
