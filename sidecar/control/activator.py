@@ -26,15 +26,15 @@ class Activator:
         variant = self._fleet.healthy_external(name, model)
         return None if variant is None else self._fleet.external_lease(name, variant)
 
-    async def acquire(self, name: str, model: Model) -> Lease:
+    async def acquire(self, name: str, model: Model, *, bounded: bool = True) -> Lease:
         """A lease, waiting for its turn and a cold start if need be. Raises RefusedError.
 
-        At most `max_queue` requests wait, each for `queue_timeout` at most.
+        At most `max_queue` requests wait (unless not `bounded`), each for `queue_timeout` at most.
         """
         lease = self.try_acquire(name, model)
         if lease is not None:
             return lease
-        future = self._join(name, model)
+        future = self._join(name, model, bounded)
         try:
             async with asyncio.timeout(model.queue_timeout):
                 return await asyncio.shield(future)
@@ -59,9 +59,9 @@ class Activator:
             load_s += max(0.0, waiting.since + model.max_wait - now)  # its turn has not come yet
         return min(MOST_S, max(LEAST_S, load_s))
 
-    def _join(self, name: str, model: Model) -> asyncio.Future[Lease]:
+    def _join(self, name: str, model: Model, bounded: bool) -> asyncio.Future[Lease]:
         try:
-            return self._fleet.wait(name, model.max_queue)
+            return self._fleet.wait(name, model.max_queue if bounded else None, model.max_wait)
         except RefusedError as error:
             retry_after_s = error.retry_after_s or self.wait_estimate_s(name, model)
             raise RefusedError(error.code, str(error), retry_after_s) from None

@@ -17,6 +17,7 @@ def take_over_changes(fleet: Fleet, before: Declaration, after: Declaration) -> 
     for name in before.models.keys() | after.models.keys():
         if before.models.get(name) != after.models.get(name):
             fleet.forgive(name)
+            fleet.moving.pop(name, None)
             fleet.auto_started.discard(name)
     renamed = False
     for server in list(fleet.servers.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.source import SourceError
 
 log = logging.getLogger(__name__)
+
+TROUBLE_S = 1.0  # before a loop that has failed goes on
 
 
 class UnusableError(Exception):
@@ -65,6 +68,7 @@ class Controller:
         self.reconciler = Reconciler(outside, self.fleet, self._servers, self.devices, lambda: self.generation)
         self.reconciler.cwd = root
         self._recovery = Recovery(outside.machine, self._servers, self.reconciler)
+        self._externals_now = asyncio.Event()  # set: there may be others
         self._loops: list[asyncio.Task[None]] = []
 
     @property
@@ -86,12 +90,11 @@ class Controller:
         await self.events.open()
         await self._adopt(loaded)
         await self._recovery.run(self.declaration, self.devices.devices)
-        await self._probe_externals()
         await self.reconciler.round()
         self._loops = [
             asyncio.create_task(self.reconciler.run(), name="reconcile"),
             asyncio.create_task(self._whenever(self._manifests_changed, self.refresh), name="manifests"),
-            asyncio.create_task(self._every(self._timing.externals_s, self._probe_externals), name="externals"),
+            asyncio.create_task(self._whenever(self._externals_due, self._probe_externals), name="externals"),
             asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
             asyncio.create_task(self._every(self._timing.saves_s, self.measurements.save), name="measurements"),
         ]
@@ -107,6 +110,7 @@ class Controller:
             await self._drain()
         if self.generations.current is not None and self.declaration.settings.on_exit == "keep":
             self._servers.keep()
+            await self._write_down()
         for server in list(self.fleet.servers.values()):
             if not server.kept:
                 self.fleet.force_stop(server, "Shutdown")
@@ -125,31 +129,33 @@ class Controller:
         if loaded is None:
             return False
         await self._adopt(loaded)
-        await self._probe_externals()
         return True
 
-    def what_if(self, wanted: str | None) -> Plan:
+    async def what_if(self, wanted: str | None) -> Plan:
         """The plan for this moment, or for the moment when somebody asks for the model `wanted`. Changes nothing."""
+        observed = await self.reconciler.observe()
         now = self.clock.monotonic()
-        observed = self.fleet.observed(self.devices.devices)
         return plan(self.declaration, observed if wanted is None else wanting(observed, wanted, now), now)
 
-    def explain(self, name: str) -> Story:
+    async def explain(self, name: str) -> Story:
         """The whole story of a declared model, at this moment."""
-        return explain(self.declaration, self.fleet.observed(self.devices.devices), name, self.clock.monotonic())
+        observed = await self.reconciler.observe()
+        return explain(self.declaration, observed, name, self.clock.monotonic())
 
     async def start(self, name: str) -> None:
         """Bring a model up, forgetting earlier failures. Raises RefusedError with the reason if it does not come up."""
         self.fleet.forgive(name)
-        lease = await self.activator.acquire(name, self.declaration.models[name])
+        lease = await self.activator.acquire(name, self.declaration.models[name], bounded=False)
         lease.release()
 
     async def stop(self, name: str, *, force: bool) -> bool:
         """Drain a model's server and stop it, or stop it at once with `force`. False if there is none."""
+        self.fleet.refuse(name, RefusedError("stopped", "somebody has stopped the model", None))
+        self.fleet.moving.pop(name, None)
         server = self.fleet.server_of(name)
         if server is None:
             return False
-        self.fleet.refuse(name, RefusedError("stopped", "somebody has stopped the model", None))
+        server.returns = False
         if force:
             self.fleet.force_stop(server, "Requested", "somebody has asked for it")
         else:
@@ -163,17 +169,25 @@ class Controller:
         for problem in self.revisions.problems:
             log.warning("%s", problem)
         generation = await self.generations.adopt(declaration, loaded.catalog)
-        await self.devices.use(self.generations.probers())
-        if before is not None:
-            if take_over_changes(self.fleet, before, declaration):
-                await self._servers.write_down()
-            new = loaded.declaration.settings
-            if (before.settings.listen, before.settings.state_dir) != (new.listen, new.state_dir):
-                log.warning("listen and state_dir take effect when the sidecar is started anew")
+        # In one step with it, or a plan in between would find renamed models undeclared.
+        renamed = before is not None and take_over_changes(self.fleet, before, declaration)
         self.measurements.forget_unless(declaration)
         self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
         self.fleet.changed.set()
+        self._externals_now.set()
+        await self.devices.use(self.generations.probers())
+        new = loaded.declaration.settings
+        if before is not None and (before.settings.listen, before.settings.state_dir) != (new.listen, new.state_dir):
+            log.warning("listen and state_dir take effect when the sidecar is started anew")
+        if renamed:
+            await self._write_down()
+
+    async def _write_down(self) -> None:
+        try:
+            await self._servers.write_down()
+        except OSError:
+            log.exception("the new names of servers cannot be written down; the next sidecar goes by how they run")
 
     def _tell(self, declaration: Declaration) -> None:
         problems = self.revisions.problems
@@ -193,6 +207,12 @@ class Controller:
     async def _probe_externals(self) -> None:
         generation = self.generation
         await self._externals.probe_all(generation.declaration.models, generation.ready)
+
+    async def _externals_due(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.externals_s):
+                await self._externals_now.wait()
+        self._externals_now.clear()
 
     async def _cap_logs(self) -> None:
         await cap_logs(self.fleet.servers.values(), self.declaration.settings.server_log_limit)
@@ -223,11 +243,12 @@ class Controller:
     async def _whenever(self, wait: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[object]]) -> None:
         """For ever: what fails is logged and counted, and tried again the next time."""
         while True:
-            await wait()
             try:
+                await wait()
                 await work()
             except asyncio.CancelledError:
                 raise
             except Exception:
                 self.reconciler.errors += 1
                 log.exception("%s failed", getattr(work, "__name__", work))
+                await asyncio.sleep(TROUBLE_S)

@@ -24,6 +24,7 @@ from sidecar.core.lifecycle import Cause, follow
 from sidecar.core.manifest import Model, Variant
 from sidecar.core.observed import Condition, Demand, Device, ExternalServer, Failure, Observed, ServerState, Status
 from sidecar.core.planner import READY, not_ready
+from sidecar.core.reasons import failed
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _EVENTS = {
     Cause.GONE_FOR_GOOD: "Failed",
     Cause.RESET: "Reset",
 }
+MOVE_S = 60.0  # for which a server that left only to come back is wanted without anybody asking
 _TOLD_BY_TRANSITIONS = frozenset({"Starting", "Serving", "Draining", "Stopping", "Stopped", "NotProbed"})
 
 
@@ -66,11 +68,14 @@ class Fleet:
         self.failures: dict[tuple[str, str], Failure] = {}  # by model and variant
         self.externals: dict[tuple[str, str, str], ExternalServer] = {}
         self.auto_started: set[str] = set()
-        self.moving: set[str] = set()  # stopped only to be started elsewhere
+        self.moving: dict[str, float] = {}  # stopped only to be started anew, until when that is worth it
+        self.transitions = 0
         self.conditions: dict[str, tuple[Condition, ...]] = {}
         self.last_transition = 0.0
         self.closing = False
         self._server_of: dict[str, LiveServer] = {}
+        self._gave_up: dict[str, tuple[float, float]] = {}  # since when the last who gave up had waited, and until when
+        self._contended = False  # somebody waits for memory
 
     # --- servers ------------------------------------------------------------------------------------------------
 
@@ -93,7 +98,7 @@ class Fleet:
         server.state = ServerState.STARTING if adopted else follow(before, Cause.START)
         self.servers[server.id] = self._server_of[server.model] = server
         self.auto_started.add(server.model)
-        self.moving.discard(server.model)
+        self.moving.pop(server.model, None)
         self._moved(server, "Adopted" if adopted else _EVENTS[Cause.START], why)
 
     def move(self, server: LiveServer, cause: Cause, why: str = "") -> None:
@@ -108,7 +113,14 @@ class Fleet:
         """Close admission; what is in flight finishes. Nothing to do for one that leaves already."""
         if server.state in (ServerState.STARTING, ServerState.READY):
             server.left_because = reason
+            if reason == "ManifestChanged" and server.state is ServerState.READY:
+                self.send_back(server)
             self.move(server, Cause.DRAIN, why)
+
+    def send_back(self, server: LiveServer) -> None:
+        """The server leaves only to be started anew, if there is room when it is gone."""
+        server.returns = True
+        self.moving[server.model] = self.clock.monotonic() + MOVE_S
 
     def try_stop(self, server: LiveServer, reason: str, why: str = "") -> bool:
         """Close admission and stop the server, unless something is in flight: one step, nothing can come in between."""
@@ -127,10 +139,13 @@ class Fleet:
     def gone(self, server: LiveServer) -> None:
         """The server's process group is gone: its reservation is released."""
         failure = self.failures.get((server.model, server.variant.name))
-        cause = Cause.GONE
+        cause, why = Cause.GONE, ""
         if failure is not None and failure.server == server.id:
             cause = Cause.GONE_FOR_GOOD if failure.retry_at == math.inf else Cause.GONE_TO_RETRY
-        self.move(server, cause)
+            why = failed(failure, self.clock.monotonic())
+        self.move(server, cause, why)
+        if server.returns:
+            self.send_back(server)  # the time that it took to stop does not count
         del self.servers[server.id]
         if self._server_of.get(server.model) is server:
             del self._server_of[server.model]
@@ -148,6 +163,7 @@ class Fleet:
 
     def _moved(self, server: LiveServer, event: str, why: str) -> None:
         self.last_transition = self.clock.monotonic()
+        self.transitions += 1
         self.events.record(event, model=server.model, server=server.id, reason=server.left_because, message=why)
         self.changed.set()
 
@@ -159,7 +175,10 @@ class Fleet:
         return max(found, key=lambda failure: failure.at, default=None)
 
     def failed(self, server: LiveServer, reason: str, message: str) -> None:
-        """The server did not come up, or died. Whoever waits for it is told, unless it had served."""
+        """The server did not come up, or died. Nobody is refused here: another variant may do."""
+        if server.state not in (ServerState.STARTING, ServerState.READY):
+            log.info("%s: %s: %s, as it was leaving", server.id, reason, message)
+            return  # it was told to go, so how it ends says nothing about the next one
         now = self.clock.monotonic()
         served = server.state is ServerState.READY
         fall = Fall(
@@ -173,13 +192,12 @@ class Fleet:
         key = (server.model, server.variant.name)
         failure = self.failures[key] = after(self.failures.get(key), fall, now, self._chance())
         # At once, not with the next plan: whoever is refused now may look up why.
-        self.conditions[server.model] = (self._dated(server.model, not_ready(reason, failure.message)),)
+        ready = self._dated(server.model, not_ready(reason, failure.message))
+        others = [one for one in self.conditions.get(server.model, ()) if one.type != READY]
+        self.conditions[server.model] = (ready, *others)
         self.auto_started.discard(server.model)
         log.warning("%s: %s: %s", server.id, reason, failure.message)
-        if not served:
-            wait_s = failure.retry_at - now + self.measurements.load_estimate_s(server.model, server.variant)
-            error = RefusedError(code_of(reason), failure.message, wait_s if wait_s < math.inf else None)
-            self.refuse(server.model, error)
+        self.changed.set()
 
     def explain(self, server: LiveServer, message: str) -> None:
         """Say more about how the server ended."""
@@ -187,10 +205,10 @@ class Fleet:
         server.told.set()
         key = (server.model, server.variant.name)
         failure = self.failures.get(key)
-        told = message.partition("; the last lines")[0]
-        if failure is not None and failure.message.endswith(told):  # it may be of another attempt
-            given_up = failure.message.removesuffix(told)
-            self.failures[key] = msgspec.structs.replace(failure, message=given_up + message)
+        if failure is not None and failure.server == server.id:
+            told = message.partition("; the last lines")[0]
+            more = failure.message + message.removeprefix(told)
+            self.failures[key] = msgspec.structs.replace(failure, message=more)
 
     def forgive(self, model: str, variant: str | None = None) -> None:
         """Forget the failures of a model, or of one variant: it has served, or has changed, or somebody wants a try."""
@@ -223,19 +241,22 @@ class Fleet:
         server.last_used = self.clock.monotonic()
         if server.in_flight == 0:
             server.idle.set()
-        if server.in_flight == 0 and (self.waiting or server.state is ServerState.DRAINING):
+        if server.in_flight == 0 and (self._contended or server.state is ServerState.DRAINING):
             self.changed.set()
 
-    def wait(self, model: str, most: int | None = None) -> asyncio.Future[Lease]:
+    def wait(self, model: str, most: int | None = None, patience_s: float = 0.0) -> asyncio.Future[Lease]:
         """Join those who wait for a model: the demand that makes the planner start it. Raises RefusedError.
 
-        most: how many may wait; None = no matter how many.
+        most: how many may wait; None = no matter how many. patience_s: whoever comes back within that time goes on
+        waiting, or clients with short timeouts of their own would never get their turn.
         """
         if self.closing:
             raise _closing()
         waiters = self.waiting.get(model)
         if waiters is None:
-            waiters = Waiters(self.clock.monotonic())
+            now = self.clock.monotonic()
+            since, left = self._gave_up.get(model, (now, now))
+            waiters = Waiters(since if now - left <= patience_s else now)
         if most is not None and len(waiters.futures) >= most:
             message = f"{len(waiters.futures)} requests wait for it already (max_queue)"
             raise RefusedError("queue_full", message, None)
@@ -253,6 +274,7 @@ class Fleet:
         if waiters is not None:
             waiters.futures.discard(future)
             if not waiters.futures:
+                self._gave_up[model] = (waiters.since, self.clock.monotonic())
                 del self.waiting[model]
                 self.changed.set()
 
@@ -288,6 +310,7 @@ class Fleet:
 
     def _waiters(self, model: str) -> list[asyncio.Future[Lease]]:
         waiters = self.waiting.pop(model, None)
+        self._gave_up.pop(model, None)
         return [future for future in waiters.futures if not future.done()] if waiters else []
 
     def refuse(self, model: str, error: RefusedError) -> None:
@@ -305,6 +328,8 @@ class Fleet:
 
     def observed(self, devices: tuple[Device, ...]) -> Observed:
         """Everything, as the planner takes it."""
+        now = self.clock.monotonic()
+        self.moving = {model: until for model, until in self.moving.items() if until > now}
         return Observed(
             devices=devices,
             servers=tuple(server.view() for server in self.servers.values()),
@@ -323,6 +348,8 @@ class Fleet:
         self.conditions = {
             model: tuple(self._dated(model, condition) for condition in found) for model, found in conditions.items()
         }
+        reasons = {one.reason for model in self.waiting for one in self.conditions.get(model, ())[:1]}
+        self._contended = "WaitingForMemory" in reasons
 
     def ready(self, model: str) -> bool:
         """Whether the model's Ready condition is true."""

@@ -35,6 +35,7 @@ class LiveServer:
         self.idle = asyncio.Event()  # set while nothing is in flight
         self.idle.set()
         self.kept = False  # it outlives this sidecar
+        self.returns = False  # it is stopped only to be started anew, as it is declared now
         self.ended = asyncio.Event()  # set when its process group is gone
         self.created_unix = clock.unix()
         self.ready_unix = 0.0

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from sidecar.control.fleet import Fleet, code_of
 from sidecar.control.generations import Generation
 from sidecar.control.leases import RefusedError
@@ -25,6 +27,7 @@ from sidecar.core.planner import plan
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0  # a device reading of this age will do
+LOOKS = 3  # at the machine, for one that no change of a server falls into
 PAUSE_S = 0.02  # between two rounds, so that a burst of events is one round
 
 
@@ -74,11 +77,20 @@ class Reconciler:
 
     async def observe(self) -> Observed:
         """One look at everything."""
-        devices = await self._watch.read(self._fleet.last_transition, FRESH_S)
-        await self._watch.observe_memory(self._fleet.servers.values(), devices)
+        devices = await self._look()
         for server in self._fleet.servers.values():
             self._fleet.measurements.observed(server.model, server.variant, server.devices, server.observed_mb)
         return self._fleet.observed(devices)
+
+    async def _look(self) -> tuple[Device, ...]:
+        """The devices, and into the servers what they take, all as of one moment; stale where that cannot be had."""
+        for _ in range(LOOKS):
+            before = self._fleet.transitions
+            devices = await self._watch.read(self._fleet.last_transition, FRESH_S)
+            await self._watch.observe_memory(self._fleet.servers.values(), devices, FRESH_S)
+            if self._fleet.transitions == before:
+                return devices  # else a server may count as ready, and its memory as free yet
+        return tuple(msgspec.structs.replace(device, stale=True) for device in devices)
 
     async def _until_something_happens(self) -> None:
         wake_at = self.last_plan.wake_at
@@ -113,7 +125,7 @@ class Reconciler:
         if not self._fleet.try_stop(server, stop.reason, stop.message):
             log.info("%s: a request came in, so it stays", server.id)
         elif stop.reason == "BetterVariant":
-            self._fleet.moving.add(server.model)
+            self._fleet.send_back(server)
 
     def _start(self, start: Start, observed: Observed) -> None:
         if self._fleet.closing:

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from sidecar.core.manifest import Declaration, Model, Problem, Settings
-from sidecar.mechanism.loader import Loaded
+from sidecar.mechanism.loader import SECTIONS, Entry, Loaded, Tables
+from sidecar.mechanism.plugins import Catalog
 
 
 class Revisions(msgspec.Struct, kw_only=True):
@@ -33,9 +34,10 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
         problem = Problem(file="", message=message)
         return before, Revisions(attempted=new.revision, applied=before.revision, problems=(problem, *loaded.problems))
     parts: dict[str, dict[str, Any]] = {
-        section: _kept(section, before, loaded) | getattr(new, section) for section in ("plugins", "devices", "models")
+        section: _kept(section, before, loaded) | getattr(new, section) for section in SECTIONS
     }
     models: dict[str, Model] = {name: parts["models"][name] for name in sorted(parts["models"])}
+    models |= _yielding({name: model for name, model in models.items() if name not in new.models}, new.models)
     merged = Declaration(
         revision=new.revision,
         settings=_settings(before.settings, new.settings) if loaded.usable else before.settings,
@@ -46,6 +48,50 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
     )
     kept = tuple(name for name in models if name not in new.models)
     return merged, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems, kept=kept)
+
+
+def in_force(before: Loaded | None, loaded: Loaded, declaration: Declaration) -> Loaded:
+    """`declaration`, as `take_over` gave it, with each plugin and each raw table of the revision that it comes from."""
+    if before is None:
+        return loaded
+    kept = {name: before.catalog.loaded.get(name) for name in _old("plugins", loaded, declaration)}
+    plugins = loaded.catalog.loaded | {name: plugin for name, plugin in kept.items() if plugin is not None}
+    faults = {name: fault for name, fault in loaded.catalog.faults.items() if name not in plugins}
+    return Loaded(declaration, Catalog(plugins, faults), (), usable=True, tables=_tables(before, loaded, declaration))
+
+
+def _tables(before: Loaded, loaded: Loaded, declaration: Declaration) -> Tables:
+    tables: dict[tuple[str, ...], Entry] = {}
+    settings = loaded if loaded.usable and declaration.revision == loaded.declaration.revision else before
+    sources = {("sidecar",): settings}
+    for section in SECTIONS:
+        old = _old(section, loaded, declaration)
+        sources |= {(section, name): before if name in old else loaded for name in getattr(declaration, section)}
+    for subject, source in sources.items():
+        if (entry := source.tables.get(subject)) is not None:
+            tables[subject] = entry
+    for name in _old("models", loaded, declaration):
+        aliases = list(declaration.models[name].aliases)
+        entry = tables.get(("models", name))
+        if entry is not None and aliases != entry.raw.get("aliases", []):
+            tables["models", name] = Entry(entry.file, entry.raw | {"aliases": aliases})
+    return tables
+
+
+def _old(section: str, loaded: Loaded, declaration: Declaration) -> set[str]:
+    """The names of those that are not the new revision's."""
+    new = getattr(loaded.declaration, section)
+    return {name for name, value in getattr(declaration, section).items() if value is not new.get(name)}
+
+
+def _yielding(kept: dict[str, Model], new: dict[str, Model]) -> dict[str, Model]:
+    """Models in their last good form, without the aliases by which the new revision means another."""
+    taken = new.keys() | {alias for model in new.values() for alias in model.aliases}
+    return {
+        name: msgspec.structs.replace(model, aliases=tuple(alias for alias in model.aliases if alias not in taken))
+        for name, model in kept.items()
+        if not taken.isdisjoint(model.aliases)
+    }
 
 
 def _settings(before: Settings, new: Settings) -> Settings:

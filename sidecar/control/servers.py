@@ -127,6 +127,7 @@ class Servers:
             message = await self._with_output(server, message)
             span.set_status(SpanStatus(StatusCode.ERROR, message))
             self.fleet.failed(server, reason, message)
+            server.left_because = server.left_because or reason
 
     async def _try_start(self, server: LiveServer, order: Order) -> tuple[str, str] | None:
         """Spawn and wait for ready. (reason, message) if it failed; None if it is ready, or was told to leave."""
@@ -134,10 +135,11 @@ class Servers:
             adopted = server.process is not None
             if server.process is None:
                 server.port = self._machine.take_port(order.ports)
-                await self.write_down()  # the intent, before there is a process
+                await self._must_write_down()  # the intent, before there is a process
                 server.process = await self._machine.spawn(_job(server, order))
-                await self.write_down()  # its identity
-            if await self._ready_or_told_to_leave(server, server.process, order):
+                await self._must_write_down()  # its identity
+            await self._ready_or_told_to_leave(server, server.process, order)
+            if server.state is ServerState.STARTING and not server.leave.is_set():  # nothing comes in between from here
                 server.ready_unix = self.fleet.clock.unix()
                 server.last_used = self.fleet.clock.monotonic()
                 if not adopted:
@@ -149,14 +151,21 @@ class Servers:
             return "NoPort", str(error)
         except SpawnError as error:
             return "SpawnFailed", str(error)
-        except OSError as error:
-            return "StateUnwritable", f"what is started must be written down first, and cannot be: {error}"
         except NeverReadyError as error:
             return error.reason, str(error)
+        except OSError as error:
+            return "HostError", f"the machine is in trouble: {error}"
         return None
 
-    async def _ready_or_told_to_leave(self, server: LiveServer, process: Running, order: Order) -> bool:
-        """True: it is ready and may serve. False: it was told to leave, or to drain, in the meantime."""
+    async def _must_write_down(self) -> None:
+        try:
+            await self.write_down()
+        except OSError as error:
+            message = f"what is started must be written down first, and cannot be: {error}"
+            raise NeverReadyError("StateUnwritable", message) from error
+
+    async def _ready_or_told_to_leave(self, server: LiveServer, process: Running, order: Order) -> None:
+        """Until it answers, or is told to leave. Raises NeverReadyError."""
         upstream = self._client.probe(server.base_url)
         wait = Wait(
             port=server.port,
@@ -170,7 +179,6 @@ class Servers:
             await asyncio.wait((ready, leave), return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 ready.result()
-            return ready.done() and server.state is ServerState.STARTING
         finally:
             for task in (ready, leave):
                 task.cancel()
@@ -192,9 +200,8 @@ class Servers:
         message = f"the server {process.exited.result()} while it was serving"
         if server.state is ServerState.READY:
             self.fleet.failed(server, "Exited", message)
-        self.fleet.force_stop(
-            server, "Exited", message, Cause.EXITED
-        )  # the route closes here, before anything else can happen
+        # The route closes here, before anything else can happen.
+        self.fleet.force_stop(server, "Exited", message, Cause.EXITED)
         self.fleet.explain(server, await self._with_output(server, message))
 
     async def _end(self, server: LiveServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -15,6 +16,7 @@ from sidecar.control.machine import Machine, Running
 from sidecar.core.manifest import Model
 from sidecar.core.observed import Device, ExternalServer
 from sidecar.mechanism.devices import Prober
+from sidecar.mechanism.machine import Families
 from sidecar.mechanism.upstream import Client
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class DeviceWatch:
         self._probers: dict[str, Prober] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._readings: dict[str, _Reading] = {}
+        self._families: Families = {}
+        self._families_at = -math.inf
 
     async def use(self, probers: dict[str, Prober]) -> None:
         """Watch with these plugins from now on. The first reading of new ones is waited for, up to its deadline."""
@@ -95,15 +99,18 @@ class DeviceWatch:
             for device in prober.devices
         )
 
-    async def observe_memory(self, servers: Iterable[LiveServer], devices: tuple[Device, ...]) -> None:
-        """Attribute devices' memory to servers, by pid.
+    async def observe_memory(self, servers: Iterable[LiveServer], devices: tuple[Device, ...], fresh_s: float) -> None:
+        """Attribute devices' memory to servers, by pid; who belongs to whom may have been looked up `fresh_s` ago.
 
         Where a driver does not tell, or hides pids, it stays unknown.
         """
         running = [(server, server.process.pid) for server in servers if server.process is not None]
-        if not running:
-            return
-        families = await self._machine.families({pid for _, pid in running})
+        leaders = {pid for _, pid in running}
+        now = self._clock.monotonic()
+        families = self._families
+        if leaders and (leaders != families.keys() or now - self._families_at > fresh_s):
+            families = self._families = await self._machine.families(leaders)
+            self._families_at = now
         for server, pid in running:
             family = families[pid]
             server.pids = frozenset(family)

@@ -17,6 +17,9 @@ MOST_S = 60.0
 ATTEMPTS = 10  # in a row, after which a variant is left alone: about five minutes of backoff
 JITTER = 0.2  # of the delay, up and down
 
+# Not the server's doing: such trouble passes, and a model must not be given up for it.
+NOT_ITS_OWN = frozenset({"StateUnwritable", "NoPort", "PortTaken", "HostError", "InternalError"})
+
 
 class Fall(msgspec.Struct, frozen=True, kw_only=True):
     """How a server failed. served_s: for how long it was ready; None = it never was."""
@@ -36,6 +39,8 @@ def after(before: Failure | None, fall: Fall, now: float, chance: float) -> Fail
     """
     stable = fall.served_s is not None and fall.served_s >= STABLE_S
     count = 1 if before is None or stable else before.count + 1
+    if fall.reason in NOT_ITS_OWN:
+        count = min(count, ATTEMPTS - 1)
     delay = 0.0 if fall.served_s is not None and count == 1 else min(MOST_S, FIRST_S * 2.0 ** (count - 1))
     delay *= 1 + JITTER * (2 * chance - 1)
     message = fall.message

@@ -172,7 +172,9 @@ class _Round:
         failure = self.last_failure.get(name)
         if managed and failure is not None:
             soonest = min(self.failures[name, variant.name].retry_at for variant in managed)
-            self._refuse(name, failure.reason, failure.message, soonest - self.now if soonest < math.inf else None)
+            load_s = self.load_s.get((name, failure.variant), 0.0)
+            retry_after_s = soonest - self.now + load_s if soonest < math.inf else None
+            self._refuse(name, failure.reason, failure.message, retry_after_s)
         elif not managed and (why := self._external(name)) is not None:
             self._refuse(name, "ExternalUnhealthy", str(why), RETRY_AFTER_S["ExternalUnhealthy"])
 

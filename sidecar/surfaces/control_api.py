@@ -65,7 +65,7 @@ async def devices(state: ControlState) -> tuple[report.DeviceReport, ...]:
 @get("/-/plan", guards=[only_for_operators])
 async def plan(state: ControlState, want: str | None = None) -> Plan:
     """What would be done now; with `?want=MODEL`, if somebody asked for that model now."""
-    return state.controller.what_if(_known(state.controller, want) if want is not None else None)
+    return await state.controller.what_if(_known(state.controller, want) if want is not None else None)
 
 
 @get("/-/events", guards=[only_for_operators])
@@ -91,7 +91,7 @@ async def explain(state: ControlState, target: str) -> report.ModelStory:
     requested, _, verb = target.strip("/").rpartition("/")
     if verb != "explain" or not requested:
         raise ApiError(404, "unknown_path", "expected /-/models/NAME/explain")
-    return report.story(state.controller, _known(state.controller, requested))
+    return await report.story(state.controller, _known(state.controller, requested))
 
 
 @post("/-/models/{target:path}", guards=[only_for_operators], status_code=200)

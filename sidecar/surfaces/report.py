@@ -145,12 +145,12 @@ def live_devices(controller: Controller) -> tuple[DeviceReport, ...]:
     return devices(controller.devices.devices, servers, controller.declaration)
 
 
-def story(controller: Controller, name: str) -> ModelStory:
+async def story(controller: Controller, name: str) -> ModelStory:
     """The whole story of a declared model."""
     model = controller.declaration.models[name]
     return ModelStory(
         model=_model(controller, name, model),
-        story=controller.explain(name),
+        story=await controller.explain(name),
         events=tuple(controller.events.newest(STORY_EVENTS, name)),
     )
 

@@ -95,10 +95,52 @@ async def test_a_variant_that_was_given_up_does_not_keep_another_from_being_star
 
 
 async def test_last_words_are_not_put_to_the_failure_of_another_attempt(fleet: Fleet) -> None:
-    server = crash(fleet)
-    fleet.explain(server, "the server was killed by SIGKILL while it was serving; the last lines of its output:\nx")
+    first, second = crash(fleet), crash(fleet)
+    fleet.explain(first, TOLD)
     assert fleet.failures["m", "default"].message == EXIT
-    assert server.told.is_set()
+    assert first.told.is_set()
+    fleet.explain(second, TOLD)
+    assert fleet.failures["m", "default"].message == TOLD
+
+
+async def test_how_a_server_ends_that_was_told_to_go_is_held_against_nobody(fleet: Fleet) -> None:
+    server = started(fleet)
+    fleet.drain(server, "ManifestChanged")
+    fleet.failed(server, "LoadTimeout", "too late")
+    assert fleet.failures == {}
+
+
+async def test_trouble_of_the_machine_never_ends_a_model_for_good(fleet: Fleet) -> None:
+    for _ in range(2 * ATTEMPTS):
+        server = started(fleet)
+        fleet.failed(server, "StateUnwritable", "no space left on device")
+        fleet.force_stop(server, "Failed", cause=Cause.FAILED)
+        fleet.gone(server)
+    assert fleet.state_of("m") is ServerState.BACKOFF
+
+
+async def test_a_changed_server_that_was_up_is_wanted_again_for_a_while(fleet: Fleet) -> None:
+    server = started(fleet)
+    fleet.move(server, Cause.BECAME_READY)
+    fleet.drain(server, "ManifestChanged", "variant default was changed")
+    fleet.force_stop(server, "Drained")
+    fleet.gone(server)
+    assert fleet.observed(()).moving == {"m"}
+    fleet.moving["m"] = 0.0
+    assert fleet.observed(()).moving == frozenset()
+
+
+async def test_whoever_comes_back_in_time_goes_on_waiting(fleet: Fleet) -> None:
+    """A client with a short timeout of its own gets its turn, too."""
+    first = fleet.wait("m", patience_s=60)
+    since = fleet.waiting["m"].since
+    fleet.give_up("m", first)
+    assert "m" not in fleet.waiting
+    fleet.wait("m", patience_s=60)
+    assert fleet.waiting["m"].since == since
+    fleet.refuse("m", RefusedError("stopped", "no", None))
+    fleet.wait("m", patience_s=60)
+    assert fleet.waiting["m"].since > since  # who was answered begins anew
 
 
 async def test_a_life_is_recorded_step_by_step(fleet: Fleet) -> None:

@@ -112,7 +112,9 @@ def test_a_model_in_use_is_not_evicted_and_the_other_waits_its_turn(run: Run) ->
         assert refused.value.status_code == 503
         assert refused.value.code == "queue_timeout"
         assert "waits for parrot (1 in flight)" in str(refused.value)
-        assert refused.value.response.headers["retry-after"] == "10"
+        assert (
+            1 <= int(refused.value.response.headers["retry-after"]) <= 40
+        )  # its turn comes after max_wait, then it loads
         assert sidecar.state("parrot") == "ready"
         stream.close()
     assert sidecar.ask("owl").startswith("I am owl")

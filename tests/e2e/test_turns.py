@@ -84,9 +84,7 @@ def test_a_variant_that_fails_makes_way_for_the_next_one(run: Run) -> None:
     text = stub("either", "--exit-after", "0", "--exit-code", "3", variant='name = "first"')
     second = stub("either", variant='name = "second"').partition("[[")[2]
     sidecar = run(f"{text}\n[[{second}")
-    with pytest.raises(openai.InternalServerError):
-        sidecar.ask("either")  # who came first learns why
-    assert sidecar.ask("either").startswith("either")
+    assert sidecar.ask("either").startswith("either")  # also who came first
     assert sidecar.model("either")["server"]["variant"] == "second"
     started = [event["message"] for event in events(sidecar, "either") if event["type"] == "Started"]
     assert "passed over: variant first failed (Exited), tried again in" in started[-1]
