@@ -314,6 +314,22 @@ class Audit:
         observed = controller.fleet.observed(controller.devices.devices)
         if actions := plan(controller.declaration, observed, controller.clock.monotonic()).actions:
             self.fail("28", f"nothing happens, and there are still things to do: {actions}")
+        self._agrees(sidecar)
+
+    def _agrees(self, sidecar: Sidecar) -> None:
+        """At rest, what runs, what is reserved and what is told are the same."""
+        fleet = sidecar.controller.fleet
+        if fleet.servers.keys() != self.world.groups.keys():
+            self.fail("16", f"there are {sorted(fleet.servers)}, and what runs is {sorted(self.world.groups)}")
+        for server in fleet.servers.values():
+            if server.state is not ServerState.READY or not self.world.groups[server.id].listening:
+                self.fail("28", f"{server.id} is still {server.state.value}")
+        if fleet.waiting:
+            self.fail("9", f"nobody calls, and somebody waits for {sorted(fleet.waiting)}")
+        for name, model in sidecar.controller.declaration.models.items():
+            serves = fleet.server_of(name) is not None or fleet.healthy_external(name, model) is not None
+            if fleet.ready(name) != serves:
+                self.fail("20", f"{name} is told to be ready: {fleet.ready(name)}; it is: {serves}")
 
 
 def _evicts(action: Stop | Drain) -> bool:

@@ -119,6 +119,7 @@ def _model(random: Random, variants: tuple[Variant, ...], **more: Any) -> Model:
         auto_start=random.random() < 0.2,
         idle_timeout=Duration(random.choice((0, 60, 300, 600))),
         queue_timeout=Duration(random.choice((20, 120, 600, 600))),
+        max_queue=random.choice((2, 256)),
         max_wait=Duration(random.choice((5, 30))),
         min_residency=Duration(random.choice((0, 10, 30))),
         priority=random.choice((0, 0, 0, 1)),

@@ -13,6 +13,7 @@ from opentelemetry.trace import NoOpTracer
 from sidecar.control.clock import Clock, Timing
 from sidecar.control.controller import Controller
 from sidecar.control.machine import Outside
+from sidecar.core.observed import ServerState
 from tests.simulation.declared import Manifests, VirtualSource
 from tests.simulation.loop import OWNER, VirtualLoop
 from tests.simulation.machine import VirtualClient, VirtualMachine
@@ -93,16 +94,22 @@ class Sidecar:
 
     async def close(self) -> None:
         """A graceful exit, unless it dies over it."""
+        ready = [server.id for server in self.controller.fleet.servers.values() if server.state is ServerState.READY]
         closing = self.task(self.controller.close(), "close")
         await asyncio.wait((closing, died := asyncio.ensure_future(self.died.wait())), return_when="FIRST_COMPLETED")
         died.cancel()
         if closing.done() and not closing.cancelled():
             closing.result()
-            self._ended_well()
+            self._ended_well(ready)
         await self.kill()
 
-    def _ended_well(self) -> None:
+    def _ended_well(self, ready: list[str]) -> None:
         kept = {name for name, server in self.controller.fleet.servers.items() if server.kept}
+        if self.controller.declaration.settings.on_exit == "keep":
+            for name in ready:
+                group = self.world.groups.get(name)
+                if group is not None and group.listening and name not in kept:
+                    self.world.audit.fail("16", f"{name} served, and was not kept")
         left = self.world.groups.keys() - kept
         if left:
             self.world.audit.fail("16", f"the sidecar has ended, and {sorted(left)} were left behind")
