@@ -2,9 +2,9 @@
 
 Sets of victims are compared
 
-1. by how many of them are of the highest priority and busy or used within the last minute, then of the highest priority
-   and used within two, four, eight, ... minutes, so that what has been idle for about as long counts the same; then by
-   the same of the next lower priority, and so on; servers of models that are no longer declared come last;
+1. by how many of them are of the highest priority and busy, then of the highest priority and used within the last 1, 2,
+   4, 8, ... milliseconds, so that what has been idle for about as long (one not twice as long as the other) counts the
+   same; then by the same of the next lower priority, and so on; servers of models that are no longer declared come last;
 2. then by the milliseconds that it takes to load all of them again;
 3. then by the MB that all of them hold;
 4. then by their ids.
@@ -105,8 +105,8 @@ def _level(model: Model | None) -> Level:
 
 
 def _idle_class(server: Server, now: float) -> int:
-    """0: busy, or used within the last minute; 1: within two minutes; 2: within four, and so on."""
-    return 0 if server.in_flight else int(max(0.0, now - server.last_used) // 60).bit_length()
+    """0: busy; 1: used within the last millisecond; 2: within two; 3: within four, and so on."""
+    return 0 if server.in_flight else 1 + int(1000 * max(0.0, now - server.last_used)).bit_length()
 
 
 def _devices(server: Server) -> set[str]:

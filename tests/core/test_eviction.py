@@ -22,7 +22,6 @@ M = model(500)
 
 # --- what a set costs ------------------------------------------------------------------------------------------------
 
-MINUTE = 60
 MODELS = {"low": model(1), "other": model(1), "mid": model(1, priority=5), "top": model(1, priority=9), "big": model(9)}
 
 
@@ -44,11 +43,12 @@ def some(name: str, count: int, idle_s: float = 0, in_flight: int = 0) -> list[S
         (some("gone", 60), some("low", 1, idle_s=999)),
         (some("top", 1) + some("low", 40), some("top", 1) + some("mid", 1)),
         (some("other", 2, idle_s=999), some("low", 1)),
-        (some("low", 2, idle_s=61), some("other", 1, idle_s=61) + some("other", 1, idle_s=59)),
-        (some("low", 1, idle_s=8 * MINUTE), some("other", 1, idle_s=7.9 * MINUTE)),
-        (some("low", 1, idle_s=9), some("big", 1, idle_s=59)),
+        (some("low", 2, idle_s=66), some("other", 1, idle_s=66) + some("other", 1, idle_s=65)),  # 2**16 ms lie between
+        (some("low", 1, idle_s=525), some("other", 1, idle_s=524)),
+        (some("low", 1, idle_s=35), some("big", 1, idle_s=59)),
         (some("low", 1, idle_s=300), some("low", 1, idle_s=900, in_flight=1)),
-        (some("low", 1, idle_s=4 * MINUTE), some("big", 1, idle_s=7 * MINUTE)),
+        (some("low", 1, idle_s=0.4), some("low", 1, idle_s=0.01)),
+        (some("low", 1, idle_s=270), some("big", 1, idle_s=520)),
     ],
 )
 def test_sets_are_compared_by_priority_then_idleness_then_memory(cheaper: list[Server], dearer: list[Server]) -> None:

@@ -27,13 +27,13 @@ def test_validate_prints_every_problem_with_its_place_and_exits_1(faulty: Path) 
     assert result.stderr.splitlines() == [
         f'{faulty}/bad.toml:3: models.bad.mode: unknown mode "chta"; did you mean "chat"?; '
         "known: base, chat, embedding, reranker",
-        f"{faulty}/bad.toml:7: models.bad.variants[0].memory_mb: expected int | table, got str",
+        f"{faulty}/bad.toml:8: models.bad.variants[0].memory_mb: expected int | table, got str",
         "1 models are fine, 2 problems",
     ]
     assert [
         problem["line"]
         for problem in json.loads(cli("validate", str(faulty), "--json", check=False).stdout)["problems"]
-    ] == [3, 7]
+    ] == [3, 8]
 
 
 def test_validate_of_the_sample_exits_0() -> None:
