@@ -63,7 +63,7 @@ def in_force(before: Loaded | None, loaded: Loaded, declaration: Declaration) ->
 def _tables(before: Loaded, loaded: Loaded, declaration: Declaration) -> Tables:
     tables: dict[tuple[str, ...], Entry] = {}
     settings = loaded if loaded.usable and declaration.revision == loaded.declaration.revision else before
-    sources = {("sidecar",): settings}
+    sources: dict[tuple[str, ...], Loaded] = {("sidecar",): settings}
     for section in SECTIONS:
         old = _old(section, loaded, declaration)
         sources |= {(section, name): before if name in old else loaded for name in getattr(declaration, section)}

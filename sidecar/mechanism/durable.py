@@ -10,10 +10,13 @@ class ChangedError(Exception):
     """The file is not what it was when it was read."""
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Replace a file that nobody else writes. Returns when it is on disk. Raises OSError; then the old one stands."""
+def replace(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Replace a file that nobody else writes. Returns when it is on disk. Raises OSError; then the old one stands.
+
+    mode: its permissions, from before there is anything in it; None = what the process gives to new files.
+    """
     draft = path.with_name(path.name + ".new")
-    _fill(draft, content, None)
+    _fill(draft, content, None, mode)
     _rename(draft, path)
 
 
@@ -34,8 +37,10 @@ def rewrite(path: Path, before: bytes, after: bytes) -> None:
         draft.unlink(missing_ok=True)  # no litter in somebody's repository
 
 
-def _fill(draft: Path, content: bytes, like: os.stat_result | None) -> None:
+def _fill(draft: Path, content: bytes, like: os.stat_result | None, mode: int | None = None) -> None:
     with draft.open("wb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         if like is not None:
             made = os.fstat(file.fileno())
             if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):

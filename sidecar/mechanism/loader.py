@@ -29,10 +29,20 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 _LINE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """Something declared: its plain data, and the file that it came from, relative to the root."""
+
+    file: str
+    raw: Any
+
+
+Tables = Mapping[tuple[str, ...], Entry]  # by subject: ("models", NAME) or the like, and ("sidecar",)
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """A revision after checking. usable: False when `[sidecar]` is faulty, or may be in a file that does not parse.
 
-    broken_files: relative to the root; what they declare is not known.
+    broken_files: relative to the root; what they declare is not known. tables: what stands in the others, good or bad.
     """
 
     declaration: Declaration
@@ -40,6 +50,14 @@ class Loaded(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...]
     usable: bool
     broken_files: frozenset[str] = frozenset()
+    tables: Tables = {}
+
+
+class OwnSettings(msgspec.Struct, frozen=True):
+    """What `[sidecar]` says by itself. entry: where it says so; None = nowhere, and these are the defaults."""
+
+    settings: Settings
+    entry: Entry | None
 
 
 def load(snapshot: Snapshot, environment: Mapping[str, str], before: Declaration | None = None) -> Loaded:
@@ -51,11 +69,12 @@ def load(snapshot: Snapshot, environment: Mapping[str, str], before: Declaration
     return _Loader(snapshot, environment, before).run()
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    """Something declared: its plain data and the file that it came from."""
+def own_settings(snapshot: Snapshot) -> OwnSettings | None:
+    """`[sidecar]` before anything else is known, to find the state directory; None if it is faulty or cannot be told.
 
-    file: str
-    raw: Any
+    It may name plugins that there are not: that is for `load` to find out.
+    """
+    return _Loader(snapshot, {}, None).own_settings()
 
 
 class _Loader:
@@ -68,18 +87,22 @@ class _Loader:
         self.contents = dict(snapshot.files)
         self.places: dict[str, Places] = {}
         self.problems: list[Problem] = []
-        self.entries: dict[tuple[str, ...], list[_Entry]] = {}
+        self.entries: dict[tuple[str, ...], list[Entry]] = {}
         self.mistyped: dict[str, set[Place]] = {}  # file to the paths about which rules need not speak as well
 
+    def own_settings(self) -> OwnSettings | None:
+        self._collect_all()
+        settings = self._settings()
+        if settings is None or self._is_faulty(("sidecar",)):
+            return None
+        try:
+            Path(settings.state_dir).expanduser()
+        except RuntimeError:
+            return None
+        return OwnSettings(settings, next(iter(self.entries.get(("sidecar",), ())), None))
+
     def run(self) -> Loaded:
-        for name, why in self.snapshot.unreadable:
-            self._broken(name, why, line=0)
-        declaring = set(self.before.files.values())
-        for name, content in self.snapshot.files:
-            if name in declaring and not content.strip():
-                message = "is empty: taken for half-written, so what it declared stays; delete the file to remove that"
-                self._broken(name, message, line=0)
-            self._collect(name, self._parse(name, content))
+        self._collect_all()
         settings = self._settings()
         read_plugins = self._section("plugins", PluginDeclaration)
         declared = self._names("plugins")
@@ -89,7 +112,7 @@ class _Loader:
         devices = self._section("devices", DeviceDeclaration)
         for name, device in devices.items():
             self._obey(("devices", name), rules.check_device(device, catalog))
-        faulty = any(problem.subject == ("sidecar",) for problem in self.problems)
+        faulty = self._is_faulty(("sidecar",))
         in_force = self.before.settings if settings is None or faulty else settings
         known = rules.Known.of(in_force, self.bound, catalog, self._names("plugins"), self._names("devices"))
         if settings is not None:
@@ -104,10 +127,25 @@ class _Loader:
             files={".".join(subject): entries[0].file for subject, entries in self.entries.items()},
         )
         problems = tuple(sorted(self.problems, key=lambda problem: (problem.file, problem.line, problem.path)))
-        usable = settings is not None and not any(problem.subject == ("sidecar",) for problem in problems)
-        return Loaded(declaration, catalog, problems, usable, frozenset(self.broken_files))
+        usable = settings is not None and not self._is_faulty(("sidecar",))
+        tables = {subject: entries[0] for subject, entries in self.entries.items()}
+        return Loaded(declaration, catalog, problems, usable, frozenset(self.broken_files), tables)
+
+    def _is_faulty(self, subject: tuple[str, ...]) -> bool:
+        """Whether anything was found to be wrong with it so far."""
+        return any(problem.subject == subject for problem in self.problems)
 
     # --- collecting ---------------------------------------------------------------------------------------------
+
+    def _collect_all(self) -> None:
+        for name, why in self.snapshot.unreadable:
+            self._broken(name, why, line=0)
+        declaring = set(self.before.files.values())
+        for name, content in self.snapshot.files:
+            if name in declaring and not content.strip():
+                message = "is empty: taken for half-written, so what it declared stays; delete the file to remove that"
+                self._broken(name, message, line=0)
+            self._collect(name, self._parse(name, content))
 
     def _parse(self, file: str, content: bytes) -> dict[str, Any]:
         try:
@@ -127,7 +165,7 @@ class _Loader:
     def _collect(self, file: str, tables: dict[str, Any]) -> None:
         for key, value in tables.items():
             if key == "sidecar":
-                self.entries.setdefault((key,), []).append(_Entry(file, value))
+                self.entries.setdefault((key,), []).append(Entry(file, value))
             elif key not in SECTIONS:
                 self.broken_files.add(file)
                 self._problem(file, (key,), f'unknown key "{key}"{did_you_mean(key, ("sidecar", *SECTIONS))}')
@@ -136,7 +174,7 @@ class _Loader:
                 self._problem(file, (key,), f"expected tables [{key}.NAME]")
             else:
                 for name, raw in value.items():
-                    self.entries.setdefault((key, name), []).append(_Entry(file, raw))
+                    self.entries.setdefault((key, name), []).append(Entry(file, raw))
 
     def _names(self, section: str) -> list[str]:
         """Everything that a section declares, be it faulty or not: a faulty thing is not an unknown one."""
@@ -175,14 +213,14 @@ class _Loader:
                     values[subject[1]] = value
         return values
 
-    def _single(self, subject: tuple[str, ...], entries: list[_Entry]) -> bool:
+    def _single(self, subject: tuple[str, ...], entries: list[Entry]) -> bool:
         """Whether it is declared once. If not, each place names the others, and none of them counts."""
         for entry in entries if len(entries) > 1 else ():
             others = ", ".join(f"{self.snapshot.root / other.file}" for other in entries if other is not entry)
             self._problem(entry.file, subject, f"declared more than once: also in {others}", subject=subject)
         return len(entries) == 1
 
-    def _read(self, subject: tuple[str, ...], entry: _Entry, kind: type[checker.S]) -> checker.S | None:
+    def _read(self, subject: tuple[str, ...], entry: Entry, kind: type[checker.S]) -> checker.S | None:
         def report(path: Place, message: str, meant: Place | None = None) -> None:
             self.mistyped.setdefault(entry.file, set()).update({path, meant or path})
             self._problem(entry.file, path, message, subject=subject)
