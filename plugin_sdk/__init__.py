@@ -4,22 +4,29 @@ Depends on msgspec and the standard library alone, never on `sidecar`.
 """
 
 from plugin_sdk.config import ByteSize, Config, Duration, Secret
+from plugin_sdk.decorators import auth, device, on_chunk, on_end, on_event, on_request, on_response, route, stats
 from plugin_sdk.errors import NotReady, PluginError, Reject
-from plugin_sdk.kinds import Auth, Device, Interface, Plugin, Stats, device, inline
+from plugin_sdk.kinds import Auth, Device, Filter, Interface, Plugin, Route, Stats, inline
 from plugin_sdk.messages import (
     ANONYMOUS,
     DeviceProcess,
     DeviceStatus,
     End,
     Endpoint,
+    Event,
+    Exchange,
     Headers,
+    ModelInfo,
     Outcome,
     Principal,
     Reply,
     Request,
+    Response,
+    Target,
     Upstream,
     Usage,
 )
+from plugin_sdk.services import Metrics
 
 __all__ = [
     "ANONYMOUS",
@@ -32,8 +39,13 @@ __all__ = [
     "Duration",
     "End",
     "Endpoint",
+    "Event",
+    "Exchange",
+    "Filter",
     "Headers",
     "Interface",
+    "Metrics",
+    "ModelInfo",
     "NotReady",
     "Outcome",
     "Plugin",
@@ -42,10 +54,21 @@ __all__ = [
     "Reject",
     "Reply",
     "Request",
+    "Response",
+    "Route",
     "Secret",
     "Stats",
+    "Target",
     "Upstream",
     "Usage",
+    "auth",
     "device",
     "inline",
+    "on_chunk",
+    "on_end",
+    "on_event",
+    "on_request",
+    "on_response",
+    "route",
+    "stats",
 ]

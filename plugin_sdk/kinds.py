@@ -7,14 +7,33 @@ a plain method that promises not to block, so that it may run straight on the lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
-
-import msgspec
 
 from plugin_sdk.config import Config
 from plugin_sdk.errors import NotReady
-from plugin_sdk.messages import DeviceStatus, Endpoint, Outcome, Principal, Request, Upstream, Usage
+from plugin_sdk.messages import (
+    DeviceStatus,
+    Endpoint,
+    Event,
+    Exchange,
+    ModelInfo,
+    Outcome,
+    Principal,
+    Request,
+    Response,
+    Target,
+    Upstream,
+    Usage,
+)
+from plugin_sdk.services import Metrics, Services, Standalone
+from plugin_sdk.usage import openai_usage
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from httpx import AsyncClient
+    from opentelemetry.trace import Tracer
 
 if TYPE_CHECKING:  # a default for the type parameter (PEP 696), so that `class A(Auth)` is complete; erased at run time
     from typing_extensions import TypeVar as DefaultTypeVar
@@ -31,10 +50,33 @@ class Plugin(Generic[C]):
 
     kind: ClassVar[str] = ""
 
-    def __init__(self, config: C | None = None, *, name: str = "") -> None:
+    def __init__(self, config: C | None = None, *, name: str = "", services: Services | None = None) -> None:
         self.config: C = config if config is not None else cast(C, settings_of(type(self))())
         self.name = name or type(self).__name__
         self.log = logging.getLogger(f"sidecar.plugins.{self.name}")
+        self._services: Services = services or Standalone()
+
+    @property
+    def http(self) -> AsyncClient:
+        """An HTTP client that all plugins share (`httpx.AsyncClient`). Do not close it."""
+        return self._services.http
+
+    @property
+    def tracer(self) -> Tracer:
+        """For spans of your own (`opentelemetry.trace.Tracer`); they are children of the request's."""
+        return self._services.tracer
+
+    @property
+    def metrics(self) -> Metrics:
+        """For numbers of your own."""
+        return self._services.metrics
+
+    async def keep(self, key: str, make: Callable[[], Awaitable[T]], close: Callable[[T], Awaitable[None]]) -> T:
+        """A resource that survives reloads, such as a pool: made once for all plugins of this name that ask for `key`.
+
+        It is closed when the last of them is. Ask for it in `open`.
+        """
+        return await self._services.keep(f"{self.name}:{key}", make, close)
 
     async def open(self) -> None:
         """Acquire what the plugin needs. Called once, before its first request; raising keeps the plugin out."""
@@ -93,6 +135,54 @@ class Auth(Plugin[C]):
         raise NotImplementedError
 
 
+class Route(Plugin[C]):
+    """Where a request goes: one of the targets that the manifest has, or one of the plugin's own."""
+
+    kind = "route"
+
+    def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | Awaitable[Target | None] | None:
+        """Pick one of `targets`, or give one of your own; None leaves it to the next plugin, or to the manifest.
+
+        For a model that no manifest declares, `targets` is empty.
+        """
+        raise NotImplementedError
+
+    def models(self) -> Iterable[ModelInfo] | Awaitable[Iterable[ModelInfo]]:
+        """Models of the plugin's own, asked for now and then; by default there are none."""
+        return ()
+
+    def finished(self, target: Target, outcome: Outcome) -> None:
+        """What became of a request that went to `target`; for health and load. Must not block."""
+
+
+class Filter(Plugin[C]):
+    """Change or refuse what passes. Override any of the hooks; those that are not overridden cost nothing.
+
+    Hooks may raise Reject as long as the head of the answer has not been sent. Either `on_chunk` (bytes as they come)
+    or `on_event` (parsed, whatever the pieces in which they came) may be overridden, not both.
+    """
+
+    kind = "filter"
+    modes: ClassVar[tuple[str, ...]] = ()  # the interface modes that it can run on; () = all
+
+    def on_request(self, exchange: Exchange) -> Request | Response | Awaitable[Request | Response | None] | None:
+        """Before anything is sent: another request, an answer of your own, or None to let it pass as it is."""
+
+    def on_response(self, exchange: Exchange) -> Response | Awaitable[Response | None] | None:
+        """When the head of the answer has come: another head, or None. `exchange.response` is the one so far."""
+
+    def on_chunk(self, exchange: Exchange, chunk: bytes) -> bytes | Awaitable[bytes | None] | None:
+        """For each piece of the body: other bytes, or None to leave it; at `exchange.last` the piece is empty."""
+
+    def on_event(
+        self, exchange: Exchange, event: Event
+    ) -> Event | list[Event] | Awaitable[Event | list[Event] | None] | None:
+        """For each event, or for a body that is no stream: others in its place ([] = none), or None to leave it."""
+
+    def on_end(self, exchange: Exchange, outcome: Outcome) -> Awaitable[None] | None:
+        """Once at the end of every request that `on_request` has seen, however it ended."""
+
+
 class Stats(Plugin[C]):
     """A sink for outcomes: called off the hot path, from a bounded queue; what does not fit is dropped and counted."""
 
@@ -122,63 +212,3 @@ def settings_of(plugin: type[Plugin[Any]]) -> type[Config]:
             if isinstance(origin, type) and issubclass(origin, Plugin) and isinstance(arguments[0], type):
                 return cast(type[Config], arguments[0])
     return Config
-
-
-def device(provides: str, *, visibility_env: str = "") -> Callable[[Callable[[], Any]], type[Device]]:
-    """Make a device class of a function that returns a DeviceStatus or a list of them."""
-
-    def make(function: Callable[[], Any]) -> type[Device]:
-        body = {
-            "provides": provides,
-            "visibility_env": visibility_env,
-            "probe": staticmethod(function),
-            "__doc__": function.__doc__,
-            "__module__": function.__module__,
-        }
-        return type(function.__name__, (Device,), body)
-
-    return make
-
-
-class _OpenAIUsage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    prompt_tokens_details: dict[str, Any] | None = None
-
-
-class _WithUsage(msgspec.Struct):
-    usage: _OpenAIUsage | None = None
-    model: str = ""
-
-
-_decode_usage = msgspec.json.Decoder(_WithUsage).decode
-
-
-def openai_usage(tail: bytes, streamed: bool) -> Usage | None:
-    """The `usage` object of an OpenAI-shaped body, or of the last event that has one (`stream_options.include_usage`).
-
-    `tail` is the whole JSON body, or the last kilobytes of the event stream. None when there is no usage or it is cut.
-    """
-    candidates = [tail]
-    if streamed:
-        lines = tail.splitlines()
-        candidates = [line[5:].strip() for line in reversed(lines) if line.startswith(b"data:") and b'"usage"' in line]
-    for text in candidates:
-        try:
-            found = _decode_usage(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue  # not JSON, cut off, or of another shape: then there is no usage to read
-        if found.usage is not None:
-            return _to_usage(found.usage, found.model)
-    return None
-
-
-def _to_usage(usage: _OpenAIUsage, model: str) -> Usage:
-    cached = (usage.prompt_tokens_details or {}).get("cached_tokens")
-    return Usage(
-        input_tokens=usage.prompt_tokens or max(0, usage.total_tokens - usage.completion_tokens),
-        output_tokens=usage.completion_tokens,
-        cached_tokens=cached if isinstance(cached, int) else 0,
-        response_model=model,
-    )

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from plugin_sdk.config import Secret
+
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
@@ -112,6 +114,76 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int = 0
     usage: Usage | None = None
     trace_id: str = ""
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """The head of an answer; or, if a Filter gives it from `on_request`, the whole answer, with its body.
+
+    streamed: server-sent events follow. In `on_response` body is always empty: it has not come yet.
+    """
+
+    status: int = 200
+    headers: Headers = Headers()
+    streamed: bool = False
+    body: bytes = b""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One server-sent event (WHATWG HTML, 9.2.6), or the whole body of an answer that is no event stream.
+
+    data: the joined `data` lines, undecoded. whole: it is such a body.
+    """
+
+    data: bytes
+    name: str = ""
+    id: str = ""
+    whole: bool = False
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the data look like a JSON object; OpenAI's closing `[DONE]` does not."""
+        return self.data[:1] == b"{"
+
+
+class Exchange:
+    """One request on its way through one filter: what has passed so far, and room for the filter's own notes.
+
+    response: None until its head has come. last: nothing comes after what is being handed over now, which may be empty.
+    state: the filter's own; nobody else sees it.
+    """
+
+    __slots__ = ("last", "request", "response", "state")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.response: Response | None = None
+        self.last = False
+        self.state: dict[str, Any] = {}
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A place that a request can go to.
+
+    name: the variant's, or whatever a Route plugin calls its own. model: what the server calls it. ready: it can serve
+    at once (a server that has to be started cannot). in_flight: requests of ours that it has now.
+    """
+
+    name: str
+    base_url: str
+    model: str = ""
+    api_key: Secret | None = None
+    timeout_s: float | None = None
+    weight: int = 1
+    ready: bool = True
+    in_flight: int = 0
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a Route plugin supplies, for `/v1/models`. mode: the interface that it speaks."""
+
+    name: str
+    mode: str = "chat"
+    owned_by: str = ""
 
 
 class DeviceProcess(msgspec.Struct, frozen=True):
