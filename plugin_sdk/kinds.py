@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
 
 from plugin_sdk.config import Config
@@ -27,6 +28,7 @@ from plugin_sdk.messages import (
     Usage,
 )
 from plugin_sdk.services import Metrics, Services, Standalone
+from plugin_sdk.shapes import openai_error
 from plugin_sdk.usage import openai_usage
 
 T = TypeVar("T")
@@ -71,6 +73,11 @@ class Plugin(Generic[C]):
         """For numbers of your own."""
         return self._services.metrics
 
+    @property
+    def state_dir(self) -> Path:
+        """Where files of your own may stay: the sidecar's state directory. Name them after the plugin."""
+        return self._services.state_dir
+
     async def keep(self, key: str, make: Callable[[], Awaitable[T]], close: Callable[[T], Awaitable[None]]) -> T:
         """A resource that survives reloads, such as a pool: made once for all plugins of this name that ask for `key`.
 
@@ -99,11 +106,12 @@ class Device(Plugin[C]):
 
 
 class Interface(Plugin[C]):
-    """A mode of talking to a server: which paths, what ready means, where usage stands."""
+    """A mode of talking to a server: which paths, what ready means, where usage stands, how errors look."""
 
     kind = "interface"
     provides: ClassVar[str] = ""
     endpoints: ClassVar[tuple[Endpoint, ...]] = ()
+    events: ClassVar[bool] = True  # answers are text: JSON or server-sent events, which `on_event` filters can read
 
     async def ready(self, upstream: Upstream) -> bool:
         """Whether the server can serve. By default `/health`, or `/v1/models` where there is no such path.
@@ -123,6 +131,17 @@ class Interface(Plugin[C]):
     def usage(self, tail: bytes, streamed: bool) -> Usage | None:
         """Read token counts from the end of a response body; None when there are none. Must not block."""
         return openai_usage(tail, streamed)
+
+    def error(self, status: int, code: str, message: str, param: str | None = None) -> bytes:
+        """The body of an error that the sidecar answers itself, on one line; by default in OpenAI's shape.
+
+        param: the field of the request that is to blame. Must not block.
+        """
+        return openai_error(status, code, message, param)
+
+    def error_event(self, error: bytes) -> bytes:
+        """The event that ends a stream which breaks off. error: such a body. Must not block."""
+        return b"data: " + error + b"\n\n"
 
 
 class Auth(Plugin[C]):

@@ -33,6 +33,11 @@ BUILTIN = {
     "base": "sidecar.builtin.interfaces:Base",
     "embedding": "sidecar.builtin.interfaces:Embedding",
     "reranker": "sidecar.builtin.interfaces:Reranker",
+    "messages": "sidecar.builtin.interfaces:Messages",
+    "responses": "sidecar.builtin.interfaces:Responses",
+    "transcription": "sidecar.builtin.interfaces:Transcription",
+    "speech": "sidecar.builtin.interfaces:Speech",
+    "image": "sidecar.builtin.interfaces:Image",
 }
 
 # Built-ins that a chain may name without a [plugins.*] table, because they work without settings.

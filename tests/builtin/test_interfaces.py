@@ -1,4 +1,4 @@
-"""The modes of OpenAI-compatible servers: their paths, what healthy means, and where usage stands."""
+"""The modes of servers with OpenAI's or Anthropic's API: their paths, what healthy means, and where usage stands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,33 @@ from typing import Any
 import pytest
 
 from plugin_sdk import Interface, NotReady, Reply, Request, Usage
-from sidecar.builtin.interfaces import Base, Chat, Embedding, Reranker
+from sidecar.builtin.interfaces import (
+    Base,
+    Chat,
+    Embedding,
+    Image,
+    Messages,
+    Reranker,
+    Responses,
+    Speech,
+    Transcription,
+)
+from sidecar.mechanism.plugins import BUILTIN
 
-MODES: list[tuple[type[Interface], str, str, str]] = [
-    (Chat, "chat", "/v1/chat/completions", "chat"),
-    (Base, "base", "/v1/completions", "text_completion"),
-    (Embedding, "embedding", "/v1/embeddings", "embeddings"),
-    (Reranker, "reranker", "/v1/rerank", "rerank"),
+MODES: list[tuple[type[Interface], str, dict[str, str]]] = [
+    (Chat, "chat", {"/v1/chat/completions": "chat"}),
+    (Base, "base", {"/v1/completions": "text_completion"}),
+    (Embedding, "embedding", {"/v1/embeddings": "embeddings"}),
+    (Reranker, "reranker", {"/v1/rerank": "rerank"}),
+    (Messages, "messages", {"/v1/messages": "chat", "/v1/messages/count_tokens": "count_tokens"}),
+    (Responses, "responses", {"/v1/responses": "chat"}),
+    (
+        Transcription,
+        "transcription",
+        {"/v1/audio/transcriptions": "transcription", "/v1/audio/translations": "translation"},
+    ),
+    (Speech, "speech", {"/v1/audio/speech": "speech"}),
+    (Image, "image", {"/v1/images/generations": "image_generation"}),
 ]
 
 
@@ -35,10 +55,20 @@ class Server:
         raise AssertionError("a probe must not make the server work")
 
 
-@pytest.mark.parametrize(("cls", "mode", "path", "operation"), MODES)
-def test_a_mode_has_its_path_and_operation(cls: type[Interface], mode: str, path: str, operation: str) -> None:
+@pytest.mark.parametrize(("cls", "mode", "paths"), MODES)
+def test_a_mode_has_its_paths_and_operations(cls: type[Interface], mode: str, paths: dict[str, str]) -> None:
     assert cls.provides == mode
-    assert [(one.path, one.operation, one.method) for one in cls.endpoints] == [(path, operation, "POST")]
+    assert {one.path: one.operation for one in cls.endpoints} == paths
+    assert {one.method for one in cls.endpoints} == {"POST"}
+
+
+def test_every_mode_is_there_without_being_declared() -> None:
+    for cls, mode, _ in MODES:
+        assert BUILTIN[mode] == f"sidecar.builtin.interfaces:{cls.__name__}"
+
+
+def test_event_filters_can_read_all_but_sound_and_forms() -> None:
+    assert {cls.provides for cls, *_ in MODES if not cls.events} == {"transcription", "speech"}
 
 
 def test_no_two_modes_share_a_path() -> None:
@@ -162,3 +192,117 @@ def test_details_of_another_shape_are_no_details() -> None:
     for details in ({"cached_tokens": None}, {"cached_tokens": "8"}, {}, None):
         found = usage({"usage": {"prompt_tokens": 3, "prompt_tokens_details": details}})
         assert found == Usage(input_tokens=3)
+
+
+# --- Anthropic's ----------------------------------------------------------------------------------------------------
+
+START = {
+    "type": "message_start",
+    "message": {"model": "claude-x", "usage": {"input_tokens": 10, "cache_read_input_tokens": 4, "output_tokens": 1}},
+}
+DELTA = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}}
+
+
+def named(value: dict[str, Any]) -> bytes:
+    return f"event: {value['type']}\n".encode() + event(value)
+
+
+def test_anthropics_usage_counts_cached_tokens_as_input() -> None:
+    counts = {"input_tokens": 10, "cache_creation_input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 5}
+    body = json.dumps({"type": "message", "model": "claude-x", "usage": counts}).encode()
+    expected = Usage(input_tokens=17, output_tokens=5, cached_tokens=4, response_model="claude-x")
+    assert Messages().usage(body, False) == expected
+
+
+def test_anthropics_stream_tells_its_input_first_and_its_output_last() -> None:
+    text = named({"type": "content_block_delta", "delta": {"text": 'say "usage": {"output_tokens": 99}'}})
+    stream = named(START) + text + named(DELTA) + named({"type": "message_stop"})
+    expected = Usage(input_tokens=14, output_tokens=9, cached_tokens=4, response_model="claude-x")
+    assert Messages().usage(stream, True) == expected
+
+
+def test_of_the_end_of_anthropics_stream_the_output_is_known() -> None:
+    assert Messages().usage(named(DELTA), True) == Usage(output_tokens=9)
+    whole = {**DELTA, "usage": {"input_tokens": 6, "cache_read_input_tokens": None, "output_tokens": 9}}
+    assert Messages().usage(named(whole), True) == Usage(input_tokens=6, output_tokens=9)
+
+
+def test_a_count_of_tokens_uses_none() -> None:
+    assert Messages().usage(b'{"input_tokens": 12}', False) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (413, "request_too_large"),
+        (429, "rate_limit_error"),
+        (500, "api_error"),
+        (502, "api_error"),
+        (503, "overloaded_error"),
+    ],
+)
+def test_anthropics_errors_have_its_types(status: int, kind: str) -> None:
+    body = Messages().error(status, "some_code", 'it "failed"\nhere', "model")
+    error = {"type": kind, "message": 'it "failed"\nhere', "code": "some_code"}
+    assert json.loads(body) == {"type": "error", "error": error}
+    assert b"\n" not in body
+    assert Messages().error_event(body) == b"event: error\ndata: " + body + b"\n\n"
+
+
+def test_errors_are_openais_by_default() -> None:
+    body = Chat().error(404, "model_not_found", "there is none", "model")
+    error = {"message": "there is none", "type": "not_found_error", "param": "model", "code": "model_not_found"}
+    assert json.loads(body) == {"error": error}
+    assert Chat().error_event(body) == b"data: " + body + b"\n\n"
+
+
+# --- the Responses API's --------------------------------------------------------------------------------------------
+
+COUNTS = {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 2}, "output_tokens": 4, "total_tokens": 11}
+
+
+@pytest.mark.parametrize("cls", [Responses, Image, Transcription])
+def test_usage_of_responses_images_and_transcriptions_stands_in_the_body(cls: type[Interface]) -> None:
+    body = json.dumps({"model": "gpt-x", "usage": COUNTS}).encode()
+    expected = Usage(input_tokens=7, output_tokens=4, cached_tokens=2, response_model="gpt-x")
+    assert cls().usage(body, False) == expected
+
+
+def test_a_stream_of_responses_ends_with_the_whole_answer() -> None:
+    said = {"type": "response.output_text.delta", "delta": '"usage":{"input_tokens":1}'}
+    done = {"type": "response.completed", "response": {"model": "gpt-x", "output": ["x" * 5000], "usage": COUNTS}}
+    stream = named({"type": "response.created", "response": {"usage": None}}) + named(said) + named(done)
+    expected = Usage(input_tokens=7, output_tokens=4, cached_tokens=2, response_model="gpt-x")
+    assert Responses().usage(stream, True) == expected
+    cut = stream[-300:]
+    assert Responses().usage(cut, True) == Usage(input_tokens=7, output_tokens=4, cached_tokens=2)
+
+
+def test_of_a_large_image_the_end_is_enough_and_quoted_text_is_no_usage() -> None:
+    body = json.dumps({"data": [{"b64_json": "x" * 9000}], "usage": COUNTS}, separators=(",", ":")).encode()
+    assert Image().usage(body[-500:], False) == Usage(input_tokens=7, output_tokens=4, cached_tokens=2)
+    quoted = json.dumps({"text": '"usage":{"input_tokens":7}'}).encode()
+    assert Image().usage(quoted[3:], False) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff", b'"usage":', b'"usage":{', b'"usage":{"input_tokens":"x"}', b"plain words"]
+)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("cls", [Messages, Responses, Transcription, Speech, Image])
+def test_no_mode_makes_usage_up(cls: type[Interface], streamed: bool, body: bytes) -> None:
+    assert cls().usage(body, streamed) is None
+
+
+def test_a_transcription_that_counts_seconds_has_no_tokens() -> None:
+    assert Transcription().usage(b'{"text": "hi", "usage": {"type": "duration", "seconds": 3}}', False) is None
+
+
+def test_sound_has_no_usage_but_its_events_have() -> None:
+    assert Speech().usage(json.dumps({"usage": COUNTS}).encode(), False) is None
+    done = {"type": "speech.audio.done", "usage": COUNTS}
+    assert Speech().usage(event(done), True) == Usage(input_tokens=7, output_tokens=4, cached_tokens=2)
