@@ -15,6 +15,10 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from plugin_sdk.kinds import is_inline
+from sidecar.mechanism.bounded import Bounded, PluginCallError, out_of_place
+from sidecar.mechanism.watchdog import Marker
+
+__all__ = ["PluginCallError", "Threads", "bind", "contained", "direct", "runs_inline"]
 
 THREADS_PER_PLUGIN = 4
 
@@ -64,43 +68,58 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
         future.set_result(result)
 
 
-class PluginCallError(Exception):
-    """The plugin raised something that is not for it to raise: SystemExit, or a cancellation that nobody asked for."""
-
-
 async def contained(call: Awaitable[T]) -> T:
     """The result of a plugin's coroutine. What would end our own task, or the program, becomes a PluginCallError."""
     try:
         return await call
-    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException as error:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0:
             raise  # it is we who are being cancelled
-        raise PluginCallError(f"{type(error).__name__} came out of it") from error
+        raise out_of_place(error) from error
 
 
-def bind(method: Callable[..., Any], deadline_s: float, threads: Threads) -> Callable[..., Awaitable[Any]]:
+def direct(method: Callable[..., T], *args: Any, marker: Marker) -> T:
+    """The result of a plain method, called on the loop. It raises nothing worse than an Exception."""
+    began = marker.enter()
+    try:
+        return method(*args)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise out_of_place(error) from error
+    finally:
+        marker.leave(began)
+
+
+def runs_inline(method: Callable[..., Any]) -> bool:
+    """Whether calling the method on the loop, without awaiting anything, is the way to run it."""
+    return is_inline(method) and not inspect.iscoroutinefunction(method)
+
+
+def bind(
+    method: Callable[..., Any], deadline_s: float, threads: Threads, marker: Marker | None = None
+) -> Callable[..., Awaitable[Any]]:
     """`method` as a coroutine function with a deadline: raises TimeoutError past it, else what the method raises."""
-    if is_inline(method) and not inspect.iscoroutinefunction(method):
+    mark = marker or Marker(getattr(method, "__qualname__", "?"))
+    if runs_inline(method):
 
         async def call_inline(*args: Any) -> Any:
-            try:
-                return method(*args)
-            except (SystemExit, asyncio.CancelledError) as error:
-                raise PluginCallError(f"{type(error).__name__} came out of it") from error
+            return direct(method, *args, marker=mark)
 
         return call_inline
     if inspect.iscoroutinefunction(method):
 
         async def call_async(*args: Any) -> Any:
-            async with asyncio.timeout(deadline_s):
-                return await contained(method(*args))
+            return await Bounded(method(*args), deadline_s, mark)
 
         return call_async
 
     async def call_threaded(*args: Any) -> Any:
         async with asyncio.timeout(deadline_s):
             result = await asyncio.wrap_future(threads.submit(functools.partial(method, *args)))
-            return await contained(result) if inspect.isawaitable(result) else result
+        return await Bounded(result, deadline_s, mark) if inspect.isawaitable(result) else result
 
     return call_threaded

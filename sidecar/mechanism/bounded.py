@@ -1,0 +1,159 @@
+"""A plugin's coroutine, awaited in the task of whoever calls it, and let go of when it does not end.
+
+`asyncio.timeout` asks a coroutine to end, and waits for ever if it does not listen. Here we drive it step by step, so
+that we can stop doing so; and we know when its code runs, which is what the watchdog asks. For a coroutine that never
+pauses nothing is scheduled at all: no task, no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Awaitable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+from sidecar.mechanism.watchdog import Marker
+
+TIDY_S = 1.0  # after it was asked to end
+
+T = TypeVar("T")
+
+
+class PluginCallError(Exception):
+    """The plugin raised something that is not for it to raise: SystemExit, or a cancellation that nobody asked for."""
+
+
+def out_of_place(error: BaseException) -> PluginCallError:
+    """What a plugin's error becomes if it would end our own task, or the program."""
+    return PluginCallError(f"{type(error).__name__} came out of it")
+
+
+class Bounded(Generic[T]):
+    """Await it for the coroutine's result. Raises TimeoutError past the deadline, else what the coroutine raises."""
+
+    __slots__ = ("_call", "_deadline_s", "_marker")
+
+    def __init__(self, call: Awaitable[T], deadline_s: float, marker: Marker) -> None:
+        self._call = call
+        self._deadline_s = deadline_s
+        self._marker = marker
+
+    def __await__(self) -> Generator[Any, None, T]:
+        call: Any = self._call if inspect.iscoroutine(self._call) else self._call.__await__()
+        patience: _Patience | None = None
+        thrown: BaseException | None = None
+        try:
+            while True:
+                try:
+                    pause = self._step(call, thrown)
+                except StopIteration as done:
+                    _check(patience)
+                    result: T = done.value
+                    return result
+                patience = patience or _Patience(self._deadline_s)
+                thrown = yield from _wait(pause)
+                if isinstance(thrown, asyncio.CancelledError) and patience.is_over():
+                    _let_go(call)
+                    _check(patience)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException as error:
+            _check(patience)
+            raise out_of_place(error) from error
+        finally:
+            if patience is not None:
+                patience.end()
+            if thrown is not None:
+                del thrown  # or its traceback would keep this frame, and with it the request
+
+    def _step(self, call: Any, thrown: BaseException | None) -> Any:
+        """Let it run to its next pause."""
+        began = self._marker.enter()
+        try:
+            return call.send(None) if thrown is None else call.throw(thrown)
+        finally:
+            self._marker.leave(began)
+
+
+def _wait(pause: Any) -> Generator[Any, None, BaseException | None]:
+    """Wait as the coroutine would; what is raised at that is for it to handle."""
+    try:
+        yield pause
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it is the coroutine's, whatever it is
+        return error
+    return None
+
+
+def _check(patience: _Patience | None) -> None:
+    if patience is not None:
+        patience.check()
+
+
+def _let_go(call: Coroutine[Any, Any, Any]) -> None:
+    """Let a coroutine that does not listen run no further. RuntimeError: it does not even listen to that."""
+    with contextlib.suppress(Exception):
+        call.close()
+
+
+class _Patience:
+    """How long a coroutine may take, and what became of that. late: it was asked to end, because of its deadline."""
+
+    def __init__(self, deadline_s: float) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("plugins are called from tasks")
+        self._task = task
+        self._before = task.cancelling()
+        self._ours = 0
+        self._late = False
+        self._over = False
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + deadline_s
+        self._timer = self._loop.call_at(self._until, self._deadline)
+        self._tidying = False
+
+    def is_over(self) -> bool:
+        """The coroutine is about to be told of a cancellation: whether there is no more point in that."""
+        if not self._over and self._left() and not self._tidying:
+            self._tidying = True
+            self._timer.cancel()
+            self._timer = self._loop.call_later(TIDY_S, self._give_up)
+        return self._over
+
+    def check(self) -> None:
+        """Raises CancelledError if the caller was cancelled, and TimeoutError if it took too long."""
+        if self._left():
+            raise asyncio.CancelledError
+        if self._late:
+            raise TimeoutError
+
+    def end(self) -> None:
+        """Take back what was asked of our own task."""
+        self._timer.cancel()
+        while self._ours:
+            self._ours -= 1
+            self._task.uncancel()
+
+    def _left(self) -> bool:
+        """Whether somebody else wants our task to end."""
+        return self._task.cancelling() > self._before + self._ours
+
+    def _deadline(self) -> None:
+        self._late = True
+        self._cancel()
+        self._timer = self._loop.call_later(TIDY_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._late and not self._left():
+            self._tidying = False  # it was a timeout of the coroutine's own
+            self._timer = self._loop.call_at(self._until, self._deadline)
+            return
+        self._over = True
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._ours += 1
+        self._task.cancel()

@@ -1,0 +1,91 @@
+"""Notices plugins that hold up the event loop, and names them: while it lasts, with the line, and afterwards.
+
+Whoever runs a plugin's code on the loop marks when it is entered and left; that is all that it costs. A thread looks at
+the marks now and then. What keeps even that thread from running (an extension that holds the interpreter's lock) is
+told when it is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from time import perf_counter
+
+log = logging.getLogger(__name__)
+
+BLOCKED_S = 0.05
+LOOK_S = 0.05
+
+
+class Marker:
+    """One plugin's mark. entered: since when its code runs on the loop, 0.0 = it does not. blocked: times too long."""
+
+    __slots__ = ("blocked", "entered", "longest_s", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.entered = 0.0
+        self.blocked = 0
+        self.longest_s = 0.0
+
+    def enter(self) -> float:
+        """The plugin's code begins to run."""
+        self.entered = began = perf_counter()
+        return began
+
+    def leave(self, began: float) -> None:
+        """It has returned to the loop."""
+        self.entered = 0.0
+        took_s = perf_counter() - began
+        if took_s > BLOCKED_S:
+            self._blocked(took_s)
+
+    def _blocked(self, took_s: float) -> None:
+        self.blocked += 1
+        self.longest_s = max(self.longest_s, took_s)
+        if self.blocked in (1, 10, 100) or self.blocked % 1000 == 0:
+            log.warning(
+                "plugin %s blocked the event loop for %.0f ms (%d times so far): nothing else was served meanwhile; "
+                "make the method a plain `def` without @inline, so that it runs in a thread",
+                self.name,
+                1000 * took_s,
+                self.blocked,
+            )
+
+
+class Watchdog:
+    """Says which plugin holds up the loop while it still does, once for each time. `start` it on the loop's thread."""
+
+    def __init__(self, markers: Callable[[], Iterable[Marker]]) -> None:
+        self._markers = markers
+        self._told: dict[str, float] = {}  # by name, when the time that was told of began
+        self._ended = threading.Event()
+        self._loop_thread = 0
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._loop_thread = threading.get_ident()
+        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            for marker in list(self._markers()):
+                entered = marker.entered
+                if entered and perf_counter() - entered > BLOCKED_S and self._told.get(marker.name) != entered:
+                    self._told[marker.name] = entered
+                    self._tell(marker, entered)
+
+    def _tell(self, marker: Marker, entered: float) -> None:
+        frame = sys._current_frames().get(self._loop_thread)
+        where = traceback.extract_stack(frame)[-1] if frame is not None else None
+        if marker.entered != entered:
+            return  # it has gone on meanwhile: the line would be somebody else's
+        place = f" at {where.filename}:{where.lineno} ({where.name})" if where is not None else ""
+        log.warning("plugin %s is blocking the event loop%s", marker.name, place)
