@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from plugin_sdk import Config, Device, DeviceStatus, Duration, PluginError
+from plugin_sdk.services import Services
 from sidecar.builtin import nvml
 
 VANISHED = "the driver no longer reports it"
@@ -51,8 +52,8 @@ class Nvidia(Device[Settings]):
     provides = "nvidia"
     visibility_env = "CUDA_VISIBLE_DEVICES"
 
-    def __init__(self, config: Settings | None = None, *, name: str = "") -> None:
-        super().__init__(config, name=name)
+    def __init__(self, config: Settings | None = None, *, name: str = "", services: Services | None = None) -> None:
+        super().__init__(config, name=name, services=services)
         self._in_nvml = threading.Lock()
         self._session = Session(self.config.retry, self.log)
         self._known = Known()

@@ -28,6 +28,7 @@ CHAIN_KINDS = ("auth", "stats")
 # Always there: device classes and interface modes need no declaration.
 BUILTIN = {
     "nvidia": "sidecar.builtin.nvidia:Nvidia",
+    "amd": "sidecar.builtin.amd:Amd",
     "cpu": "sidecar.builtin.cpu:Cpu",
     "chat": "sidecar.builtin.interfaces:Chat",
     "base": "sidecar.builtin.interfaces:Base",
