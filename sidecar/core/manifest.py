@@ -51,12 +51,17 @@ class Settings(Table, frozen=True):
 
 
 class PluginDeclaration(Table, frozen=True, rename={"import_path": "import"}):
-    """`[plugins.NAME]`: a plugin that chains can name, or a device class or interface mode that models can use."""
+    """`[plugins.NAME]`: a plugin that chains can name, or a device class or interface mode that models can use.
+
+    on_error: what a failure means for the request; None = by kind. disable_after: with "disable", the failures in a row
+    after which the plugin is left out until it is made anew.
+    """
 
     import_path: str
     config: dict[str, Any] = {}
     deadline: Duration = Duration(5)
-    on_error: Literal["deny", "skip"] | None = None
+    on_error: Literal["deny", "skip", "disable"] | None = None
+    disable_after: int = 5
 
 
 class DeviceMatch(Table, frozen=True, rename={"device_class": "class"}):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from plugin_sdk import ANONYMOUS, Auth, Config, Outcome, Plugin, Principal, Reject, Request, Stats, inline
-from sidecar.mechanism import chain
+from sidecar.mechanism import instance as instances
+from sidecar.mechanism import sink
 from sidecar.mechanism.chain import Chain, Instance
 from tests.support import PATIENCE_S, plugin, until
 
@@ -23,16 +24,16 @@ Make = Callable[..., Awaitable[Instance]]
 @pytest.fixture
 async def made() -> AsyncIterator[Make]:
     """`await made(cls)` makes and opens an instance, which is closed at the end."""
-    instances: list[Instance] = []
+    opened: list[Instance] = []
 
     async def make(cls: type[Plugin[Any]], name: str = "door", **more: Any) -> Instance:
         instance = Instance(name, plugin(cls, name, **more))
-        instances.append(instance)
+        opened.append(instance)
         await instance.open()
         return instance
 
     yield make
-    for instance in instances:
+    for instance in opened:
         await instance.close()
 
 
@@ -190,7 +191,7 @@ class BrokenOpen(Door):
 
 
 class BrokenConstructor(Door):
-    def __init__(self, config: Config | None = None, *, name: str = "") -> None:
+    def __init__(self, config: Config | None = None, *, name: str = "", **more: Any) -> None:
         raise RuntimeError("never made")
 
 
@@ -202,7 +203,7 @@ class HangingOpen(Door):
 class HangingConstructor(Door):
     release = threading.Event()
 
-    def __init__(self, config: Config | None = None, *, name: str = "") -> None:
+    def __init__(self, config: Config | None = None, *, name: str = "", **more: Any) -> None:
         self.release.wait(PATIENCE_S)
 
 
@@ -218,7 +219,7 @@ class HangingConstructor(Door):
 async def test_auth_that_does_not_open_lets_nobody_in(
     made: Make, cls: type[Auth], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain, "OPEN_S", 0.05 if "Hanging" in cls.__name__ else PATIENCE_S)
+    monkeypatch.setattr(instances, "OPEN_S", 0.05 if "Hanging" in cls.__name__ else PATIENCE_S)
     instance = await made(cls)
     if cls is HangingConstructor:
         HangingConstructor.release.set()
@@ -302,7 +303,7 @@ async def test_one_whose_open_failed_is_closed_too() -> None:
 
 @pytest.mark.parametrize("how", ["raises", "hangs"])
 async def test_a_close_that_fails_is_the_plugins_own_trouble(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "CLOSE_S", 0.05)
+    monkeypatch.setattr(instances, "CLOSE_S", 0.05)
 
     class Sticky(Door):
         async def close(self) -> None:
@@ -322,8 +323,8 @@ async def test_a_close_that_fails_is_the_plugins_own_trouble(how: str, monkeypat
 class Ledger(Stats):
     """Keeps what it is told, when it may."""
 
-    def __init__(self, config: Config | None = None, *, name: str = "") -> None:
-        super().__init__(config, name=name)
+    def __init__(self, config: Config | None = None, *, name: str = "", **more: Any) -> None:
+        super().__init__(config, name=name, **more)
         self.may = asyncio.Event()
         self.got: list[str] = []
 
@@ -358,7 +359,7 @@ async def test_every_sink_is_told(made: Make) -> None:
 
 
 async def test_what_does_not_fit_is_dropped_and_counted(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "STATS_QUEUE", 3)
+    monkeypatch.setattr(sink, "QUEUE", 3)
     instance = await made(Ledger)
     stats = Chain([instance])
     for number in range(10):
@@ -407,8 +408,8 @@ async def test_closing_delivers_what_is_queued() -> None:
 
 @pytest.mark.parametrize("size", [1, 100])
 async def test_a_sink_that_hangs_delays_the_close_only_so_long(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "CLOSE_S", 0.05)
-    monkeypatch.setattr(chain, "STATS_QUEUE", size)
+    monkeypatch.setattr(sink, "CLOSE_S", 0.05)
+    monkeypatch.setattr(sink, "QUEUE", size)
     instance = Instance("ledger", plugin(Ledger, "ledger"))
     await instance.open()
     for _ in range(3):

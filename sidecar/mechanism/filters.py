@@ -1,0 +1,164 @@
+"""A model's filters, compiled once for each mode; and one request's passage through them.
+
+`on_request` runs in the manifest's order, all that concerns the answer in the reverse order, so that the first filter
+has the first and the last word. Hooks that nobody overrides are not called, and without any that see the body its bytes
+are never touched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from plugin_sdk import Exchange, Filter, Outcome, Request, Response
+from sidecar.mechanism import results
+from sidecar.mechanism.bodies import Body, Chunks, Events
+from sidecar.mechanism.hooks import Hook, overrides, unavailable
+from sidecar.mechanism.instance import Instance
+
+log = logging.getLogger(__name__)
+
+
+class Steps:
+    """One filter's hooks; None for those that it does not override. refuses: it cannot run, and is to be a guard."""
+
+    def __init__(self, instance: Instance, why_not: str) -> None:
+        self.instance = instance
+        self.refuses = why_not
+        usable = instance.plugin if not why_not else None
+
+        def hook(name: str, checked: Any, *, refuses: bool = True) -> Hook[Any] | None:
+            return Hook(instance, name, checked, refuses=refuses) if overrides(usable, Filter, name) else None
+
+        self.on_request: Hook[Request | Response] | None = hook("on_request", results.request_or_response)
+        self.on_response: Hook[Response] | None = hook("on_response", results.response)
+        self.on_chunk: Hook[bytes] | None = hook("on_chunk", results.chunk)
+        self.on_event: Hook[list[Any]] | None = hook("on_event", results.events)
+        self.on_end: Hook[None] | None = hook("on_end", results.nothing, refuses=False)
+
+
+class Filters:
+    """The filters of one model for one mode."""
+
+    def __init__(self, instances: Sequence[Instance], mode: str, *, events: bool) -> None:
+        self.steps: list[Steps] = []
+        for instance in instances:
+            why_not = instance.problem or cannot_run(instance, mode, events=events)
+            if why_not and instance.on_error != "deny":
+                log.info("the filter %s is left out of mode %s: %s", instance.name, mode, why_not)
+            else:
+                self.steps.append(Steps(instance, why_not))
+        self.see_body = any(steps.on_chunk or steps.on_event for steps in self.steps)
+
+    def passage(self, most_bytes: int) -> Passage | None:
+        """The way of one request; None if there is nothing on it. most_bytes: of a body that has to be held whole."""
+        return Passage(self, most_bytes) if self.steps else None
+
+
+class Passage:
+    """One request's way through the filters. answered_by: the filter that answered in the server's place."""
+
+    def __init__(self, filters: Filters, most_bytes: int) -> None:
+        self.sees_body = filters.see_body
+        self.answered_by = ""
+        self._filters = filters
+        self._most_bytes = most_bytes
+        self._begun: list[tuple[Steps, Exchange]] = []
+        self._bodies: list[Body] = []
+        self._held = False
+
+    async def request(self, request: Request) -> Request | Response:
+        """What becomes of the request: it, another, or an answer. Raises Reject."""
+        for steps in self._filters.steps:
+            exchange = Exchange(request)
+            self._begun.append((steps, exchange))
+            if steps.refuses:
+                log.error("the filter %s cannot run: %s", steps.instance.name, steps.refuses)
+                raise unavailable(steps.instance, "is not available")
+            result = await steps.on_request(exchange) if steps.on_request is not None else None
+            if isinstance(result, Response):
+                self.answered_by = steps.instance.name
+                return result
+            if result is not None:
+                request = exchange.request = result
+        return request
+
+    async def response(self, head: Response, encoding: str) -> Response:
+        """What becomes of the head of the answer. encoding: of its body, "" for none. Raises Reject."""
+        for steps, exchange in reversed(self._begun):
+            exchange.response = head
+            result = await steps.on_response(exchange) if steps.on_response is not None else None
+            if result is not None:
+                head = exchange.response = result
+        if self.sees_body:
+            self._bodies = self._compile(head, encoding)
+        self._held = not head.streamed and any(isinstance(body, Events) for body in self._bodies)
+        return head
+
+    @property
+    def holds(self) -> bool:
+        """Whether the body is kept until it is whole, so that its head can wait as well."""
+        return self._held
+
+    async def chunk(self, chunk: bytes) -> bytes:
+        """What becomes of a piece of the body; b"" if nothing, or nothing yet. Raises Reject."""
+        for body in self._bodies:
+            if chunk:
+                chunk = await body.feed(chunk)
+        return chunk
+
+    async def finish(self) -> bytes:
+        """What comes at the end of the body. Raises Reject."""
+        carried = b""
+        for body in self._bodies:
+            before = await body.feed(carried) if carried else b""
+            carried = before + await body.finish()
+        return carried
+
+    async def end(self, outcome: Outcome) -> None:
+        """Tell each filter whose turn had come, the last one first, how it ended."""
+        for steps, exchange in reversed(self._begun):
+            if steps.on_end is not None:
+                await steps.on_end(exchange, outcome)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether anybody wants to know how it ends."""
+        return any(steps.on_end is not None for steps, _ in self._begun)
+
+    def _compile(self, head: Response, encoding: str) -> list[Body]:
+        """The stages of the body. Filters on events that follow one another share what was parsed."""
+        bodies: list[Body] = []
+        for steps, exchange in reversed(self._begun):
+            hook = steps.on_chunk or steps.on_event
+            if hook is None or hook.instance.out:
+                continue
+            if encoding:  # it was asked not to be; what cannot be read cannot be guarded
+                hook.failed(ValueError(f"the server's answer is encoded ({encoding}), so that it cannot be read"))
+            elif steps.on_chunk is not None:
+                bodies.append(Chunks(steps.on_chunk, exchange))
+            elif steps.on_event is not None:
+                if not (bodies and isinstance(bodies[-1], Events)):
+                    bodies.append(Events(head.streamed, self._most_bytes))
+                last = bodies[-1]
+                if isinstance(last, Events):
+                    last.add(steps.on_event, exchange)
+        return bodies
+
+
+def cannot_run(instance: Instance, mode: str, *, events: bool) -> str:
+    """Why a filter cannot run on a mode; "" if it can. events: whether the mode's answers can be parsed."""
+    plugin = instance.loaded.cls if instance.loaded is not None else None
+    if plugin is None or not issubclass(plugin, Filter):
+        return ""
+    return unfit(plugin, mode, events=events)
+
+
+def unfit(plugin: type[Filter[Any]], mode: str, *, events: bool) -> str:
+    """Why a class of filters cannot run on a mode; "" if it can."""
+    if plugin.modes and mode not in plugin.modes:
+        return f"it runs on mode {', '.join(plugin.modes)} only"
+    if not events and plugin.on_event is not Filter.on_event:
+        return f"it sees events, and mode {mode} has none that can be parsed"
+    return ""

@@ -1,0 +1,149 @@
+"""One plugin of a generation: made, opened, closed; and what has gone wrong with it so far."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from plugin_sdk import Outcome, Plugin
+from plugin_sdk.services import Services
+from sidecar.mechanism.calls import Threads, bind, contained
+from sidecar.mechanism.plugins import Loaded
+from sidecar.mechanism.sink import Sink
+from sidecar.mechanism.watchdog import Marker
+
+log = logging.getLogger(__name__)
+
+OPEN_S = 30.0
+CLOSE_S = 10.0
+TIMED = 512  # of the latest calls
+TRACEBACK_CHARACTERS = 4_000
+
+OnError = Literal["deny", "skip", "disable"]
+
+# What a failure means where the manifest does not say. A guard that fails must not let pass.
+DEFAULT_ON_ERROR: dict[str, OnError] = {"auth": "deny", "filter": "deny", "route": "skip", "stats": "skip"}
+
+
+class Instance:
+    """One plugin of a generation.
+
+    problem: why it cannot be used, "" when it can. out: it failed so often in a row that it is left out until it is
+    made anew; then problem says so. runs: calls that were timed. failed: calls that went wrong. last_error: the latest,
+    with its traceback. durations_s: of the latest calls.
+    """
+
+    def __init__(self, name: str, loaded: Loaded | None, problem: str = "", services: Services | None = None) -> None:
+        self.name = name
+        self.loaded = loaded
+        self.problem = problem
+        self.out = False
+        self.runs = 0
+        self.failed = 0
+        self.in_row = 0  # failures since the last call that went well
+        self.last_error = ""
+        self.durations_s: deque[float] = deque(maxlen=TIMED)
+        self.users = 0  # generations that hold it
+        self.plugin: Plugin[Any] | None = None
+        self.sink: Sink | None = None
+        self.threads = Threads(f"plugin-{name}")
+        self.marker = Marker(name)
+        self._services = services
+
+    @property
+    def kind(self) -> str:
+        """A plugin that did not load may be anything; as an auth plugin it does the least harm."""
+        return self.loaded.kind if self.loaded is not None else "auth"
+
+    @property
+    def on_error(self) -> OnError:
+        """What a failure means for the request."""
+        declared = self.loaded.declaration.on_error if self.loaded is not None else None
+        return declared or DEFAULT_ON_ERROR.get(self.kind, "skip")
+
+    async def open(self) -> None:
+        """Make and open the plugin. What goes wrong becomes its problem."""
+        if self.loaded is None:
+            return
+        make = functools.partial(self.loaded.make, self._services)
+        try:
+            async with asyncio.timeout(OPEN_S):
+                plugin: Plugin[Any] = await asyncio.wrap_future(self.threads.submit(make))
+                self.plugin = plugin
+                await contained(plugin.open())
+        except Exception as error:
+            self.problem = f"open failed: {type(error).__name__}: {error}"
+            self.last_error = _shown(error)
+            log.exception("plugin %s cannot be opened", self.name)
+            return
+        if self.kind == "stats":
+            self.sink = Sink(self.name, self._recorder())
+
+    def bind(self, method: str) -> Callable[..., Awaitable[Any]]:
+        """A method of the plugin with its deadline."""
+        if self.plugin is None or self.loaded is None:
+            raise RuntimeError(f"plugin {self.name} is not open")
+        return bind(getattr(self.plugin, method), self.loaded.declaration.deadline, self.threads, self.marker)
+
+    def ran(self, took_s: float) -> None:
+        """A call went well."""
+        self.runs += 1
+        self.in_row = 0
+        self.durations_s.append(took_s)
+
+    def went_wrong(self, what: str, error: Exception) -> None:
+        """A call failed: `what` the plugin was to do."""
+        self.failed += 1
+        self.in_row += 1
+        self.last_error = _shown(error)
+        if self.failed in (1, 10, 100) or self.failed % 1000 == 0:
+            message = "%s plugin %s failed at %s (%d times so far)"
+            log.error(message, self.kind, self.name, what, self.failed, exc_info=error)
+        if self.on_error == "disable" and not self.out and self.loaded is not None:
+            most = self.loaded.declaration.disable_after
+            if self.in_row >= most:
+                self.out = True
+                self.problem = f"left out after {most} failures in a row, the last one: {type(error).__name__}: {error}"
+                log.error("%s plugin %s: %s", self.kind, self.name, self.problem)
+
+    async def close(self) -> None:
+        """Close the plugin, also one whose open failed."""
+        if self.sink is not None:
+            await self.sink.close()
+        if self.plugin is not None:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await contained(self.plugin.close())
+            except Exception as error:
+                self.failed += 1
+                self.last_error = _shown(error)
+                log.exception("plugin %s did not close", self.name)
+        self.threads.close()
+
+    def _recorder(self) -> Callable[[Outcome], Awaitable[None]]:
+        call = self.bind("record")
+        clock = asyncio.get_running_loop().time
+
+        async def record(outcome: Outcome) -> None:
+            if self.out:
+                return
+            began = clock()
+            try:
+                await call(outcome)
+            except Exception as error:  # noqa: BLE001 - taken note of; the next outcome may do better
+                self.went_wrong("record", error)
+            else:
+                self.ran(clock() - began)
+
+        return record
+
+
+def _shown(error: Exception) -> str:
+    """The error as its author wants to see it: the end of the traceback, which has the line to blame."""
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= TRACEBACK_CHARACTERS else "..." + text[-TRACEBACK_CHARACTERS:]

@@ -1,0 +1,107 @@
+"""What a plugin's methods may return. Each check gives back a good result, and raises TypeError or ValueError else.
+
+A bad one must not travel on: it would break the connection, or say on it what nobody meant.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from plugin_sdk import Event, Headers, Principal, Request, Response, Target
+from plugin_sdk.messages import RawHeaders
+from sidecar.mechanism.hooks import expected
+from sidecar.mechanism.sse import written
+
+MOST_BYTES = 64 * 2**20  # that one call may return
+MOST_EVENTS = 10_000
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.1
+_NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
+_PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
+_QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
+
+
+def principal(result: Any) -> Principal:
+    """Who is calling."""
+    if not isinstance(result, Principal):
+        raise expected("a Principal", result)
+    return result
+
+
+def target(result: Any) -> Target:
+    """Where a request goes."""
+    if not isinstance(result, Target):
+        raise expected("a Target or None", result)
+    parts = urlsplit(result.base_url)
+    _ = parts.port  # raises ValueError
+    if result.base_url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError(f'expected a base_url "http://HOST:PORT" or "https://HOST", got "{result.base_url}"')
+    return result
+
+
+def request_or_response(result: Any) -> Request | Response:
+    """What on_request gives."""
+    if isinstance(result, Response):
+        return response(result)
+    if not isinstance(result, Request):
+        raise expected("a Request, a Response or None", result)
+    _check_headers(result.headers)
+    _check_bytes(result.body)
+    if not _PATH.fullmatch(result.path) or not _QUERY.fullmatch(result.query):
+        raise ValueError("expected a path that starts with / and is percent-encoded, as is the query")
+    return result
+
+
+def response(result: Any) -> Response:
+    """What on_response gives."""
+    if not isinstance(result, Response):
+        raise expected("a Response or None", result)
+    if not (isinstance(result.status, int) and 200 <= result.status <= 599):
+        raise ValueError(f"expected a status from 200 to 599, got {result.status!r}")
+    _check_headers(result.headers)
+    _check_bytes(result.body)
+    return result
+
+
+def chunk(result: Any) -> bytes:
+    """What on_chunk gives."""
+    return _check_bytes(result)
+
+
+def events(result: Any) -> list[Event]:
+    """What on_event gives, as a list."""
+    found = result if isinstance(result, list) else [result]
+    if len(found) > MOST_EVENTS:
+        raise ValueError(f"expected at most {MOST_EVENTS} events for one, got {len(found)}")
+    for event in found:
+        if not isinstance(event, Event):
+            raise expected("an Event, a list of them, or None", event)
+        _check_bytes(event.data)
+        written(Event(data=b"", name=event.name, id=event.id))  # raises ValueError
+    return found
+
+
+def nothing(result: Any) -> None:
+    """What on_end gives."""
+    raise expected("None", result)
+
+
+def _check_bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise expected("bytes", value)
+    if len(value) > MOST_BYTES:
+        raise ValueError(f"expected at most {MOST_BYTES} bytes, got {len(value)}")
+    return value
+
+
+def _check_headers(headers: Any) -> None:
+    raw: RawHeaders = headers.raw if isinstance(headers, Headers) else headers
+    if not isinstance(headers, Headers) or not isinstance(raw, tuple):
+        raise expected("Headers of pairs of bytes", raw)
+    for name, value in raw:
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise expected("header names and values as bytes", name if not isinstance(name, bytes) else value)
+        if not _TOKEN.fullmatch(name) or _NOT_IN_VALUE.search(value):
+            raise ValueError(f"expected a header without line breaks, got {name!r}")
