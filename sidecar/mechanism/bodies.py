@@ -97,10 +97,10 @@ class Events:
         if piece.event is None:
             return piece.raw
         left = await self._all([piece.event])
-        if len(left) == 1 and left[0] is piece.event:
-            return piece.raw
-        beside = piece.beside if left else piece.beside and piece.beside + b"\n"
-        return beside + b"".join(map(written, left))
+        body = b"".join([piece.raw if event is piece.event else written(event) for event in left])
+        if not piece.beside or any(event is piece.event for event in left):
+            return body
+        return piece.beside + (body or b"\n")
 
     async def _closing(self) -> bytes:
         """The stream is over: each filter may have something to add, which those after it see like any event."""
