@@ -27,6 +27,7 @@ from sidecar.core.names import listed
 from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
 from sidecar.mechanism.loader import Loaded
+from sidecar.mechanism.services import Host
 from sidecar.mechanism.source import SourceError
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,14 @@ class Controller:
         self.measurements = Measurements(outside.state)
         memories = Memories(events=self.events, measurements=self.measurements, random=outside.random.random)
         self.fleet = Fleet(self.clock, memories)
-        self.generations = Generations()
+        self.generations = Generations(Host(outside.tracer, outside.state))
         self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()
         self.activator = Activator(self.fleet)
         self.look_now = asyncio.Event()  # set: somebody knows that the manifests have changed
         self.hurry = asyncio.Event()  # set: whoever shuts down has no patience for requests in flight
+        self._anew = False  # whether somebody has asked for all to be read again
+        self._taking_over = asyncio.Lock()
         self._source = outside.source
         self._timing = outside.timing
         self._servers = Servers(outside, self.fleet)
@@ -121,15 +124,27 @@ class Controller:
 
     async def refresh(self) -> bool:
         """Take over what has changed in the manifests and has held still since the last look; whether anything has."""
-        try:
-            loaded = await self._source.read(self.declaration)
-        except SourceError as error:
-            self._reject(str(error))
-            return False
-        if loaded is None:
-            return False
-        await self._adopt(loaded)
-        return True
+        async with self._taking_over:
+            anew, self._anew = self._anew, False
+            try:
+                loaded = await self._source.read(self.declaration, anew=anew)
+            except SourceError as error:
+                self._reject(str(error))
+                return False
+            if loaded is None:
+                return False
+            await self._adopt(loaded)
+            return True
+
+    def ask_reload(self) -> None:
+        """Have manifests and plugins read again soon, those on `sys.path` too, whether or not they seem changed."""
+        self._anew = True
+        self.look_now.set()
+
+    async def reload(self) -> bool:
+        """Do so now. False if they cannot be read; `revisions` tells why."""
+        self._anew = True
+        return await self.refresh()
 
     async def what_if(self, wanted: str | None) -> Plan:
         """The plan for this moment, or for the moment when somebody asks for the model `wanted`. Changes nothing."""

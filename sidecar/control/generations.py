@@ -1,7 +1,7 @@
 """Plugin generations: every revision gets its plugins and chains built aside, and is used whole or not at all.
 
-Plugins whose code path, settings and declaration did not change are carried over, open as they are. A changed one that
-does not open leaves its predecessor in place. The old generation is let go when its last request is done.
+Plugins whose code, settings and declaration did not change are carried over, open as they are. A changed one that
+cannot be loaded or opened leaves its predecessor in place. The old generation is let go when its last request is done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from plugin_sdk import Interface, Upstream
 from sidecar.core.manifest import Declaration, Model
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
-from sidecar.mechanism.plugins import Catalog, Loaded
+from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog, Loaded
+from sidecar.mechanism.services import Host, PluginServices
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,16 @@ GRACE_S = 600.0  # for requests that are still on an old generation
 
 
 class Generation:
-    """What one revision of the manifests needs at run time."""
+    """What one revision of the manifests needs at run time.
 
-    def __init__(self, number: int, declaration: Declaration, instances: dict[str, Instance]) -> None:
+    behind: plugins that are still of the generation before, and why the newer ones are not in force.
+    """
+
+    def __init__(
+        self, number: int, declaration: Declaration, instances: dict[str, Instance], behind: dict[str, str]
+    ) -> None:
         self.number = number
+        self.behind = behind
         self.declaration = declaration
         self.instances = instances
         self.leases = 0
@@ -89,24 +96,34 @@ class Generation:
 
 
 class Generations:
-    """The generation in force, and those that are on their way out."""
+    """The generation in force, and those that are on their way out. host: what their plugins are given."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host | None = None) -> None:
         self.current: Generation | None = None
+        self.host = host or Host()
         self._probers: dict[str, Prober] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._old: list[Generation] = []
+        self._services: dict[Instance, PluginServices] = {}
 
     async def adopt(self, declaration: Declaration, catalog: Catalog) -> Generation:
-        """Build the next generation aside and put it in force."""
+        """Build the next generation aside and put it in force. If it is cancelled, nothing has changed."""
         before = self.current.instances if self.current else {}
-        instances = {}
-        for name in dict.fromkeys([*catalog.loaded, *catalog.faults, *declaration.plugins]):
-            instances[name] = await _instance(name, catalog, before.get(name))
+        build = _Build(catalog, self._make, self._close)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    name: group.create_task(build.instance(name, before.get(name)), name=f"open plugin {name}")
+                    for name in _wanted(declaration, catalog)
+                }
+        except BaseException:
+            await asyncio.gather(*(self._close(instance) for instance in build.fresh))
+            raise
+        instances = {name: task.result() for name, task in tasks.items()}
         for instance in instances.values():
             instance.users += 1
         number = self.current.number + 1 if self.current else 1
-        old, self.current = self.current, Generation(number, declaration, instances)
+        old, self.current = self.current, Generation(number, declaration, instances, build.behind)
         if old is not None:
             self._old.append(old)
             task = asyncio.create_task(self._retire(old), name=f"retire generation {old.number}")
@@ -138,7 +155,8 @@ class Generations:
             generation.idle.set()  # nobody is served any more
         await asyncio.gather(*self._retiring)
         if self.current is not None:
-            await asyncio.gather(*(instance.close() for instance in self.current.instances.values()))
+            await asyncio.gather(*(self._close(instance) for instance in self.current.instances.values()))
+        await self.host.close()
 
     async def _retire(self, old: Generation) -> None:
         try:
@@ -150,27 +168,68 @@ class Generations:
         for instance in old.instances.values():
             instance.users -= 1
             if instance.users == 0:
-                await instance.close()
+                await self._close(instance)
+
+    def _make(self, name: str, loaded: Loaded) -> Instance:
+        services = self.host.of(name)
+        instance = Instance(name, loaded, services=services)
+        self._services[instance] = services
+        return instance
+
+    async def _close(self, instance: Instance) -> None:
+        """Close a plugin, and let go of what it has kept."""
+        await instance.close()
+        if (services := self._services.pop(instance, None)) is not None:
+            await services.close()
 
 
-async def _instance(name: str, catalog: Catalog, before: Instance | None) -> Instance:
-    """The plugin as it was if nothing about it changed, else a new one; the old one again if the new one fails."""
-    usable = before is not None and not before.problem
-    loaded = catalog.loaded.get(name)
-    if loaded is None:
-        if before is not None and usable:
+class _Build:
+    """Makes the plugins of one generation. fresh: those that did not run before."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        make: Callable[[str, Loaded], Instance],
+        close: Callable[[Instance], Awaitable[None]],
+    ) -> None:
+        self.behind: dict[str, str] = {}
+        self.fresh: list[Instance] = []
+        self._catalog = catalog
+        self._make = make
+        self._close = close
+
+    async def instance(self, name: str, before: Instance | None) -> Instance:
+        """The plugin as it was if nothing about it changed, else a new one; the old one again if the new one fails."""
+        loaded = self._catalog.loaded.get(name)
+        usable = before is not None and not before.problem
+        if before is not None and usable and loaded is not None and _same(before.loaded, loaded):
             return before
-        faults = catalog.faults.get(name, ())
-        return Instance(name, None, "; ".join(str(fault) for fault in faults) or "its declaration is faulty")
-    if before is not None and usable and _same(before.loaded, loaded):
-        return before
-    fresh = Instance(name, loaded)
-    await fresh.open()
-    if fresh.problem and before is not None and usable:
+        fresh = await self._fresh(name, loaded)
+        if before is None or not usable or not fresh.problem:
+            return fresh
+        self.behind[name] = fresh.problem
         log.error("plugin %s: %s; the one before stays in force", name, fresh.problem)
-        await fresh.close()
+        self.fresh.remove(fresh)
+        await self._close(fresh)
         return before
-    return fresh
+
+    async def _fresh(self, name: str, loaded: Loaded | None) -> Instance:
+        if loaded is None:
+            faults = self._catalog.faults.get(name, ())
+            fresh = Instance(name, None, "; ".join(str(fault) for fault in faults) or "its declaration is faulty")
+        else:
+            fresh = self._make(name, loaded)
+        self.fresh.append(fresh)
+        await fresh.open()
+        return fresh
+
+
+def _wanted(declaration: Declaration, catalog: Catalog) -> list[str]:
+    """What is to be opened: all that is declared; what provides something; and of the rest, what stands in a chain."""
+    chains = (declaration.settings.chain, *(declaration.chain_of(model) for model in declaration.models.values()))
+    chained = {name for chain in chains for name in chain}
+    loaded = [name for name, plugin in catalog.loaded.items() if plugin.kind not in CHAIN_KINDS or name in chained]
+    return list(dict.fromkeys([*loaded, *catalog.faults, *declaration.plugins]))
 
 
 def _same(one: Loaded | None, other: Loaded) -> bool:

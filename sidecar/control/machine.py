@@ -96,8 +96,11 @@ class Source(Protocol):
     async def changed(self, look_now: asyncio.Event) -> None:
         """Wait until it is worth looking; `look_now` is set when somebody knows that it is."""
 
-    async def read(self, before: Declaration) -> Loaded | None:
-        """The next revision, whole, if there is one. before: what is in force. Raises SourceError."""
+    async def read(self, before: Declaration, *, anew: bool = False) -> Loaded | None:
+        """The next revision, whole, if there is one; with `anew`, also if nothing seems to have changed.
+
+        before: what is in force. Raises SourceError.
+        """
 
     async def close(self) -> None:
         """Nobody will ask any more."""

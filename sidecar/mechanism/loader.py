@@ -20,6 +20,7 @@ from sidecar.mechanism import checker, plugins, rules
 from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.places import Places, shown
 from sidecar.mechanism.source import PLUGIN_FOLDER, Snapshot
+from sidecar.mechanism.sources import Library
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "plugins": PluginDeclaration,
@@ -60,13 +61,19 @@ class OwnSettings(msgspec.Struct, frozen=True):
     entry: Entry | None
 
 
-def load(snapshot: Snapshot, environment: Mapping[str, str], before: Declaration | None = None) -> Loaded:
-    """Check a snapshot. Imports the plugins it declares, so keep it off the event loop.
+def load(
+    snapshot: Snapshot,
+    environment: Mapping[str, str],
+    before: Declaration | None = None,
+    library: Library | None = None,
+) -> Loaded:
+    """Check a snapshot. Imports the plugins that it declares or has beside it, so keep it off the event loop.
 
     before: what is in force. Its settings stay if this revision's own are faulty or gone; its plugins and devices are
     still known if they may stand in a file that is broken; and the address that it listens on does not change.
+    library: the code of plugins as it was read before; what has not changed is not imported again.
     """
-    return _Loader(snapshot, environment, before).run()
+    return _Loader(snapshot, environment, before).run(library)
 
 
 def own_settings(snapshot: Snapshot) -> OwnSettings | None:
@@ -101,13 +108,13 @@ class _Loader:
             return None
         return OwnSettings(settings, next(iter(self.entries.get(("sidecar",), ())), None))
 
-    def run(self) -> Loaded:
+    def run(self, library: Library | None) -> Loaded:
         self._collect_all()
         settings = self._settings()
         read_plugins = self._section("plugins", PluginDeclaration)
         declared = self._names("plugins")
         folder = self.snapshot.root / PLUGIN_FOLDER
-        catalog = plugins.load(self._clean(read_plugins, "plugins"), folder, instead=declared)
+        catalog = plugins.load(self._clean(read_plugins, "plugins"), folder, instead=declared, library=library)
         self._tell_plugin_faults(catalog)
         devices = self._section("devices", DeviceDeclaration)
         for name, device in devices.items():
@@ -252,8 +259,17 @@ class _Loader:
                 self._problem(file, path, fault.message, subject=subject)
 
     def _tell_plugin_faults(self, catalog: plugins.Catalog) -> None:
+        told: list[plugins.PluginFault] = []  # a file may offer several plugins
         for name, faults in catalog.faults.items():
-            self._obey(("plugins", name), [rules.Fault(fault.key, str(fault)) for fault in faults])
+            subject = ("plugins", name)
+            if subject in self.entries:
+                self._obey(subject, [rules.Fault(fault.key, str(fault)) for fault in faults])
+                continue
+            for fault in faults:
+                if not any(fault is one for one in told):
+                    file = fault.file or str(self.snapshot.root / PLUGIN_FOLDER)
+                    self.problems.append(Problem(file=file, line=fault.line, message=str(fault), subject=subject))
+                    told.append(fault)
 
     def _broken(self, file: str, message: str, line: int) -> None:
         self.broken_files.add(file)

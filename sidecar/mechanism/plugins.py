@@ -1,29 +1,31 @@
-"""Finds plugin classes by their manifest-declared import path, and checks them and their settings.
+"""The catalog of plugins: all that can be used, by name, with its settings; and what cannot, and why.
 
-Nothing is opened here: a class is imported, its settings are read, and an instance is made when a generation is built.
-Found on sys.path first, then in `plugins/` beside the manifests.
+A name comes from `[plugins.NAME]` first, then from what is installed (entry points), then from the files beside the
+manifests; two that want the same name are told, with both places, and neither has it. Nothing is opened here.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from plugin_sdk import Auth, Config, Device, Interface, Plugin, Stats
+from plugin_sdk import Config, Plugin
 from plugin_sdk.kinds import settings_of
+from plugin_sdk.services import Services
 from sidecar.core.manifest import PluginDeclaration
-from sidecar.core.names import did_you_mean
-from sidecar.mechanism import checker
+from sidecar.mechanism import checker, finding
+from sidecar.mechanism.finding import Found
+from sidecar.mechanism.fulfil import KINDS, PluginFault
 from sidecar.mechanism.places import Path as Place
+from sidecar.mechanism.sources import Library
+from sidecar.mechanism.versions import fault_of
 
-KINDS: tuple[type[Plugin[Any]], ...] = (Device, Interface, Auth, Stats)
-CHAIN_KINDS = ("auth", "stats")
+__all__ = ["BUILTIN", "BUILTIN_CHAIN", "CHAIN_KINDS", "KINDS", "Catalog", "Loaded", "PluginFault", "load"]
+
+CHAIN_KINDS = ("auth", "route", "filter", "stats")
 
 # Always there: device classes and interface modes need no declaration.
 BUILTIN = {
@@ -45,21 +47,14 @@ BUILTIN = {
 BUILTIN_CHAIN = {"log": "sidecar.builtin.log:Log"}
 
 
-class PluginFault(Exception):
-    """A plugin that cannot be used. key: the part of its table that is to blame."""
-
-    def __init__(self, message: str, key: Place = ()) -> None:
-        super().__init__(message)
-        self.key = key
-
-
 class Loaded(msgspec.Struct, frozen=True):
-    """A plugin class with its settings, ready to be made."""
+    """A plugin class with its settings, ready to be made. code: the version of its source, which lives as long."""
 
     name: str
     cls: type[Plugin[Any]]
     declaration: PluginDeclaration
     config: Config
+    code: object = None
 
     @property
     def kind(self) -> str:
@@ -68,46 +63,119 @@ class Loaded(msgspec.Struct, frozen=True):
     @property
     def provides(self) -> str:
         """The device class or mode that manifests use it by."""
-        return getattr(self.cls, "provides", "") or self.name
+        return finding.provided(self.cls) or self.name
 
-    def make(self) -> Plugin[Any]:
+    def make(self, services: Services | None = None) -> Plugin[Any]:
         """A fresh, unopened instance. Whatever the constructor raises is the plugin's own fault."""
-        return self.cls(self.config, name=self.name)
+        return self.cls(self.config, name=self.name, services=services)
 
 
 class Catalog(msgspec.Struct, frozen=True):
-    """What could be loaded, by the name in the manifest, and what could not, with the reason."""
+    """What could be loaded, by the name in the manifest, and what could not, with the reason.
+
+    unset: the import paths of plugins that were found, but need a table of their own for their settings.
+    """
 
     loaded: dict[str, Loaded]
     faults: dict[str, list[PluginFault]]
+    unset: dict[str, str] = {}
 
     def providing(self, kind: str) -> dict[str, Loaded]:
         """Plugins of a kind by what they provide: device classes, or modes."""
         return {plugin.provides: plugin for plugin in self.loaded.values() if plugin.kind == kind}
 
 
-def load(declarations: dict[str, PluginDeclaration], folder: Path, instead: Iterable[str] = ()) -> Catalog:
-    """Load the built-ins and everything that is declared. Imports code, so it may take long: keep it off the loop.
+def load(
+    declarations: Mapping[str, PluginDeclaration],
+    folder: Path,
+    instead: Iterable[str] = (),
+    library: Library | None = None,
+) -> Catalog:
+    """Load the built-ins and all that is declared or found. Imports code, so it may take long: keep it off the loop.
 
     instead: built-ins that the manifests replace, be it by a faulty declaration: they must not take its place.
+    library: what was read before, so that what has not changed stays as it is.
     """
-    if folder.is_dir() and str(folder) not in sys.path:
-        sys.path.append(str(folder))  # at the end: what is installed wins over what lies beside the manifests
-        importlib.invalidate_caches()
-    stock = {name: path for name, path in (BUILTIN | BUILTIN_CHAIN).items() if name not in set(instead)}
+    library = Library() if library is None else library
+    library.read(folder)
+    taken = {*declarations, *instead}
+    stock = {name: path for name, path in (BUILTIN | BUILTIN_CHAIN).items() if name not in taken}
     builtin = {name: PluginDeclaration(import_path=path) for name, path in stock.items()}
-    loaded: dict[str, Loaded] = {}
-    faults: dict[str, list[PluginFault]] = {}
-    for name, declaration in (builtin | declarations).items():
-        try:
-            loaded[name] = _load(name, declaration)
-        except* PluginFault as group:
-            faults[name] = [fault for fault in group.exceptions if isinstance(fault, PluginFault)]
-    return Catalog(loaded, faults)
+    catalog = Catalog({}, {}, {})
+    declared: set[object] = set()
+    for name, declaration in (builtin | dict(declarations)).items():
+        with _Faults(name, catalog):
+            found = finding.resolve(declaration.import_path, library)
+            declared.add(found.cls)
+            catalog.loaded[name] = _load(name, declaration, found)
+    declared_units = {
+        declaration.import_path.partition(":")[0].partition(".")[0] for declaration in declarations.values()
+    }
+    finds = [finding.entries(library), finding.drop_ins(library, declared_units)]
+    for name, faults in (item for one in finds for item in one.faults.items()):
+        if name not in taken:
+            catalog.faults.setdefault(name, []).extend(faults)
+    claims: dict[str, list[Found]] = {}
+    for found in (one for each in finds for one in each.found if one.cls not in declared):
+        for name in found.names:
+            claims.setdefault(name, []).append(found)
+    for name, claimants in claims.items():
+        with _Faults(name, catalog):
+            _admit(name, claimants, catalog, taken)
+    return catalog
 
 
-def _load(name: str, declaration: PluginDeclaration) -> Loaded:
-    cls = _class(declaration.import_path)
+class _Faults:
+    """Files the faults that come out of a block under a name."""
+
+    def __init__(self, name: str, catalog: Catalog) -> None:
+        self._name = name
+        self._faults = catalog.faults
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> bool:
+        faults = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+        told = [fault for fault in faults if isinstance(fault, PluginFault)]
+        if told:
+            self._faults.setdefault(self._name, []).extend(fault.with_traceback(None) for fault in told)
+        return bool(told)
+
+
+def _admit(name: str, claimants: list[Found], catalog: Catalog, taken: set[str]) -> None:
+    """Let a plugin that was found have its name, unless it is another's. Raises PluginFault."""
+    classes = dict.fromkeys(found.cls for found in claimants)
+    holder = catalog.loaded.get(name) or _provider(name, catalog)
+    if holder is not None:
+        path = holder.declaration.import_path
+        if name in taken:
+            del catalog.loaded[name]  # which of them was meant, nobody can tell
+        raise _clash(name, [path, *(found.place for found in claimants)], claimants[0])
+    if name in taken:
+        return  # by a declaration that is faulty
+    if len(classes) > 1:
+        raise _clash(name, [found.place for found in claimants], claimants[0])
+    [found] = claimants[:1]
+    if finding.needs_settings(found.cls):
+        catalog.unset[name] = found.import_path
+        return
+    catalog.loaded[name] = _load(name, PluginDeclaration(import_path=found.import_path), found)
+
+
+def _provider(name: str, catalog: Catalog) -> Loaded | None:
+    """The device or interface plugin of another name that provides it."""
+    return catalog.providing("device").get(name) or catalog.providing("interface").get(name)
+
+
+def _clash(name: str, places: list[str], found: Found) -> PluginFault:
+    file, line = finding.place_of(found.cls)
+    message = f'"{name}" is more than one plugin: {" and ".join(places)}; rename one of them'
+    return PluginFault(message, ("import",), file=file, line=line)
+
+
+def _load(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
+    cls = found.cls
     faults: list[PluginFault] = []
 
     def report(path: Place, message: str, meant: Place | None = None) -> None:  # noqa: ARG001 - checker.Report's shape
@@ -116,56 +184,12 @@ def _load(name: str, declaration: PluginDeclaration) -> Loaded:
     try:
         config = checker.read(declaration.config, settings_of(cls), ("config",), report)
     except Exception as error:  # an author's annotations may name what is not there
-        raise PluginFault(f"the settings of {cls.__name__} cannot be read: {_blame(error)}", ("import",)) from error
-    if cls.kind == "auth" and declaration.on_error == "skip":
+        told = fault_of(error, f"the settings of {cls.__name__} cannot be read", "")
+        raise PluginFault(str(told), ("import",), trace=told.trace) from error
+    if cls.kind == "auth" and declaration.on_error not in (None, "deny"):
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
-    if cls.kind != "auth" and declaration.on_error == "deny":
+    if cls.kind in ("device", "interface", "stats") and declaration.on_error == "deny":
         faults.append(PluginFault(f'a {cls.kind} plugin does not admit requests: only "skip"', ("on_error",)))
     if faults or config is None:
         raise ExceptionGroup("faults", faults)
-    return Loaded(name, cls, declaration, config)
-
-
-def _class(import_path: str) -> type[Plugin[Any]]:
-    module_name, colon, attribute = import_path.partition(":")
-    if not (colon and module_name and attribute.isidentifier()):
-        raise PluginFault(f'expected "package.module:Class", got "{import_path}"', ("import",))
-    module = _module(module_name)
-    found = getattr(module, attribute, None)
-    if found is None:
-        hint = did_you_mean(attribute, (name for name in vars(module) if not name.startswith("_")))
-        raise PluginFault(f'module {module_name} ({module.__file__}) has no "{attribute}"{hint}', ("import",))
-    if not (isinstance(found, type) and issubclass(found, KINDS)):
-        kinds = ", ".join(kind.__name__ for kind in KINDS)
-        raise PluginFault(f"{import_path} is no plugin: it must be a class derived from one of {kinds}", ("import",))
-    _check_complete(found)
-    return found
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise PluginFault(
-                f'no module "{name}" on sys.path or in plugins/ beside the manifests', ("import",)
-            ) from error
-        raise PluginFault(f"importing {name} failed: {_blame(error)}", ("import",)) from error
-    except (Exception, SystemExit) as error:  # an author's code may raise anything; told with its line
-        raise PluginFault(f"importing {name} failed: {_blame(error)}", ("import",)) from error
-
-
-def _blame(error: BaseException) -> str:
-    """The error with the file and line of the author's code that raised it."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-
-
-def _check_complete(cls: type[Plugin[Any]]) -> None:
-    """Refuse a class that leaves out the one method, or the one attribute, that its kind is about."""
-    required = {"device": "probe", "auth": "authenticate", "stats": "record", "interface": "endpoints"}[cls.kind]
-    base = next(kind for kind in KINDS if issubclass(cls, kind))
-    if getattr(cls, required) is getattr(base, required):
-        raise PluginFault(f"{cls.__name__} does not define {required}, which a {cls.kind} plugin must", ("import",))
+    return Loaded(name, cls, declaration, config, found.version)

@@ -36,6 +36,7 @@ class Known(msgspec.Struct, frozen=True):
     device_names: frozenset[str]
     plugins: frozenset[str]
     kinds: dict[str, str]
+    unset: dict[str, str]
     settings: Settings
     exposed: bool
 
@@ -53,7 +54,8 @@ class Known(msgspec.Struct, frozen=True):
             modes=frozenset(catalog.providing("interface")),
             device_classes=frozenset(catalog.providing("device")),
             device_names=frozenset(devices),
-            plugins=frozenset(plugins) | frozenset(catalog.loaded),
+            plugins=frozenset(plugins) | frozenset(catalog.loaded) | frozenset(catalog.faults),
+            unset=catalog.unset,
             kinds=kinds,
             settings=settings,
             exposed=not all(is_loopback(host) for host in hosts) and not settings.insecure,
@@ -116,7 +118,11 @@ def _check_chain(chain: tuple[str, ...], known: Known) -> Iterator[Fault]:
     for position, name in enumerate(chain):
         if name not in known.plugins:
             hint = did_you_mean(name, known.plugins)
-            yield Fault(("chain", position), f'unknown plugin "{name}"{hint}; declare it as [plugins.{name}]')
+            message = f'unknown plugin "{name}"{hint}; declare it as [plugins.{name}]'
+            if name in known.unset:
+                how = f'import = "{known.unset[name]}" and config'
+                message = f'the plugin "{name}" needs settings: declare it as [plugins.{name}] with {how}'
+            yield Fault(("chain", position), message)
         elif (kind := known.kinds.get(name, "auth")) not in CHAIN_KINDS:
             yield Fault(("chain", position), f'"{name}" is a plugin of kind {kind}, which does not go into a chain')
         elif name in chain[:position]:

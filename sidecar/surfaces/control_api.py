@@ -79,6 +79,15 @@ async def events(request: Caller, state: ControlState) -> Response[Any]:
     return Response(events_api.answer(state.controller.events, asked))
 
 
+@post("/-/reload", guards=[only_for_operators], status_code=200)
+async def reload(state: ControlState) -> report.ReloadReport:
+    """Read manifests and plugins anew, now; returns when what is good of them is in force."""
+    if state.controller.fleet.closing:
+        raise ApiError(503, "shutting_down", "the sidecar is shutting down")
+    await state.controller.reload()
+    return report.reload(state.controller)
+
+
 @get("/-/measurements", guards=[only_for_operators])
 async def measurements(state: ControlState) -> tuple[Measured, ...]:
     """What variants took at most, and how long they load."""
@@ -140,7 +149,7 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 def control_app(controller: Controller) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
-        route_handlers=[healthy, ready, status, devices, plan, events, measurements, explain, act],
+        route_handlers=[healthy, ready, status, devices, plan, events, measurements, reload, explain, act],
         state=ControlState({"controller": controller}),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,

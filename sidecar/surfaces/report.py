@@ -70,7 +70,10 @@ class ModelStory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A plugin in force. failed: calls that went wrong. dropped: outcomes that found the queue full."""
+    """A plugin in force. failed: calls that went wrong. dropped: outcomes that found the queue full.
+
+    behind: why this is the one before, if a newer one cannot be loaded or opened.
+    """
 
     name: str
     kind: str
@@ -78,6 +81,16 @@ class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
     failed: int
     dropped: int
+    behind: str = ""
+
+
+class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in force after a reload. plugins: those that cannot be used, or are still those before, and why."""
+
+    generation: int
+    applied: str
+    problems: tuple[str, ...]
+    plugins: tuple[str, ...]
 
 
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +158,18 @@ def live_devices(controller: Controller) -> tuple[DeviceReport, ...]:
     return devices(controller.devices.devices, servers, controller.declaration)
 
 
+def reload(controller: Controller) -> ReloadReport:
+    """What came of a reload that has just been."""
+    generation = controller.generation
+    plugins = [f"{plugin.name}: {plugin.problem}" for plugin in _plugins(generation) if plugin.problem]
+    return ReloadReport(
+        generation=generation.number,
+        applied=controller.revisions.applied,
+        problems=tuple(str(problem) for problem in controller.revisions.problems),
+        plugins=(*plugins, *(f"{name} stays as it was: {why}" for name, why in sorted(generation.behind.items()))),
+    )
+
+
 async def story(controller: Controller, name: str) -> ModelStory:
     """The whole story of a declared model."""
     model = controller.declaration.models[name]
@@ -198,6 +223,7 @@ def _plugins(generation: Generation) -> tuple[PluginReport, ...]:
             problem=instance.problem,
             failed=instance.failed,
             dropped=instance.sink.dropped if instance.sink else 0,
+            behind=generation.behind.get(instance.name, ""),
         )
         for instance in sorted(generation.instances.values(), key=lambda instance: instance.name)
     )

@@ -60,7 +60,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Shutdown:
-    """What signals ask for: the first SIGTERM or SIGINT drains, the second hurries; SIGHUP has the manifests looked at.
+    """What signals ask for: the first SIGTERM or SIGINT drains, the second hurries; SIGHUP has all read anew.
 
     Made before anything is started, so that nothing that was started is left behind.
     """
@@ -72,7 +72,7 @@ class Shutdown:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask, number)
-        loop.add_signal_handler(signal.SIGHUP, controller.look_now.set)
+        loop.add_signal_handler(signal.SIGHUP, controller.ask_reload)
 
     def of(self, server: HttpServer) -> None:
         """The server that is to end."""

@@ -293,7 +293,7 @@ class VirtualSource:
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    async def read(self, before: Declaration) -> Loaded | None:
+    async def read(self, before: Declaration, *, anew: bool = False) -> Loaded | None:
         if self._manifests.unreadable:
             raise SourceError("manifests: no such directory")
         return self._manifests.loaded()

@@ -1,4 +1,4 @@
-"""Commands that speak to a running sidecar: `status`, `devices`, `start`, `stop`."""
+"""Commands that speak to a running sidecar: `status`, `devices`, `start`, `stop`, `reload`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sidecar.mechanism import plugins
 from sidecar.surfaces import report
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.local import probe
-from sidecar.surfaces.cli.output import print_json, print_table
-from sidecar.surfaces.report import DeviceReport, ModelReport, StatusReport
+from sidecar.surfaces.cli.output import NO, print_json, print_table
+from sidecar.surfaces.report import DeviceReport, ModelReport, ReloadReport, StatusReport
 
 
 @click.command()
@@ -33,6 +33,9 @@ def status(as_json: bool, remote: Remote) -> None:
     _show_devices(found.devices)
     click.echo()
     print_table("Models", ("MODEL", "MODE", "STATE", "WHERE", "MB", "BUSY", "BECAUSE"), map(_model_row, found.models))
+    old = [(plugin.name, plugin.kind, plugin.behind) for plugin in found.plugins if plugin.behind]
+    if old:
+        print_table("\nPlugins that stay as they were", ("PLUGIN", "KIND", "BECAUSE"), old)
     broken = [(plugin.name, plugin.kind, plugin.problem) for plugin in found.plugins if plugin.problem]
     if broken:
         print_table("\nPlugins that cannot be used", ("PLUGIN", "KIND", "BECAUSE"), broken)
@@ -78,6 +81,18 @@ def stop(model: str, force: bool, remote: Remote) -> None:
     """Let MODEL's server finish what is in flight, then stop it; wait until it is gone."""
     answer = remote.post(f"/-/models/{quote(model, safe='/')}/stop", {"force": "true"} if force else {})
     click.echo(f"{answer['model']} is stopped" + (f": {answer['message']}" if answer["message"] else ""))
+
+
+@click.command()
+@remote_options
+def reload(remote: Remote) -> None:
+    """Read manifests and plugins anew, those that are installed too; exit 1 if anything is wrong with them."""
+    found = msgspec.convert(remote.post("/-/reload"), ReloadReport)
+    for text in (*found.problems, *found.plugins):
+        click.echo(text, err=True)
+    click.echo(f"revision {found.applied} is in force as generation {found.generation}")
+    if found.problems or found.plugins:
+        raise SystemExit(NO)
 
 
 def _show_devices(found: tuple[DeviceReport, ...]) -> None:

@@ -18,6 +18,7 @@ from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.machine import LocalMachine
 from sidecar.mechanism.manifests import Manifests
 from sidecar.mechanism.rules import listen_address
+from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
 from sidecar.surfaces.cli.output import fail, print_problems
@@ -40,7 +41,8 @@ def run(directory: Path, log_level: str) -> None:
         telemetry = Telemetry.from_environment()
     except (source.SourceError, TelemetryError) as error:
         fail(str(error))
-    loaded = loader.load(snapshot, os.environ)
+    library = Library()
+    loaded = loader.load(snapshot, os.environ, library=library)
     if not loaded.usable:
         print_problems(loaded.problems)
         fail("[sidecar] is faulty, or may be in a file that is: nothing is started")
@@ -53,12 +55,12 @@ def run(directory: Path, log_level: str) -> None:
     except OSError as error:
         fail(f"cannot listen on {settings.listen}: {error.strerror}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(root, snapshot, loaded, state, listener, telemetry))
+        runner.run(_run(Manifests(root, os.environ, snapshot, library), root, loaded, state, listener, telemetry))
 
 
 async def _run(
+    manifests: Manifests,
     root: Path,
-    snapshot: source.Snapshot,
     loaded: loader.Loaded,
     state: StateDir,
     listener: socket.socket,
@@ -67,7 +69,7 @@ async def _run(
     client = Client()
     outside = Outside(
         machine=LocalMachine(state),
-        source=Manifests(root, os.environ, snapshot),
+        source=manifests,
         client=client,
         tracer=telemetry.tracer,
         state=state.path,
