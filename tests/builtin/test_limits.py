@@ -1,0 +1,283 @@
+"""Limits: who is let through, what he is told, and what is remembered of him."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugin_sdk import Exchange, Headers, Outcome, Principal, Reject, Request, Response, Usage
+from plugin_sdk.kinds import is_inline
+from plugin_sdk.services import Standalone
+from sidecar.builtin.limits import Bucket, Limit, Limits, Settings
+from tests.support import plugin
+
+T = TypeVar("T")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Kept(Standalone):
+    """Services that keep what was made, as over a reload."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+
+    async def keep(self, key: str, make: Callable[[], Awaitable[T]], close: Callable[[T], Awaitable[None]]) -> T:
+        if key not in self.made:
+            self.made[key] = await make()
+        kept: T = self.made[key]
+        return kept
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def opened(clock: Clock, services: Kept | None = None, **config: Any) -> Limits:
+    loaded = plugin(Limits, "limits", **config)
+    assert isinstance(loaded.config, Settings)
+    made = Limits(loaded.config, name="limits", services=services)
+    made.clock = clock
+    await made.open()
+    return made
+
+
+def exchange(who: str = "anna", model: str = "qwen", **attributes: Any) -> Exchange:
+    return Exchange(Request(method="POST", path="/", model=model, principal=Principal(who, attributes)))
+
+
+def ask(limits: Limits, asked: Exchange | None = None) -> Exchange:
+    """A request that is let through."""
+    asked = asked or exchange()
+    limits.on_request(asked)
+    return asked
+
+
+def refusal(limits: Limits, asked: Exchange | None = None) -> Reject:
+    with pytest.raises(Reject) as refused:
+        limits.on_request(asked or exchange())
+    return refused.value
+
+
+def end(limits: Limits, asked: Exchange, tokens: int | None) -> None:
+    usage = None if tokens is None else Usage(input_tokens=tokens - 1, output_tokens=1)
+    limits.on_end(asked, Outcome(model="qwen", usage=usage))
+
+
+def told(limits: Limits, asked: Exchange, *upstream: tuple[bytes, bytes]) -> dict[str, str]:
+    """The headers of limits on the answer, and those that the server sent."""
+    asked.response = Response(headers=Headers(upstream))
+    answer = limits.on_response(asked)
+    assert answer is not None
+    return {name.decode(): value.decode() for name, value in answer.headers.raw}
+
+
+async def test_requests_beyond_the_limit_are_refused_until_there_is_room(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=3)
+    for _ in range(3):
+        ask(limits)
+    refused = refusal(limits)
+    assert (refused.status, refused.code, refused.retry_after_s) == (429, "rate_limit_exceeded", 20)
+    expected = 'the limit of 3 requests per minute for "anna" on "qwen" is reached: try again in 20 s'
+    assert refused.message == expected
+    clock.now += 19.9
+    assert refusal(limits).retry_after_s == pytest.approx(0.1)
+    clock.now += 0.1
+    ask(limits)
+    refusal(limits)
+
+
+async def test_a_refusal_costs_nothing(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=1)
+    ask(limits)
+    for _ in range(10):
+        end(limits, _refused(limits), 100)
+    clock.now += 60
+    ask(limits)
+
+
+def _refused(limits: Limits) -> Exchange:
+    asked = exchange()
+    refusal(limits, asked)
+    return asked
+
+
+async def test_no_more_than_a_minutes_worth_is_saved_up(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=2)
+    clock.now += 3600
+    ask(limits)
+    ask(limits)
+    refusal(limits)
+
+
+async def test_tokens_count_when_they_are_known_and_a_debt_has_to_be_paid_off(clock: Clock) -> None:
+    limits = await opened(clock, tokens_per_minute=600)
+    first, second = ask(limits), ask(limits)
+    end(limits, first, 500)
+    ask(limits)
+    end(limits, second, 400)
+    refused = refusal(limits)
+    assert "600 tokens per minute" in refused.message
+    assert refused.retry_after_s == pytest.approx(30.1)
+    clock.now += 30.2
+    ask(limits)
+
+
+async def test_an_answer_without_usage_costs_no_tokens(clock: Clock) -> None:
+    limits = await opened(clock, tokens_per_minute=1)
+    end(limits, ask(limits), None)
+    end(limits, ask(limits), 1)
+    refusal(limits)
+
+
+async def test_every_principal_and_model_has_limits_of_its_own(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=1)
+    ask(limits, exchange("anna", "qwen"))
+    ask(limits, exchange("anna", "llama"))
+    ask(limits, exchange("bert", "qwen"))
+    refusal(limits, exchange("anna", "llama"))
+
+
+async def test_a_principals_own_limits_go_before_his_pattern_and_that_before_the_models(clock: Clock) -> None:
+    limits = await opened(
+        clock,
+        requests_per_minute=1,
+        principals={"team-*": {"requests_per_minute": 3}},
+        models={"big-*": {"requests_per_minute": 2, "tokens_per_minute": 50}},
+    )
+
+    def limit(who: str, model: str, **attributes: Any) -> tuple[str, str]:
+        headers = told(limits, ask(limits, exchange(who, model, **attributes)))
+        return headers["x-ratelimit-limit-requests"], headers["x-ratelimit-limit-tokens"]
+
+    assert limit("anna", "qwen") == ("1", "1000000")
+    assert limit("anna", "big-1") == ("2", "50")
+    assert limit("team-a", "big-1") == ("3", "50")
+    assert limit("team-a", "big-2", requests_per_minute="4", tokens_per_minute=9) == ("4", "9")
+    assert limit("team-b", "big-2", requests_per_minute="many", tokens_per_minute=True) == ("3", "50")
+
+
+async def test_the_answer_tells_where_the_caller_stands(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=600, tokens_per_minute=6000)
+    asked = ask(limits)
+    end(limits, ask(limits), 150)
+    assert told(limits, asked) == {
+        "x-ratelimit-limit-requests": "600",
+        "x-ratelimit-remaining-requests": "598",
+        "x-ratelimit-reset-requests": "200ms",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5850",
+        "x-ratelimit-reset-tokens": "1.5s",
+    }
+
+
+async def test_a_refusal_tells_the_same(clock: Clock) -> None:
+    limits = await opened(clock, tokens_per_minute=60, requests_per_minute=60)
+    end(limits, ask(limits), 420)
+    headers = refusal(limits).headers
+    assert headers["x-ratelimit-remaining-tokens"] == "0"
+    assert headers["x-ratelimit-reset-tokens"] == "7m0s"
+    assert headers["x-ratelimit-remaining-requests"] == "59"
+
+
+async def test_what_a_server_says_of_limits_gives_way_and_all_else_stays(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=9, tokens_per_minute=0)
+    upstream = ((b"X-RateLimit-Limit-Requests", b"7"), (b"Content-Type", b"x"), (b"Set-Cookie", b"a"))
+    asked = ask(limits)
+    headers = told(limits, asked, *upstream)
+    assert headers == {
+        "Content-Type": "x",
+        "Set-Cookie": "a",
+        "x-ratelimit-limit-requests": "9",
+        "x-ratelimit-remaining-requests": "8",
+        "x-ratelimit-reset-requests": "6.667s",
+    }
+
+
+async def test_zero_is_no_limit(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=0, tokens_per_minute=0)
+    for _ in range(1000):
+        end(limits, ask(limits), 10**9)
+    assert told(limits, ask(limits)) == {}
+
+
+async def test_it_works_without_settings() -> None:
+    limits = Limits()
+    await limits.open()
+    asked = ask(limits)
+    assert told(limits, asked)["x-ratelimit-limit-requests"] == "600"
+
+
+async def test_memory_is_bounded_and_those_longest_unused_go_first(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=1, most=100)
+    ask(limits, exchange("anna"))
+    for number in range(1000):
+        ask(limits, exchange(f"guest-{number}"))
+        refusal(limits, exchange("anna"))
+    assert len(limits._buckets) == 100
+    assert limits._buckets.forgotten == 901
+
+
+async def test_a_reload_is_no_way_around_the_limits_and_a_new_one_holds_at_once(clock: Clock) -> None:
+    services = Kept()
+    before = await opened(clock, services, requests_per_minute=2)
+    ask(before)
+    asked = ask(before)
+    after = await opened(clock, services, requests_per_minute=3)
+    ask(after)
+    refusal(after)
+    end(before, asked, 2_000_000)
+    assert "tokens" in refusal(after).message
+
+
+async def test_many_at_once_get_exactly_the_limit(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=30)
+
+    async def one(number: int) -> bool:
+        asked = exchange(f"team-{number % 2}")
+        await asyncio.sleep(0)
+        try:
+            limits.on_request(asked)
+        except Reject:
+            return False
+        await asyncio.sleep(0)
+        return True
+
+    assert sum(await asyncio.gather(*map(one, range(100)))) == 60
+
+
+def test_it_never_blocks() -> None:
+    assert all(is_inline(getattr(Limits, name)) for name in ("on_request", "on_response", "on_end"))
+
+
+@pytest.mark.parametrize("made", [lambda: Limit(-1), lambda: Settings(tokens_per_minute=-1), lambda: Settings(most=0)])
+def test_limits_that_make_no_sense_are_refused_at_load(made: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="more"):
+        made()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 100), st.lists(st.floats(0, 30), max_size=200))
+def test_over_any_time_no_more_passes_than_a_minutes_worth_and_what_has_filled_up(
+    limit: int, pauses: list[float]
+) -> None:
+    now, passed = 0.0, 0
+    bucket = Bucket(limit, now)
+    for pause in pauses:
+        now += pause
+        if bucket.left(limit, now) >= 1:
+            bucket.take(1)
+            passed += 1
+        assert passed <= limit + now * limit / 60 + 1e-6
