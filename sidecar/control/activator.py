@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from sidecar.control.fleet import Fleet
 from sidecar.control.leases import Lease, RefusedError
@@ -18,13 +19,19 @@ class Activator:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    def try_acquire(self, name: str, model: Model) -> Lease | None:
-        """A lease if there is a server that can serve this instant."""
+    def try_acquire(self, name: str, model: Model, tried: Collection[str] = ()) -> Lease | None:
+        """A lease if there is a server that can serve this instant.
+
+        tried: variants that did not answer; others that somebody else runs come before them.
+        """
         server = self._fleet.server_of(name)
         if server is not None and server.state is ServerState.READY:
             return self._fleet.admit(server, cold=False)
-        variant = self._fleet.healthy_external(name, model)
-        return None if variant is None else self._fleet.external_lease(name, variant)
+        variants = self._fleet.healthy_externals(name, model)
+        if not variants:
+            return None
+        fresh = (variant for variant in variants if variant.name not in tried)
+        return self._fleet.external_lease(name, next(fresh, variants[0]))
 
     async def acquire(self, name: str, model: Model, *, bounded: bool = True) -> Lease:
         """A lease, waiting for its turn and a cold start if need be. Raises RefusedError.

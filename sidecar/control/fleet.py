@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
@@ -67,6 +68,7 @@ class Fleet:
         self.waiting: dict[str, Waiters] = {}
         self.failures: dict[tuple[str, str], Failure] = {}  # by model and variant
         self.externals: dict[tuple[str, str, str], ExternalServer] = {}
+        self.external_in_flight: Counter[tuple[str, str]] = Counter()  # by model and variant
         self.auto_started: set[str] = set()
         self.moving: dict[str, float] = {}  # stopped only to be started anew, until when that is worth it
         self.transitions = 0
@@ -290,14 +292,28 @@ class Fleet:
 
     def healthy_external(self, name: str, model: Model) -> Variant | None:
         """The first url variant whose server is healthy."""
-        for variant in model.variants:
-            seen = self.externals.get((name, variant.name, variant.url))
-            if variant.external and seen is not None and seen.healthy:
-                return variant
-        return None
+        return next(iter(self.healthy_externals(name, model)), None)
+
+    def healthy_externals(self, name: str, model: Model) -> list[Variant]:
+        """The url variants whose servers are healthy, in the manifest's order."""
+        return [
+            variant
+            for variant in model.variants
+            if variant.external
+            and (seen := self.externals.get((name, variant.name, variant.url))) is not None
+            and seen.healthy
+        ]
 
     def external_lease(self, model: str, variant: Variant) -> Lease:
-        """A lease that holds nothing back: what somebody else runs is never stopped."""
+        """A lease that holds nothing back, and is counted: what somebody else runs is never stopped."""
+        key = (model, variant.name)
+        self.external_in_flight[key] += 1
+
+        def given_back() -> None:
+            self.external_in_flight[key] -= 1
+            if not self.external_in_flight[key]:
+                del self.external_in_flight[key]
+
         target = Target(
             model=model,
             variant=variant.name,
@@ -306,7 +322,7 @@ class Fleet:
             origin="external",
             api_key=variant.api_key,
         )
-        return Lease(None, target, self.released)
+        return Lease(None, target, self.released, given_back)
 
     def _waiters(self, model: str) -> list[asyncio.Future[Lease]]:
         waiters = self.waiting.pop(model, None)

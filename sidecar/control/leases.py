@@ -26,7 +26,10 @@ class RefusedError(Exception):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request goes. cold: unix seconds from start to ready of a server that the request had to wait for."""
+    """Where a request goes. cold: unix seconds from start to ready of a server that the request had to wait for.
+
+    timeout_s: for the head of the answer; None = as long as the client waits.
+    """
 
     model: str
     variant: str
@@ -35,19 +38,27 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     api_key: Secret | None = None
     cold: tuple[float, float] | None = None
+    timeout_s: float | None = None
 
 
 class Lease:
     """While it is held, the server is busy and will not be stopped. Release it once.
 
-    server: None for one that somebody else runs, which is never stopped anyway.
+    server: None for one that somebody else runs, which is never stopped anyway; then `given_back` is called at the end.
     """
 
-    __slots__ = ("_released", "_server", "target")
+    __slots__ = ("_given_back", "_released", "_server", "target")
 
-    def __init__(self, server: LiveServer | None, target: Target, released: Callable[[LiveServer], None]) -> None:
+    def __init__(
+        self,
+        server: LiveServer | None,
+        target: Target,
+        released: Callable[[LiveServer], None],
+        given_back: Callable[[], None] | None = None,
+    ) -> None:
         self._server = server
         self._released = released
+        self._given_back = given_back
         self.target = target
 
     async def last_words(self) -> str:
@@ -66,6 +77,9 @@ class Lease:
         if self._server is not None:
             server, self._server = self._server, None
             self._released(server)
+        if self._given_back is not None:
+            given_back, self._given_back = self._given_back, None
+            given_back()
 
 
 class Waiters:

@@ -6,6 +6,7 @@ A plugin that hangs costs its own threads and nothing else: they are few and dae
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import queue
@@ -81,9 +82,9 @@ async def contained(call: Awaitable[T]) -> T:
         raise out_of_place(error) from error
 
 
-def direct(method: Callable[..., T], *args: Any, marker: Marker) -> T:
+def direct(method: Callable[..., T], *args: Any, marker: Marker | None = None) -> T:
     """The result of a plain method, called on the loop. It raises nothing worse than an Exception."""
-    began = marker.enter()
+    began = marker.enter() if marker is not None else 0.0
     try:
         return method(*args)
     except Exception:
@@ -91,7 +92,8 @@ def direct(method: Callable[..., T], *args: Any, marker: Marker) -> T:
     except BaseException as error:
         raise out_of_place(error) from error
     finally:
-        marker.leave(began)
+        if marker is not None:
+            marker.leave(began)
 
 
 def runs_inline(method: Callable[..., Any]) -> bool:
@@ -119,7 +121,8 @@ def bind(
 
     async def call_threaded(*args: Any) -> Any:
         async with asyncio.timeout(deadline_s):
-            result = await asyncio.wrap_future(threads.submit(functools.partial(method, *args)))
+            context = contextvars.copy_context()  # or spans of the plugin's would have no parent
+            result = await asyncio.wrap_future(threads.submit(functools.partial(context.run, method, *args)))
         return await Bounded(result, deadline_s, mark) if inspect.isawaitable(result) else result
 
     return call_threaded

@@ -1,7 +1,8 @@
 """The course of one inference request, whoever carries its bytes.
 
-Find the interface by path and the model by name; authenticate; lease a server, starting one if need be; relay its
-answer byte by byte; whatever happens, give the lease back, record the outcome and end the span.
+Find the interface by path and the model by name; authenticate; let the filters have their say; ask a server, starting
+one if need be, and relay its answer byte by byte; whatever happens, give back what was held, record the outcome and end
+the span.
 """
 
 from __future__ import annotations
@@ -11,29 +12,25 @@ import logging
 from typing import Any
 
 import msgspec
-from opentelemetry.trace import SpanKind
 
 from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Interface, Outcome, Principal, Reject, Request, Usage
+from plugin_sdk import Response as Answer
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
-from sidecar.control.leases import Lease, RefusedError, Target
 from sidecar.core.manifest import Model
 from sidecar.core.names import listed, near
+from sidecar.mechanism.calls import direct
 from sidecar.mechanism.connections import UpstreamError
-from sidecar.mechanism.upstream import end_to_end
-from sidecar.surfaces.dataplane.body import Head, read_head, with_model
+from sidecar.mechanism.filters import Passage
+from sidecar.surfaces.dataplane.asking import Asked, Asking
+from sidecar.surfaces.dataplane.body import Head, read_head
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.response import Downstream, Response
 from sidecar.surfaces.dataplane.tracing import RequestTrace
-from sidecar.surfaces.dataplane.waiting import loading, wait_aloud
+from sidecar.surfaces.dataplane.waiting import to_the_end
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 3  # connections tried in all, each on a server that was ready; only while nothing can have been processed
-
-# Of the client's connection or identity: they do not concern the upstream, which gets its own.
-_NOT_PASSED_ON = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +72,7 @@ class Relay:
         self._found = candidates[0]
         self._clock = controller.clock
         self._response = Response(out, self._clock)
+        self._response.interface = self._found.interface
         self._started = self._clock.monotonic()
         self._started_unix = self._clock.unix()
         self._trace = RequestTrace(
@@ -83,8 +81,8 @@ class Relay:
         self._chain = self._generation.default_chain
         self._model = ""
         self._principal: Principal = ANONYMOUS
-        self._target: Target | None = None
-        self._queue_s = 0.0
+        self._passage: Passage | None = None
+        self._asking: Asking | None = None
 
     async def run(self, body: bytes) -> None:
         """Answer the request. Raises nothing but cancellation, which means that the client has gone."""
@@ -95,6 +93,8 @@ class Relay:
             usage = self._usage()
         except ApiError as error:
             await self._response.refuse(error)
+        except Reject as reject:  # whichever stage it is from
+            await self._response.refuse(ApiError.rejected(reject))
         except UpstreamError as error:
             log.warning("%s: %s", self._model, error)
             await self._response.refuse(ApiError(502, "upstream_failed", str(error)), End.UPSTREAM_FAILED)
@@ -106,20 +106,54 @@ class Relay:
             message = "the sidecar failed on this request; its log says how"
             await self._response.refuse(ApiError(500, "internal_error", message))
         finally:
-            self._generation.leave()
-            outcome = self._outcome(len(body), usage)
+            await self._finish(self._outcome(len(body), usage))
+
+    async def _finish(self, outcome: Outcome) -> None:
+        """Tell everybody what came of it; the plugins are in use until then."""
+        try:
+            if self._asking is not None:
+                self._asking.finished(outcome)
             self._chain.record(outcome)
             self._trace.end(outcome)
+            if self._passage is not None and self._passage.has_end:
+                await to_the_end(self._passage.end(outcome))
+        finally:
+            self._generation.leave()
 
     # --- stages -------------------------------------------------------------------------------------------------
 
     async def _answer(self, body: bytes) -> None:
         request, head, model = await self._admit(body)
-        try:
-            self._found.interface.validate(request)
-        except Reject as reject:
-            raise ApiError.rejected(reject) from None
-        await self._relay(model, head, body)
+        interface = self._found.interface
+        direct(interface.validate, request)
+        limit = self._generation.declaration.settings.max_body
+        self._passage = self._chain.passage(self._found.mode, limit, events=interface.events)
+        if self._passage is not None:
+            changed = await self._filter(self._passage, request)
+            if changed is None:
+                return
+            if changed.body is not body:
+                head = _reread(changed.body)
+            request = changed
+        asked = Asked(
+            name=self._model,
+            model=model,
+            request=request,
+            head=head,
+            chain=self._chain,
+            passage=self._passage,
+        )
+        self._asking = Asking(self._controller, asked, self._response, self._trace)
+        await self._asking.run()
+
+    async def _filter(self, passage: Passage, request: Request) -> Request | None:
+        """The request as it goes on; None if a filter has answered it."""
+        with self._trace.stage("filters"):
+            result = await passage.request(request)
+        if isinstance(result, Answer):
+            await self._response.give(result, f"answered_by:{passage.answered_by}")
+            return None
+        return result
 
     async def _admit(self, body: bytes) -> tuple[Request, Head, Model]:
         """Who asks for what. Nobody learns which models there are before the default chain has let them in."""
@@ -145,6 +179,7 @@ class Relay:
         self._model = name
         self._trace.asks_for(head.model or name)
         self._found = next((found for found in self._candidates if found.mode in model.modes), self._found)
+        self._response.interface = self._found.interface
         self._chain = self._generation.chain(name)
         request = msgspec.structs.replace(request, model=name, requested_model=head.model or "", mode=self._found.mode)
         await self._authenticate(request)
@@ -181,93 +216,21 @@ class Relay:
         modes = listed(model.modes)
         return f'the model "{name}" is of mode {modes}, not {self._found.mode}: it answers at {listed(paths)}'
 
-    async def _lease(self, model: Model, head: Head) -> Lease:
-        lease = self._controller.activator.try_acquire(self._model, model)
-        if lease is None:
-            began = self._clock.monotonic()
-            with self._trace.stage("queue") as span:
-                try:
-                    lease = await self._wait(model, head)
-                except RefusedError as error:
-                    raise ApiError.refused(error, self._model) from None
-                finally:
-                    self._queue_s += self._clock.monotonic() - began
-                try:
-                    self._trace.cold_start(lease.target, span)
-                except BaseException:
-                    lease.release()
-                    raise
-        self._target = lease.target
-        return lease
-
-    async def _wait(self, model: Model, head: Head) -> Lease:
-        leasing = self._controller.activator.acquire(self._model, model)
-        if not (model.loading_events and head.streams and self._incoming.method == "POST"):
-            return await leasing
-        began = self._clock.monotonic()
-
-        async def tell() -> None:
-            conditions = self._controller.fleet.conditions.get(self._model, ())
-            await self._response.comment(loading(self._model, conditions, self._clock.monotonic() - began))
-
-        return await wait_aloud(leasing, tell)
-
-    async def _relay(self, model: Model, head: Head, body: bytes) -> None:
-        """Ask the server, and again if it cannot have noticed; then pass on what it says."""
-        for attempt in range(1, ATTEMPTS + 1):
-            lease = await self._lease(model, head)
-            try:
-                await self._ask(lease.target, head, body)
-                return
-            except UpstreamError as error:
-                if error.processed or attempt == ATTEMPTS:
-                    why = await lease.last_words()
-                    raise UpstreamError(f"{error}; {why}" if why else str(error), processed=error.processed) from error
-                log.info("%s: %s; trying again", self._model, error)
-            finally:
-                lease.release()
-            await asyncio.sleep(0.05 * attempt)  # a server that has just died is noticed in this time
-
-    async def _ask(self, target: Target, head: Head, body: bytes) -> None:
-        if head.model != target.upstream_model:
-            body = with_model(body, target.upstream_model)
-        with self._trace.stage("upstream", SpanKind.CLIENT) as span:
-            span.set_attribute("url.full", target.base_url + self._incoming.path)
-            query = f"?{self._incoming.query}" if self._incoming.query else ""
-            exchange = await self._controller.client.exchange(
-                self._incoming.method,
-                target.base_url + self._incoming.path + query,
-                self._trace.carry(self._headers_for(target), span),
-                body,
-            )
-            try:
-                span.set_attribute("http.response.status_code", exchange.status)
-                await self._response.relay(exchange)
-            finally:
-                await exchange.close()
-
-    def _headers_for(self, target: Target) -> RawHeaders:
-        """The client's headers without what was meant for the sidecar, with the upstream's own key."""
-        dropped = _NOT_PASSED_ON
-        extra: RawHeaders = ()
-        if self._response.begun:  # too late to tell the client of an encoding
-            dropped, extra = dropped | {b"accept-encoding"}, ((b"accept-encoding", b"identity"),)
-        headers = tuple(pair for pair in end_to_end(self._incoming.headers) if pair[0].lower() not in dropped)
-        if target.api_key is not None:
-            extra = (*extra, (b"authorization", b"Bearer " + target.api_key.reveal().encode()))
-        return (*headers, *extra)
-
     # --- ends ---------------------------------------------------------------------------------------------------
 
     def _usage(self) -> Usage | None:
+        if self._asking is None:
+            return None  # no server has counted anything
+        tail = self._response.tail
         try:
-            return self._found.interface.usage(self._response.tail.read(), self._response.tail.streamed)
+            return direct(self._found.interface.usage, tail.read(), tail.streamed)
         except Exception:
             log.exception("the interface plugin of mode %s cannot read usage", self._found.mode)
             return None
 
     def _outcome(self, bytes_in: int, usage: Usage | None) -> Outcome:
-        target, response = self._target, self._response
+        asking, response = self._asking, self._response
+        target = asking.target if asking else None
         first_byte_at = response.first_byte_at
         return Outcome(
             model=self._model,
@@ -282,10 +245,18 @@ class Relay:
             cold=target is not None and target.cold is not None,
             started_s=self._started_unix,
             duration_s=self._clock.monotonic() - self._started,
-            queue_s=self._queue_s,
+            queue_s=asking.queue_s if asking else 0.0,
             first_byte_s=None if first_byte_at is None else first_byte_at - self._started,
             bytes_in=bytes_in,
             bytes_out=response.tail.total,
             usage=usage,
             trace_id=self._trace.id,
         )
+
+
+def _reread(body: bytes) -> Head:
+    """What matters of a body that filters have changed."""
+    try:
+        return read_head(body)
+    except ApiError as error:
+        raise ApiError(500, "filter_failed", f"a filter has made of the request what cannot be sent: {error}") from None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
-from plugin_sdk import Outcome
+from plugin_sdk import End, Outcome
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.leases import Target
 from sidecar.mechanism.telemetry import parent_of, trace_id, traced
@@ -65,7 +65,7 @@ class RequestTrace:
             span.set_attribute("sidecar.end", outcome.end.value)
             for key, value in _told(outcome).items():
                 span.set_attribute(key, value)
-            if outcome.status >= 500 or outcome.code:
+            if outcome.status >= 500 or (outcome.code and outcome.end is not End.OK):
                 span.set_attribute("error.type", outcome.code or str(outcome.status))
                 span.set_status(Status(StatusCode.ERROR))
         span.end()

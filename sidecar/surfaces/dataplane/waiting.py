@@ -41,6 +41,20 @@ def _unwanted(waiting: asyncio.Future[Lease]) -> None:
         waiting.result().release()
 
 
+async def to_the_end(call: Coroutine[Any, Any, None]) -> None:
+    """Do all of it, even if whoever waits is told to leave meanwhile: that counts when it is done."""
+    doing = asyncio.ensure_future(call)
+    leaving: asyncio.CancelledError | None = None
+    while not doing.done():
+        try:
+            await asyncio.wait((doing,))
+        except asyncio.CancelledError as error:
+            leaving = error
+    doing.result()
+    if leaving is not None:
+        raise leaving
+
+
 def loading(model: str, conditions: tuple[Condition, ...], waited_s: float) -> bytes:
     """The comment that says why the model is not ready, as one line."""
     reasons = [one.message for one in conditions if one.type == READY and one.status is not Status.TRUE and one.message]
