@@ -89,7 +89,7 @@ def drop_ins(library: Library, declared: set[str]) -> Finds:
     for name, broken in library.broken.items():
         _tell(name, broken, library, finds)
     for name, version in library.versions.items():
-        if _NOT_SCANNED.fullmatch(name):
+        if name in library.broken or _NOT_SCANNED.fullmatch(name):
             continue
         if rival := library.rival(name):
             message = f'"{name}" is also installed ({rival}), which wins: rename {version.path}'

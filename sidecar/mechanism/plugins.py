@@ -108,6 +108,7 @@ def load(
             found = finding.resolve(declaration.import_path, library)
             declared.add(found.cls)
             catalog.loaded[name] = _load(name, declaration, found)
+    _tell_providers_apart(catalog, stock)
     declared_units = {
         declaration.import_path.partition(":")[0].partition(".")[0] for declaration in declarations.values()
     }
@@ -123,6 +124,25 @@ def load(
         with _Faults(name, catalog):
             _admit(name, claimants, catalog, taken)
     return catalog
+
+
+def _tell_providers_apart(catalog: Catalog, stock: Mapping[str, str]) -> None:
+    """A declared plugin stands in for the built-in that provides the same; two declared ones are one too many."""
+    for kind in ("device", "interface"):
+        providers: dict[str, list[Loaded]] = {}
+        for plugin in catalog.loaded.values():
+            if plugin.kind == kind:
+                providers.setdefault(plugin.provides, []).append(plugin)
+        for provides, plugins in providers.items():
+            declared = [plugin for plugin in plugins if plugin.name not in stock]
+            for plugin in plugins if declared else ():
+                if plugin not in declared:
+                    del catalog.loaded[plugin.name]
+            for plugin in declared if len(declared) > 1 else ():
+                del catalog.loaded[plugin.name]
+                others = ", ".join(f"[plugins.{one.name}]" for one in declared if one is not plugin)
+                message = f'provides the {kind} "{provides}", and so does {others}'
+                catalog.faults.setdefault(plugin.name, []).append(PluginFault(message, ("import",)))
 
 
 class _Faults:

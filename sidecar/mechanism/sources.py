@@ -23,6 +23,8 @@ from sidecar.mechanism.versions import CodeFault, Text, Version, import_within, 
 
 Signature = tuple[tuple[str, int, int, int], ...]
 
+_Stamp = tuple[int, int, int]
+
 _ATTEMPTS = 5
 _OURS = ("sidecar", "plugin_sdk")
 _ENDINGS = (".py", *EXTENSION_SUFFIXES)
@@ -65,13 +67,10 @@ class Library:
         self.offered = {name: names for name, names in self.offered.items() if name in units}
         for name, unit in units.items():
             old = before.get(name)
-            if name not in anew and old is not None:
-                self.versions[name] = old
-                continue
-            if unit.extensions and old is not None and old.module is not None:
+            stays = old is not None and old.module is not None and bool(unit.extensions)
+            if name in anew and stays:
                 self.broken[name] = _needs_restart(unit)
-                continue
-            self.versions[name] = self._version(unit)
+            self.versions[name] = old if old is not None and (stays or name not in anew) else self._version(unit)
 
     def find(self, name: str) -> Version | None:
         """The unit of that name, unless something of the same name is installed, which then wins."""
@@ -94,7 +93,7 @@ class Installed:
     """Packages on `sys.path`. They are imported as ever, until somebody asks for those that have changed."""
 
     def __init__(self) -> None:
-        self._stamps: dict[str, Signature] = {}  # of the files that a package was loaded from
+        self._stamps: dict[str, dict[str, _Stamp]] = {}  # by package, of the files that it was loaded from
         self._versions: dict[str, Version] = {}
         self._faults: dict[str, CodeFault] = {}
 
@@ -107,7 +106,7 @@ class Installed:
             return version.load(below), version
         importlib.invalidate_caches()
         module = import_within(name, "")
-        self._stamps[top] = _stamp(top)
+        self._stamps[top] = _stamps(top) | self._stamps.get(top, {})
         return module, None
 
     def reread(self) -> None:
@@ -118,8 +117,7 @@ class Installed:
             if top in _OURS or top in sys.stdlib_module_names or module is None or not module.__file__:
                 continue
             path = Path(module.__file__)
-            now = _stamp(top) if top not in self._versions else before
-            if now == before and top not in self._versions:
+            if _stamps(top) == before and top not in self._versions:
                 continue
             self._take(top, path.parent if path.name == "__init__.py" else path)
 
@@ -176,16 +174,16 @@ def _needs_restart(unit: Unit) -> CodeFault:
     return CodeFault(f"{unit.path} has changed, and {why}: restart the sidecar", file=str(unit.path))
 
 
-def _stamp(top: str) -> Signature:
-    """Of the files that a package was loaded from."""
-    found = []
+def _stamps(top: str) -> dict[str, _Stamp]:
+    """Of the files that a package was loaded from, as they are now."""
+    found = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if file and (name == top or name.startswith(top + ".")):
             with contextlib.suppress(OSError):  # gone since: then it differs
                 stat = os.stat(file)  # noqa: PTH116 - there may be hundreds
-                found.append((file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(sorted(found))
+                found[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return found
 
 
 def _read(folder: Path) -> tuple[dict[str, Unit], Signature]:
