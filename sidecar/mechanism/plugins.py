@@ -44,7 +44,12 @@ BUILTIN = {
 }
 
 # Built-ins that a chain may name without a [plugins.*] table, because they work without settings.
-BUILTIN_CHAIN = {"log": "sidecar.builtin.log:Log"}
+BUILTIN_CHAIN = {
+    "log": "sidecar.builtin.log:Log",
+    "usage": "sidecar.builtin.usage:Usage",
+    "limits": "sidecar.builtin.limits:Limits",
+    "balance": "sidecar.builtin.balance:Balance",
+}
 
 
 class Loaded(msgspec.Struct, frozen=True):

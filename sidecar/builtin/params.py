@@ -1,0 +1,78 @@
+"""Fields of a request's JSON body that the manifest sets, fills in or takes out.
+
+Only the top-level fields that are named change. The others stay as they came, byte by byte and in their order: numbers
+of any length, fields that nobody knows, a key that stands there twice in an inner object.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from plugin_sdk import Config, Exchange, Filter, Reject, Request, inline
+
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Settings(Config):
+    """set: fields that always have this value. default: those that have it unless the client says otherwise (`null` is
+    something that he says). strip: fields that are taken out.
+    """
+
+    set: dict[str, Any] = msgspec.field(default_factory=dict)
+    default: dict[str, Any] = msgspec.field(default_factory=dict)
+    strip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        named = [*self.set, *self.default, *self.strip]
+        if not named:
+            raise ValueError("expected fields under set, default or strip")
+        for name in named:
+            if named.count(name) > 1:
+                raise ValueError(f'"{name}" is named twice: it can be set, have a default or be stripped')
+            if name == "model":
+                raise ValueError('"model" decides where the request goes: use aliases, or model_name of a variant')
+
+
+class Params(Filter[Settings]):
+    """Set, default and strip fields of the body.
+
+    A body that is no JSON object, such as a form, is refused: it would go past what the manifest says.
+    """
+
+    async def open(self) -> None:
+        self._set = _encoded(self.config.set)
+        self._default = _encoded(self.config.default)
+
+    @inline
+    def on_request(self, exchange: Exchange) -> Request | None:
+        """The request with another body; None if all is as it should be. Raises Reject(400)."""
+        request = exchange.request
+        if not request.body and request.method in ("GET", "HEAD", "DELETE"):
+            return None
+        try:
+            fields = _decode(request.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Reject(400, f"the body must be a JSON object: {error}", code="invalid_json") from None
+        if not self._change(fields):
+            return None
+        return msgspec.structs.replace(request, body=msgspec.json.encode(fields))
+
+    def _change(self, fields: dict[str, msgspec.Raw]) -> bool:
+        """Whether anything of it changed."""
+        changed = False
+        for name in self.config.strip:
+            changed |= fields.pop(name, None) is not None
+        for name, value in self._set.items():
+            fields[name] = value
+            changed = True  # even if it was that: the key may stand there twice, and servers differ in which they take
+        for name, value in self._default.items():
+            if name not in fields:
+                fields[name] = value
+                changed = True
+        return changed
+
+
+def _encoded(values: dict[str, Any]) -> dict[str, msgspec.Raw]:
+    return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in values.items()}
