@@ -18,6 +18,7 @@ from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog, Loaded
 from sidecar.mechanism.services import Host, PluginServices
+from sidecar.mechanism.watchdog import Marker
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ class Generation:
             return broken
         return instance.bind("ready")
 
+    def marker(self, mode: str) -> Marker:
+        """The watchdog's mark of an interface plugin, for calls that are made directly."""
+        return self._modes[mode].marker
+
     def enter(self) -> None:
         """A request begins on this generation."""
         self.leases += 1
@@ -130,6 +135,10 @@ class Generations:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
         return self.current
+
+    def markers(self) -> list[Marker]:
+        """The watchdog's marks of all plugins in force. May be called from its thread."""
+        return [instance.marker for instance in self.current.instances.values()] if self.current else []
 
     def probers(self) -> dict[str, Prober]:
         """One prober for each device plugin in force; kept as long as its plugin is."""

@@ -30,6 +30,11 @@ OnError = Literal["deny", "skip", "disable"]
 DEFAULT_ON_ERROR: dict[str, OnError] = {"auth": "deny", "filter": "deny", "route": "skip", "stats": "skip"}
 
 
+def on_error_of(loaded: Loaded) -> OnError:
+    """What a failure of the plugin means for the request."""
+    return loaded.declaration.on_error or DEFAULT_ON_ERROR.get(loaded.kind, "skip")
+
+
 class Instance:
     """One plugin of a generation.
 
@@ -63,8 +68,7 @@ class Instance:
     @property
     def on_error(self) -> OnError:
         """What a failure means for the request."""
-        declared = self.loaded.declaration.on_error if self.loaded is not None else None
-        return declared or DEFAULT_ON_ERROR.get(self.kind, "skip")
+        return on_error_of(self.loaded) if self.loaded is not None else "deny"
 
     async def open(self) -> None:
         """Make and open the plugin. What goes wrong becomes its problem."""

@@ -7,13 +7,17 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from plugin_sdk import Filter, Interface
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PortRange, Settings, Variant
 from sidecar.core.names import did_you_mean, listed
 from sidecar.mechanism import placeholders
+from sidecar.mechanism.filters import unfit
+from sidecar.mechanism.instance import on_error_of
 from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog
 
@@ -29,7 +33,10 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """The names that a model may use, and whether it needs an auth plugin in its chain."""
+    """The names that a model may use, and whether it needs an auth plugin in its chain.
+
+    guards: filters that must not be left out. unparsed_modes: those whose answers no filter can read as events.
+    """
 
     modes: frozenset[str]
     device_classes: frozenset[str]
@@ -37,6 +44,8 @@ class Known(msgspec.Struct, frozen=True):
     plugins: frozenset[str]
     kinds: dict[str, str]
     unset: dict[str, str]
+    guards: dict[str, type[Filter[Any]]]
+    unparsed_modes: frozenset[str]
     settings: Settings
     exposed: bool
 
@@ -56,6 +65,16 @@ class Known(msgspec.Struct, frozen=True):
             device_names=frozenset(devices),
             plugins=frozenset(plugins) | frozenset(catalog.loaded) | frozenset(catalog.faults),
             unset=catalog.unset,
+            guards={
+                name: plugin.cls
+                for name, plugin in catalog.loaded.items()
+                if issubclass(plugin.cls, Filter) and on_error_of(plugin) == "deny"
+            },
+            unparsed_modes=frozenset(
+                mode
+                for mode, plugin in catalog.providing("interface").items()
+                if issubclass(plugin.cls, Interface) and not plugin.cls.events
+            ),
             kinds=kinds,
             settings=settings,
             exposed=not all(is_loopback(host) for host in hosts) and not settings.insecure,
@@ -180,11 +199,25 @@ def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
         if mode not in known.modes:
             hint = did_you_mean(mode, known.modes)
             yield Fault(("mode",), f'unknown mode "{mode}"{hint}; known: {listed(known.modes)}')
+    yield from _check_guards(model, known)
     if model.chain is None:
         return  # it has the default chain, whose faults are told at [sidecar]
     yield from _check_chain(model.chain, known)
     if known.exposed and not _has_auth(model.chain, known):
         yield Fault(("chain",), "no auth plugin, and the sidecar can be reached from other machines")
+
+
+def _check_guards(model: Model, known: Known) -> Iterator[Fault]:
+    """A guard that cannot run must not silently be none."""
+    chain = known.settings.chain if model.chain is None else model.chain
+    guards = [(position, name, known.guards[name]) for position, name in enumerate(chain) if name in known.guards]
+    for position, name, guard in guards:
+        for mode in model.modes:
+            why_not = unfit(guard, mode, events=mode not in known.unparsed_modes)
+            if why_not:
+                where: Place = ("mode",) if model.chain is None else ("chain", position)
+                remedy = f'give the model a chain without it, or set on_error = "skip" in [plugins.{name}]'
+                yield Fault(where, f'the filter "{name}" is a guard, and cannot guard this model: {why_not}; {remedy}')
 
 
 def check_device(declaration: DeviceDeclaration, catalog: Catalog) -> Iterator[Fault]:

@@ -72,6 +72,7 @@ class ModelStory(msgspec.Struct, frozen=True, kw_only=True):
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     """A plugin in force. failed: calls that went wrong. dropped: outcomes that found the queue full.
 
+    blocked: how often it held up the event loop for longer than it may.
     behind: why this is the one before, if a newer one cannot be loaded or opened.
     """
 
@@ -81,6 +82,7 @@ class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
     failed: int
     dropped: int
+    blocked: int = 0
     behind: str = ""
 
 
@@ -223,6 +225,7 @@ def _plugins(generation: Generation) -> tuple[PluginReport, ...]:
             problem=instance.problem,
             failed=instance.failed,
             dropped=instance.sink.dropped if instance.sink else 0,
+            blocked=instance.marker.blocked,
             behind=generation.behind.get(instance.name, ""),
         )
         for instance in sorted(generation.instances.values(), key=lambda instance: instance.name)

@@ -386,3 +386,61 @@ def test_a_secret_is_read_from_its_file(tmp_path: Path) -> None:
     assert key is not None
     assert key.reveal() == "s3cret"
     assert "s3cret" not in repr(declared)
+
+
+GUARDS = """
+from plugin_sdk import Endpoint, Filter, Interface
+
+class OnlyChat(Filter):
+    modes = ("chat",)
+    def on_request(self, exchange): ...
+
+class SeesEvents(Filter):
+    def on_event(self, exchange, event): ...
+
+class Sound(Interface):
+    provides = "sound"
+    endpoints = (Endpoint("/v1/sound", "sound"),)
+    events = False
+"""
+
+
+@pytest.mark.parametrize(
+    ("filter_class", "mode", "why"),
+    [
+        ("OnlyChat", "embedding", "it runs on mode chat only"),
+        ("SeesEvents", "sound", "it sees events, and mode sound has none that can be parsed"),
+        ("OnlyChat", "chat", ""),
+        ("SeesEvents", "chat", ""),
+    ],
+)
+@pytest.mark.parametrize("chain", ["model", "default"])
+@pytest.mark.parametrize("on_error", ["deny", "by kind", "skip"])
+def test_a_guard_that_cannot_guard_a_model_is_a_fault_of_the_model(
+    tmp_path: Path, filter_class: str, mode: str, why: str, chain: str, on_error: str
+) -> None:
+    own = 'chain = ["guard"] # here' if chain == "model" else "# here"
+    manifest = f"""
+[sidecar]
+chain = {["guard"] if chain == "default" else []}
+[plugins.guard]
+import = "guards:{filter_class}"
+{"" if on_error == "by kind" else f'on_error = "{on_error}"'}
+[plugins.sound]
+import = "guards:Sound"
+[models.m]
+mode = "{mode}" # default
+{own}
+[[models.m.variants]]
+url = "http://h"
+"""
+    loaded = declare(tmp_path, {"a.toml": manifest, "plugins/guards.py": GUARDS})
+    if not why or on_error == "skip":
+        assert not loaded.problems
+        return
+    [problem] = loaded.problems
+    mark = "# here" if chain == "model" else "# default"
+    assert problem.line == next(number for number, line in enumerate(manifest.splitlines(), 1) if mark in line)
+    assert problem.path == ("models.m.chain[0]" if chain == "model" else "models.m.mode")
+    assert f'the filter "guard" is a guard, and cannot guard this model: {why}' in problem.message
+    assert 'on_error = "skip" in [plugins.guard]' in problem.message

@@ -21,6 +21,7 @@ from sidecar.mechanism.rules import listen_address
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
+from sidecar.mechanism.watchdog import Watchdog
 from sidecar.surfaces.cli.output import fail, print_problems
 from sidecar.surfaces.server import Shutdown, bind, serve
 
@@ -76,12 +77,15 @@ async def _run(
     )
     controller = Controller(root, outside)
     shutdown = Shutdown(controller)
+    watchdog = Watchdog(controller.generations.markers)
+    watchdog.start()
     try:
         await controller.open(loaded)
         await serve(controller, listener, shutdown)
     finally:
         listener.close()
         await controller.close()
+        watchdog.close()
         await client.close()
         await asyncio.to_thread(telemetry.close)
         state.close()

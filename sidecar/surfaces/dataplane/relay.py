@@ -125,7 +125,7 @@ class Relay:
     async def _answer(self, body: bytes) -> None:
         request, head, model = await self._admit(body)
         interface = self._found.interface
-        direct(interface.validate, request)
+        direct(interface.validate, request, marker=self._generation.marker(self._found.mode))
         limit = self._generation.declaration.settings.max_body
         self._passage = self._chain.passage(self._found.mode, limit, events=interface.events)
         if self._passage is not None:
@@ -221,9 +221,9 @@ class Relay:
     def _usage(self) -> Usage | None:
         if self._asking is None:
             return None  # no server has counted anything
-        tail = self._response.tail
+        tail, marker = self._response.tail, self._generation.marker(self._found.mode)
         try:
-            return direct(self._found.interface.usage, tail.read(), tail.streamed)
+            return direct(self._found.interface.usage, tail.read(), tail.streamed, marker=marker)
         except Exception:
             log.exception("the interface plugin of mode %s cannot read usage", self._found.mode)
             return None
