@@ -94,6 +94,7 @@ class Installed:
 
     def __init__(self) -> None:
         self._stamps: dict[str, dict[str, _Stamp]] = {}  # by package, of the files that it was loaded from
+        self._loaded: set[str] = set()
         self._versions: dict[str, Version] = {}
         self._faults: dict[str, CodeFault] = {}
 
@@ -104,9 +105,15 @@ class Installed:
             raise self._faults[top]
         if (version := self._versions.get(top)) is not None:
             return version.load(below), version
-        importlib.invalidate_caches()
-        module = import_within(name, "")
-        self._stamps[top] = _stamps(top) | self._stamps.get(top, {})
+        module = sys.modules.get(name)
+        if module is None or getattr(module.__spec__, "_initializing", False):  # as an import that hangs leaves it
+            importlib.invalidate_caches()
+            module = import_within(name, "")
+        elif name in self._loaded:
+            return module, None
+        self._loaded.add(name)
+        if top not in _OURS and top not in sys.stdlib_module_names:
+            self._stamps[top] = _stamps(top) | self._stamps.get(top, {})
         return module, None
 
     def reread(self) -> None:
@@ -114,7 +121,7 @@ class Installed:
         self._faults = {}
         for top, before in self._stamps.items():
             module = sys.modules.get(top)
-            if top in _OURS or top in sys.stdlib_module_names or module is None or not module.__file__:
+            if module is None or not module.__file__:
                 continue
             path = Path(module.__file__)
             if _stamps(top) == before and top not in self._versions:

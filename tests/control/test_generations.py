@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
+import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from sidecar.core.manifest import Declaration, Model, PluginDeclaration, Setting
 from sidecar.mechanism.loader import load
 from sidecar.mechanism.plugins import Loaded
 from sidecar.mechanism.source import read
+from sidecar.mechanism.sources import Library
 from tests.support import PATIENCE_S, catalog, model, plugin, until, write
 
 REQUEST = Request(method="POST", path="/v1/chat/completions")
@@ -248,6 +253,95 @@ async def test_a_broken_manifest_of_the_keys_locks_nobody_out_and_lets_nobody_in
     assert Door.told == ["open team"]
 
 
+async def test_one_that_stays_as_it_was_is_told_with_the_reason(generations: Generations) -> None:
+    await generations.adopt(declared("door"), catalog(door("old")))
+    second = await generations.adopt(declared("door"), catalog(door("new", broken=True)))
+    assert second.behind == {"door": "open failed: OSError: no database"}
+    third = await generations.adopt(declared("door"), catalog(faults={"door": "no such module"}))
+    assert third.behind == {"door": "no such module"}
+    fourth = await generations.adopt(declared("door"), catalog(door("old")))
+    assert fourth.behind == {}
+
+
+async def test_of_what_is_found_only_what_a_chain_names_is_opened(generations: Generations) -> None:
+    found = catalog(door(), plugin(Door, "back", who="y"), plugin(Speech, "speech"))
+    generation = await generations.adopt(declared("back", plugins=()), found)
+    assert generation.instances.keys() == {"back", "speech"}
+    assert Door.told == ["open y"]
+
+
+async def test_a_generation_that_is_given_up_while_it_opens_closes_what_it_opened(generations: Generations) -> None:
+    class Slow(Door):
+        async def open(self) -> None:
+            await super().open()
+            await asyncio.Event().wait()
+
+    await generations.adopt(declared("door"), catalog(door("old")))
+    both = catalog(door("new"), plugin(Slow, "slow", who="slow"))
+    adopting = asyncio.create_task(generations.adopt(declared("door", plugins=("door", "slow")), both))
+    await until(lambda: "open slow" in Door.told and "open new" in Door.told, "both open")
+    adopting.cancel()
+    await asyncio.gather(adopting, return_exceptions=True)
+    assert sorted(Door.told) == ["close new", "close slow", "open new", "open old", "open slow"]
+    assert generations.current is not None
+    assert await caller(generations.current) == "old"
+
+
+async def test_plugins_are_opened_side_by_side(generations: Generations) -> None:
+    meeting = asyncio.Barrier(2)
+
+    class Meeting(Door):
+        async def open(self) -> None:
+            await meeting.wait()
+
+    await asyncio.wait_for(
+        generations.adopt(declared(plugins=("a", "b")), catalog(plugin(Meeting, "a"), plugin(Meeting, "b"))), PATIENCE_S
+    )
+
+
+# --- services -----------------------------------------------------------------------------------------------------
+
+
+class Pooled(Door):
+    """Keeps a pool over reloads."""
+
+    async def open(self) -> None:
+        async def make() -> str:
+            self.told.append("make")
+            return f"pool of {self.config.who}"
+
+        async def close(pool: str) -> None:
+            self.told.append(f"close the {pool}")
+
+        self.pool = await self.keep("pool", make, close)
+        if self.config.broken:
+            raise OSError("after all")
+
+    async def close(self) -> None:
+        """Nothing else is its own."""
+
+
+async def test_what_a_plugin_keeps_survives_a_reload_and_ends_with_its_last_generation(
+    generations: Generations,
+) -> None:
+    for who in ("x", "y", "z"):
+        generation = await generations.adopt(declared("door"), catalog(plugin(Pooled, "door", who=who)))
+        held = generation.instances["door"].plugin
+        assert isinstance(held, Pooled)
+        assert held.pool == "pool of x"
+    await generations.adopt(declared("door"), catalog(plugin(Pooled, "door", who="bad", broken=True)))
+    assert Door.told == ["make"]
+    await generations.adopt(declared(plugins=()), catalog())
+    await until(lambda: Door.told == ["make", "close the pool of x"], "it is closed with the last plugin")
+
+
+async def test_what_a_plugin_keeps_is_closed_if_it_does_not_open(generations: Generations) -> None:
+    generation = await generations.adopt(declared("door"), catalog(plugin(Pooled, "door", who="x", broken=True)))
+    assert generation.instances["door"].problem
+    await generations.adopt(declared(plugins=()), catalog())
+    await until(lambda: Door.told == ["make", "close the pool of x"], "it is closed all the same")
+
+
 # --- leases -------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +388,69 @@ async def test_reloads_leave_nothing_behind(generations: Generations) -> None:
     await until(lambda: len(Door.told) == 99, "all but the last are closed")
     assert sorted(Door.told) == sorted([f"open {n}" for n in range(50)] + [f"close {n}" for n in range(49)])
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("retire")]
+
+
+LEAKY = """
+import asyncio, logging, threading
+from plugin_sdk import Auth, Config, Principal
+
+log = logging.getLogger(__name__)
+
+class Settings(Config):
+    number: int = {number}
+
+class Door(Auth[Settings]):
+    async def open(self):
+        self.file = open(__file__)
+        self.pool = await self.keep("pool", self.make, self.end)
+
+    async def make(self):
+        return open(__file__)
+
+    async def end(self, pool):
+        pool.close()
+
+    def authenticate(self, request):
+        return Principal(str(self.config.number))
+
+    async def close(self):
+        self.file.close()
+"""
+
+
+async def test_two_hundred_reloads_of_a_file_leave_nothing_behind(generations: Generations, tmp_path: Path) -> None:
+    library = Library()
+
+    async def reload(number: int) -> None:
+        write(tmp_path, {"plugins/doors.py": LEAKY.replace("{number}", str(number)), "s.toml": "[sidecar]\n"})
+        write(tmp_path, {"s.toml": '[sidecar]\nchain = ["door"]\n'})
+        loaded = load(read(tmp_path), {}, library=library)
+        assert loaded.problems == ()
+        assert await caller(await generations.adopt(loaded.declaration, loaded.catalog)) == str(number)
+        await until(
+            lambda: not [task for task in asyncio.all_tasks() if "retire" in task.get_name()], "the old one goes"
+        )
+
+    def census() -> dict[str, int]:
+        gc.collect()
+        return {
+            "modules": sum("@" in name for name in sys.modules),
+            "loggers": sum("@" in name for name in logging.root.manager.loggerDict),
+            "threads": threading.active_count(),
+            "files": len(list(Path("/proc/self/fd").iterdir())),
+            "tasks": len(asyncio.all_tasks()),
+            "kept": len(generations.host.kept()),
+        }
+
+    for number in range(3):
+        await reload(number)
+    await until(lambda: not [one for one in threading.enumerate() if "import" in one.name], "imports are done")
+    before = census()
+    for number in range(3, 203):
+        await reload(number)
+    await until(lambda: census() == before, "all is as it was")
+    classes = [one for one in gc.get_objects() if isinstance(one, type) and one.__module__.startswith("doors@")]
+    assert len(classes) <= 2 * 130  # typing remembers the latest 128 of `Auth[Settings]`, whatever becomes of them
 
 
 async def test_closing_closes_every_plugin_once_also_those_of_old_generations() -> None:
