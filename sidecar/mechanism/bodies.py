@@ -34,7 +34,8 @@ class Chunks:
         self._exchange = exchange
 
     async def feed(self, chunk: bytes) -> bytes:
-        changed = await self._hook(self._exchange, chunk)
+        hook = self._hook
+        changed = hook.now(self._exchange, chunk) if hook.inline else await hook(self._exchange, chunk)
         return chunk if changed is None else changed
 
     async def finish(self) -> bytes:
@@ -127,7 +128,7 @@ class Events:
     async def _one(self, hook: Hook[list[Any]], exchange: Exchange, events: list[Event]) -> list[Event]:
         left: list[Event] = []
         for event in events:
-            changed = await hook(exchange, event)
+            changed = hook.now(exchange, event) if hook.inline else await hook(exchange, event)
             if changed is None:
                 left.append(event)
             else:

@@ -8,7 +8,8 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from plugin_sdk import Plugin, Reject
-from sidecar.mechanism.calls import direct, runs_inline
+from sidecar.mechanism.bounded import out_of_place
+from sidecar.mechanism.calls import runs_inline
 from sidecar.mechanism.instance import Instance
 
 T = TypeVar("T")
@@ -23,38 +24,59 @@ class Hook(Generic[T]):
     that can still be refused.
     """
 
-    __slots__ = ("_call", "_checked", "_deny", "_inline", "_name", "_refuses", "instance")
+    __slots__ = ("_call", "_checked", "_deny", "_marker", "_name", "_refuses", "inline", "instance")
 
     def __init__(self, instance: Instance, name: str, checked: Callable[[Any], T], *, refuses: bool = True) -> None:
         method = getattr(instance.plugin, name)
         self.instance = instance
+        self.inline = runs_inline(method)
+        self._marker = instance.marker
         self._name = name
         self._checked = checked
         self._refuses = refuses
         self._deny = refuses and instance.on_error == "deny"
-        self._inline = runs_inline(method)
-        self._call = method if self._inline else instance.bind(name)
+        self._call = method if self.inline else instance.bind(name)
 
     async def __call__(self, *args: Any) -> T | None:
-        instance = self.instance
-        if instance.out:
+        if self.inline:
+            return self.now(*args)
+        if self.instance.out:
             return None
         began = perf_counter()
         try:
-            if self._inline:
-                returned = direct(self._call, *args, marker=instance.marker)
-            else:
-                returned = await self._call(*args)
+            returned = await self._call(*args)
             result = None if returned is None else self._checked(returned)
         except asyncio.CancelledError:
             raise  # it is we who are being cancelled: a plugin's own cancellation is another error
-        except Exception as error:
-            if self._refuses and isinstance(error, Reject):
-                raise
-            self.failed(error)
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; taken note of
+            self._raised(error)
             return None
-        instance.ran(perf_counter() - began)
+        self.instance.ran(perf_counter() - began)
         return result
+
+    def now(self, *args: Any) -> T | None:
+        """The same at once, for a method that is `inline`."""
+        if self.instance.out:
+            return None
+        took_s, began = 0.0, self._marker.enter()
+        try:
+            returned = self._call(*args)
+            result = None if returned is None else self._checked(returned)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._raised(error)
+            return None
+        except BaseException as error:  # noqa: BLE001 - such as sys.exit(): it is the plugin's failure and no more
+            self._raised(out_of_place(error))
+            return None
+        finally:
+            took_s = self._marker.leave(began)
+        self.instance.ran(took_s)
+        return result
+
+    def _raised(self, error: Exception) -> None:
+        if self._refuses and isinstance(error, Reject):
+            raise error
+        self.failed(error)
 
     def failed(self, error: Exception) -> None:
         """It has failed, or its result is of no use. Raises Reject if that is the request's end."""

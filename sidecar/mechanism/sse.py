@@ -40,6 +40,9 @@ class Parser:
 
     def feed(self, chunk: bytes) -> list[Piece]:
         """What is complete with these bytes. Raises TooLargeError; then `rest` has what was held."""
+        if not self._held and _is_plain(chunk):
+            self._first = False
+            return [Piece(chunk, Event(data=chunk[6:-2]))]
         held = self._held + chunk if self._held else chunk
         pieces: list[Piece] = []
         start, search = 0, self._searched
@@ -70,9 +73,17 @@ class Parser:
         if self._first:
             self._first = False
             text = raw.removeprefix(_BOM)
-        if text.startswith(b"data: ") and text.find(b"\n") == len(text) - 2 and b"\r" not in text:
-            return Piece(raw, Event(data=text[6:-2]))  # nearly all of them look like this
-        return _parsed(raw, text)
+        return Piece(raw, Event(data=text[6:-2])) if _is_plain(text) else _parsed(raw, text)
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether it is one event of one line, as nearly all are."""
+    return (
+        text.startswith(b"data: ")
+        and text.find(b"\n") == len(text) - 2
+        and text.endswith(b"\n\n")
+        and b"\r" not in text
+    )
 
 
 def _parsed(raw: bytes, text: bytes) -> Piece:

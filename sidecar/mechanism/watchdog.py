@@ -36,12 +36,13 @@ class Marker:
         self.entered = began = perf_counter()
         return began
 
-    def leave(self, began: float) -> None:
-        """It has returned to the loop."""
+    def leave(self, began: float) -> float:
+        """It has returned to the loop, after so many seconds."""
         self.entered = 0.0
         took_s = perf_counter() - began
         if took_s > BLOCKED_S:
             self._blocked(took_s)
+        return took_s
 
     def _blocked(self, took_s: float) -> None:
         self.blocked += 1
