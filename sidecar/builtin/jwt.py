@@ -9,9 +9,8 @@ import asyncio
 import logging
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 
 from plugin_sdk import Auth, Config, Duration, Principal, Reject, Request
@@ -23,6 +22,9 @@ try:
     import jwt
 except ModuleNotFoundError as error:
     raise ImportError(f'{error}: tokens need the extra "jwt", pip install "llm-sidecar[jwt]"') from error
+
+if TYPE_CHECKING:
+    import httpx
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 SHARED_SECRET = ("HS256", "HS384", "HS512")
@@ -155,7 +157,7 @@ class RemoteKeys:
             if answer.status_code != 200:
                 raise ValueError(f"it answered {answer.status_code}")
             self.value = KeySet(answer.content, self._config.algorithms)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - of the network, or of whatever was answered; it is asked again later
             self._log.error("no keys from %s, those before stay in force: %s %s", url, type(error).__name__, error)
             return False
         self._got_at = time.monotonic()
@@ -205,7 +207,7 @@ class Jwt(Auth[Settings]):
         """The keys that may have signed it. Raises Reject if there are none."""
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise _refused("it is no JSON Web Token") from None
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in self.config.algorithms:
@@ -226,7 +228,7 @@ class Jwt(Auth[Settings]):
                 continue  # it names no key, so another one may have signed it
             except jwt.ExpiredSignatureError:
                 raise Reject(401, "the token has expired", code="expired_token") from None
-            except jwt.PyJWTError as error:
+            except (jwt.PyJWTError, ValueError, RecursionError) as error:
                 raise _refused(str(error)[:200]) from None
         raise _refused("its signature is wrong")
 

@@ -167,14 +167,12 @@ class Limits(Filter[Settings]):
 
     def _limits(self, who: Principal, model: str) -> tuple[int, int]:
         """Requests and tokens per minute; 0 = no limit."""
-        own = Limit(_whole(who.attributes, "requests_per_minute"), _whole(who.attributes, "tokens_per_minute"))
-        layers = (own, _match(self.config.principals, who.id), _match(self.config.models, model))
-        requests = next((one.requests_per_minute for one in layers if one.requests_per_minute is not None), None)
-        tokens = next((one.tokens_per_minute for one in layers if one.tokens_per_minute is not None), None)
-        return (
-            self.config.requests_per_minute if requests is None else requests,
-            self.config.tokens_per_minute if tokens is None else tokens,
-        )
+        requests, tokens = self.config.requests_per_minute, self.config.tokens_per_minute
+        for limit in (_match(self.config.models, model), _match(self.config.principals, who.id), _own(who)):
+            if limit is not None:
+                requests = requests if limit.requests_per_minute is None else limit.requests_per_minute
+                tokens = tokens if limit.tokens_per_minute is None else limit.tokens_per_minute
+        return requests, tokens
 
 
 async def _make() -> Buckets:
@@ -185,16 +183,24 @@ async def _drop(buckets: Buckets) -> None:
     del buckets
 
 
-def _match(limits: Mapping[str, Limit], name: str) -> Limit:
-    return next((limit for pattern, limit in limits.items() if fnmatchcase(name, pattern)), Limit())
+def _match(limits: Mapping[str, Limit], name: str) -> Limit | None:
+    if not limits:
+        return None
+    return next((limit for pattern, limit in limits.items() if fnmatchcase(name, pattern)), None)
+
+
+def _own(who: Principal) -> Limit | None:
+    if not who.attributes:
+        return None
+    return Limit(_whole(who.attributes, "requests_per_minute"), _whole(who.attributes, "tokens_per_minute"))
 
 
 def _whole(attributes: Mapping[str, Any], name: str) -> int | None:
     """A limit among the attributes: a number, or digits as a file has them; else None."""
     value = attributes.get(name)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < 18:
         return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18 else None
 
 
 def _shortage(state: State, now: float) -> tuple[str, int, float] | None:

@@ -51,8 +51,8 @@ class WatchedFile(Generic[T]):
             try:
                 await asyncio.to_thread(self._look)
                 self._problem = ""
-            except (OSError, ValueError) as error:
-                self._fail(str(error))
+            except Exception as error:  # noqa: BLE001 - whatever the content does to its parser, it is looked at again
+                self._fail(f"{type(error).__name__}: {error}")
 
     def _look(self) -> None:
         if self._signature != _signature(self.path) and self._read():

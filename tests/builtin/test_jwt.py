@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plugin_sdk import Duration, Headers, Principal, Reject, Request
 from plugin_sdk.services import Standalone
@@ -27,7 +29,7 @@ pytest.importorskip("jwt", reason='needs the extra "jwt"')
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from sidecar.builtin.jwt import Jwt, KeySet, Settings
+from sidecar.builtin.jwt import Jwt, KeySet, RemoteKeys, Settings
 
 T = TypeVar("T")
 
@@ -207,6 +209,47 @@ async def test_a_forged_token_is_refused_and_not_repeated(
     assert not any(text in record.getMessage() for record in caplog.records)
 
 
+def encoded(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).decode().rstrip("=")
+
+
+HEADERS = (
+    b'{"alg":"RS256","kid":"r1"}',
+    b'{"alg":"RS256","kid":5}',
+    b'{"alg":["RS256"]}',
+    b'{"alg":"RS256","crit":["x"]}',
+)
+PARTS = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([*HEADERS, b"[" * 20_000, b"{}", b"null", b'{"exp":1e999}', b'{"exp":"x"}', b"\xff"]),
+)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4), st.text(max_size=3))
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+def test_whatever_comes_is_refused_and_nothing_else_goes_wrong(parts: list[bytes], tail: str) -> None:
+    async def refused() -> Reject:
+        plugin = Jwt(Settings(issuer=ISSUER, audience=AUDIENCE, jwks_file="unused"))
+        plugin._file, plugin._remote = None, Fixed(KeySet(BOTH, ("RS256", "ES256")))
+        return await refusal(plugin, bearer(".".join(map(encoded, parts)) + tail.strip() or "x"))
+
+    assert asyncio.run(refused()).status == 401
+
+
+class Fixed(RemoteKeys):
+    """Keys that are there, and stay."""
+
+    def __init__(self, keys: KeySet) -> None:
+        self.value = keys
+
+    async def current(self) -> KeySet:
+        assert self.value is not None
+        return self.value
+
+    async def renewed(self) -> bool:
+        return False
+
+
 async def test_without_a_token_the_answer_says_how_to_send_one(make: Make) -> None:
     refused = await refusal(await make(), Request(method="POST", path="/"))
     assert (refused.status, refused.code) == (401, "missing_token")
@@ -229,7 +272,7 @@ async def test_shared_secrets_work_where_nothing_else_does(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"),
+    ("config", "why"),
     [
         ({}, "either jwks_file or jwks_url"),
         ({"jwks_file": "a", "jwks_url": "https://b"}, "either jwks_file or jwks_url"),
@@ -239,9 +282,9 @@ async def test_shared_secrets_work_where_nothing_else_does(make: Make) -> None:
         ({"jwks_file": "a", "algorithms": ("RS256", "HS256")}, "do not go together"),
     ],
 )
-def test_settings_that_would_let_forgers_in_are_refused_at_load(settings: dict[str, Any], why: str) -> None:
+def test_settings_that_would_let_forgers_in_are_refused_at_load(config: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        Settings(issuer=ISSUER, audience=AUDIENCE, **settings)
+        Settings(issuer=ISSUER, audience=AUDIENCE, **config)
 
 
 @pytest.mark.parametrize(
