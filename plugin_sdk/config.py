@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
 
 import msgspec
 
@@ -18,6 +19,7 @@ T = TypeVar("T")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_SIZE_SCHEMA = r"^\s*\d+(\.\d+)?\s*([KMGTkmgt][iI]?)?[Bb]?\s*$"  # _SIZE in the dialect of JSON Schema
 _SIZE_POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -100,6 +102,68 @@ class Secret:
 def convert(value: Any, kind: type[T]) -> T:
     """Turn plain TOML data into `kind`. Raises msgspec.ValidationError, whose text holds the path as `$.a.b`."""
     return msgspec.convert(value, kind, strict=True, dec_hook=_decode)
+
+
+def schema(settings: type[Config]) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a plugin's settings, as they are written in a manifest.
+
+    Raises TypeError for a type that no manifest can hold.
+    """
+    return msgspec.json.schema(_as_written(settings, {}), schema_hook=_describe)
+
+
+def _as_written(kind: Any, done: dict[type, Any]) -> Any:
+    """The type with all defaults in it as a manifest would have them; msgspec cannot write those of our own types."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if kind not in done:
+            done[kind] = dict[str, Any]  # what a table that has itself in it is told to be, further down
+            fields = [_field(field, done) for field in msgspec.structs.fields(kind)]
+            done[kind] = msgspec.defstruct(
+                kind.__name__,
+                fields,
+                namespace={"__doc__": kind.__doc__},
+                rename={field.name: field.encode_name for field in msgspec.structs.fields(kind)},
+                forbid_unknown_fields=True,
+                kw_only=True,
+            )
+        return done[kind]
+    inner = tuple(_as_written(one, done) for one in get_args(kind))
+    if not inner or inner == get_args(kind):
+        return kind
+    origin = get_origin(kind)
+    return Union[inner] if origin in (UnionType, Union) else cast(Any, origin)[inner]  # noqa: UP007 - made at run time
+
+
+def _field(field: msgspec.structs.FieldInfo, done: dict[type, Any]) -> tuple[str, Any, Any]:
+    default = field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    if default is not msgspec.NODEFAULT:
+        default = msgspec.to_builtins(default, enc_hook=_write, str_keys=True)
+    if isinstance(default, dict) and default:  # not shown: a table within tells its own defaults
+        return field.name, _as_written(field.type, done), msgspec.field(default_factory=lambda: default)
+    default = tuple(default) if isinstance(default, list) else default
+    return field.name, _as_written(field.type, done), msgspec.field(default=default)
+
+
+def _write(value: Any) -> Any:
+    if isinstance(value, Duration):
+        return f"{value:g}s"
+    if isinstance(value, ByteSize):
+        return f"{int(value)}B"
+    return str(value)  # a Secret, which does not tell
+
+
+def _describe(kind: type) -> dict[str, Any]:
+    if issubclass(kind, Duration):
+        return {"type": "string", "pattern": f"^({_DURATION.pattern})+$", "examples": ["30s", "1h30m"]}
+    if issubclass(kind, ByteSize):
+        return {"type": "string", "pattern": _SIZE_SCHEMA, "examples": ["64MB", "1GiB"]}
+    if issubclass(kind, Secret):
+        sources = [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("env", "file")]
+        either = [source | {"additionalProperties": False} for source in sources]
+        return {"type": "object", "oneOf": either, "examples": [{"env": "NAME"}, {"file": "/run/secrets/name"}]}
+    raise NotImplementedError(f"{kind} cannot stand in a Config")
 
 
 def _decode(kind: type, value: Any) -> Any:

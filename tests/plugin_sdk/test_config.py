@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin_sdk import ByteSize, Config, Duration, Secret
-from plugin_sdk.config import convert
+from plugin_sdk.config import convert, schema
 
 pure = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -194,3 +195,86 @@ def test_a_fault_is_told_with_its_path(written: dict[str, Any], told: str) -> No
 def test_a_type_that_no_manifest_can_hold_is_the_authors_fault() -> None:
     with pytest.raises(NotImplementedError, match="complex"):
         convert({"number": 1}, Odd)
+
+
+# --- JSON Schema ----------------------------------------------------------------------------------------------------
+
+
+class Described(Config):
+    """What it is for."""
+
+    wait: Duration
+    size: ByteSize = ByteSize(64)
+    pause: Duration = Duration(90)
+    key: Secret | None = None
+    nested: Nested = Nested()
+    each: tuple[Nested, ...] = (Nested(Duration(0.5)),)
+    table: dict[str, int] = {}  # noqa: RUF012 - msgspec makes a new one each time
+    words: tuple[str, ...] = ("a",)
+
+
+class Selfish(Config):
+    inner: Selfish | None = None
+
+
+def test_the_schema_of_settings_is_what_a_manifest_may_hold() -> None:
+    found = schema(Described)["$defs"]
+    described, nested = found["Described"], found["Nested"]
+    assert (described["description"], described["additionalProperties"]) == ("What it is for.", False)
+    assert described["required"] == ["wait"]
+    properties = described["properties"]
+    assert {name: value.get("default") for name, value in properties.items()} == {
+        "wait": None,
+        "size": "64B",
+        "pause": "90s",
+        "key": None,
+        "nested": None,
+        "each": ({"wait": "0.5s"},),
+        "table": {},
+        "words": ("a",),
+    }
+    assert nested["properties"]["wait"]["default"] == "1s"
+    assert properties["each"]["items"] == {"$ref": "#/$defs/Nested"}
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("wait", ["30s", "1h30m", "1.5s", "250ms"], ["30", "s", "1x", ""]),
+        ("size", ["64MB", "1 GiB", "3"], ["MB", "1XB"]),
+    ],
+)
+def test_the_patterns_of_the_schema_say_what_is_read(field: str, good: list[str], bad: list[str]) -> None:
+    pattern = re.compile(schema(Described)["$defs"]["Described"]["properties"][field]["pattern"])
+    kind = Duration if field == "wait" else ByteSize
+    for text in good:
+        assert pattern.search(text)
+        kind.parse(text)
+    for text in bad:
+        assert not pattern.search(text)
+        with pytest.raises(ValueError, match="expected"):
+            kind.parse(text)
+
+
+def test_a_default_that_the_schema_gives_can_be_read_again() -> None:
+    defaults = schema(Described)["$defs"]["Described"]["properties"]
+    assert convert(defaults["pause"]["default"], Duration) == Duration(90)
+    assert convert(defaults["size"]["default"], ByteSize) == 64
+
+
+def test_a_secret_is_described_by_where_it_may_come_from_and_never_told() -> None:
+    class Keyed(Config):
+        key: Secret = Secret("hush")
+
+    found = schema(Keyed)
+    assert "hush" not in str(found)
+    assert [one["required"] for one in found["$defs"]["Keyed"]["properties"]["key"]["oneOf"]] == [["env"], ["file"]]
+
+
+def test_settings_within_themselves_have_a_schema() -> None:
+    assert schema(Selfish)["$defs"]["Selfish"]["properties"]["inner"]["anyOf"][0]["type"] == "object"
+
+
+def test_a_type_that_no_manifest_can_hold_has_no_schema() -> None:
+    with pytest.raises((TypeError, NotImplementedError)):
+        schema(Odd)
