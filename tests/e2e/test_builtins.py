@@ -1,0 +1,123 @@
+"""The built-in plugins in a running sidecar: in front of a server, with the settings that a manifest gives them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sidecar.builtin import usage
+from tests.builtin.test_keys import hashed
+from tests.e2e.conftest import Run
+from tests.e2e.harness import Sidecar, seen, stub, until
+
+CHAT = {"model": "m", "messages": []}
+
+
+def chained(*names: str, mode: str = "chat") -> str:
+    """A model behind these plugins."""
+    return stub("m", mode=mode, model=f"chain = {json.dumps(names)}")
+
+
+def port(sidecar: Sidecar) -> int:
+    """Where the model's server listens."""
+    return int(sidecar.model("m")["server"]["port"])
+
+
+def rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """So many rows of usage, once they are written."""
+    until(lambda: path.exists() and len(usage.read(path)) >= count, f"{count} rows are written")
+    return usage.read(path)
+
+
+def test_usage_limits_and_balance_work_by_name_alone(run: Run, tmp_path: Path) -> None:
+    sidecar = run(chained("keys", "limits", "balance", "usage"))
+    with sidecar.http() as http:
+        answer = http.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-limit-requests"] == "600"
+        assert answer.headers["x-ratelimit-limit-tokens"] == "1000000"
+        streamed = http.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        assert streamed.headers["x-ratelimit-limit-requests"] == "600"
+    one, _ = rows(tmp_path / "state" / "usage.db", 2)
+    assert (one["principal"], one["model"], one["end"], one["status"]) == ("tester", "m", "ok", 200)
+    assert (one["input_tokens"], one["output_tokens"]) == (7, 4)
+
+
+def test_limits_refuse_and_say_when_it_is_worth_another_try(run: Run) -> None:
+    table = '[plugins.few]\nimport = "sidecar.builtin.limits:Limits"\nconfig = { requests_per_minute = 2 }\n'
+    sidecar = run(chained("keys", "few"), files={"few.toml": table})
+    with sidecar.http() as http:
+        answers = [http.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    refused = answers[-1]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 25 <= int(refused.headers["retry-after"]) <= 30
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_params_change_what_the_server_gets(run: Run) -> None:
+    table = '[plugins.fixed]\nimport = "sidecar.builtin.params:Params"\n'
+    table += 'config = { set = { max_tokens = 2 }, default = { n = 1 }, strip = ["user"] }\n'
+    sidecar = run(chained("keys", "fixed"), files={"fixed.toml": table})
+    with sidecar.http() as http:
+        answer = http.post("/v1/chat/completions", json={**CHAT, "user": "x", "max_tokens": 9, "seed": 5})
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    got = json.loads(seen(port(sidecar))[-1]["body"])
+    assert got == {**CHAT, "max_tokens": 2, "seed": 5, "n": 1}
+
+
+def test_keys_in_a_file_come_and_go_without_a_reload(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(f"{hashed('sk-a')} anna models=other-*\n")
+    table = f'[plugins.team]\nimport = "sidecar.builtin.keys:StaticKeys"\nconfig = {{ file = "{file}" }}\n'
+    sidecar = run(chained("team"), files={"team.toml": table})
+
+    def status(token: str) -> int:
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.post(f"{sidecar.url}/v1/chat/completions", json=CHAT, headers=headers, trust_env=False).status_code
+
+    assert (status("sk-a"), status("sk-b")) == (403, 401)
+    file.write_text(f"{hashed('sk-b')} bert\n")
+    until(lambda: status("sk-b") == 200, "the new key is let in")
+    assert status("sk-a") == 401
+
+
+def test_anthropics_clients_get_errors_that_they_can_read(run: Run) -> None:
+    sidecar = run(chained("keys", mode="messages"))
+    url = f"{sidecar.url}/v1/messages"
+    refused = httpx.post(url, json=CHAT, headers={"x-api-key": "wrong"}, trust_env=False)
+    assert refused.status_code == 401
+    error = {"type": "authentication_error", "message": "the API key is not known", "code": "invalid_api_key"}
+    assert refused.json() == {"type": "error", "error": error}
+    with sidecar.http() as http:
+        unknown = http.post("/v1/messages", json={**CHAT, "model": "none"})
+        assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
+        assert http.post("/v1/messages", json=CHAT).status_code == 200
+
+
+def test_tokens_are_checked_with_the_keys_of_a_file(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("jwt", reason='needs the extra "jwt"')
+    from tests.builtin.test_jwt import AUDIENCE, BOTH, ISSUER, OTHER_RSA, token
+
+    file = tmp_path / "jwks.json"
+    file.write_bytes(BOTH)
+    config = f'{{ issuer = "{ISSUER}", audience = "{AUDIENCE}", jwks_file = "{file}" }}'
+    table = f'[plugins.tokens]\nimport = "sidecar.builtin.jwt:Jwt"\nconfig = {config}\n'
+    sidecar = run(chained("tokens", "usage"), files={"tokens.toml": table})
+    answers = [
+        httpx.post(
+            f"{sidecar.url}/v1/chat/completions",
+            json=CHAT,
+            headers={"authorization": f"Bearer {text}"},
+            trust_env=False,
+        )
+        for text in (token(), token(OTHER_RSA), "sk-plain")
+    ]
+    assert [answer.status_code for answer in answers] == [200, 401, 401]
+    assert answers[1].json()["error"]["code"] == "invalid_token"
+    principals = [row["principal"] for row in rows(tmp_path / "state" / "usage.db", 3)]
+    assert principals[0] == "anna"
