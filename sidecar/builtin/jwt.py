@@ -234,7 +234,7 @@ class Jwt(Auth[Settings]):
 
     def _claims(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
         config = self.config
-        return jwt.decode(
+        claims: dict[str, Any] = jwt.decode(
             token,
             key,
             algorithms=config.algorithms,
@@ -243,6 +243,7 @@ class Jwt(Auth[Settings]):
             leeway=config.leeway,
             options={"require": ["exp"], "verify_aud": bool(config.audience), "enforce_minimum_key_length": True},
         )
+        return claims
 
     async def _keys(self) -> KeySet:
         if self._file is not None:
