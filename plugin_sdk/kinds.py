@@ -177,15 +177,20 @@ class Route(Plugin[C]):
 class Filter(Plugin[C]):
     """Change or refuse what passes. Override any of the hooks; those that are not overridden cost nothing.
 
-    Hooks may raise Reject as long as the head of the answer has not been sent. Either `on_chunk` (bytes as they come)
-    or `on_event` (parsed, whatever the pieces in which they came) may be overridden, not both.
+    `on_request` is called in the manifest's order, all others in the reverse order. Hooks may raise Reject; once the
+    head of the answer has been sent, it breaks the answer off. Either `on_chunk` (bytes as they come) or `on_event`
+    (parsed, whatever the pieces in which they came) may be overridden, not both. A filter that fails refuses the
+    request, unless the manifest says `on_error = "skip"`.
     """
 
     kind = "filter"
     modes: ClassVar[tuple[str, ...]] = ()  # the interface modes that it can run on; () = all
 
     def on_request(self, exchange: Exchange) -> Request | Response | Awaitable[Request | Response | None] | None:
-        """Before anything is sent: another request, an answer of your own, or None to let it pass as it is."""
+        """Before anything is sent: another request, an answer of your own, or None to let it pass as it is.
+
+        Of another request, method, path, query, headers and body are used; which model it goes to does not change.
+        """
 
     def on_response(self, exchange: Exchange) -> Response | Awaitable[Response | None] | None:
         """When the head of the answer has come: another head, or None. `exchange.response` is the one so far."""
@@ -196,7 +201,11 @@ class Filter(Plugin[C]):
     def on_event(
         self, exchange: Exchange, event: Event
     ) -> Event | list[Event] | Awaitable[Event | list[Event] | None] | None:
-        """For each event, or for a body that is no stream: others in its place ([] = none), or None to leave it."""
+        """For each event, or for a body that is no stream: others in its place ([] = none), or None to leave it.
+
+        When a stream is over (`exchange.last`) it is called once more, with an event without data, which is not sent:
+        the moment to give out what was held back. Not for a body that is no stream: that one is the last already.
+        """
 
     def on_end(self, exchange: Exchange, outcome: Outcome) -> Awaitable[None] | None:
         """Once at the end of every request that `on_request` has seen, however it ended."""

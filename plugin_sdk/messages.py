@@ -14,12 +14,19 @@ RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
 class Headers:
-    """HTTP headers as they came: order, case and duplicates kept; looked up without regard to case (RFC 9110, 5.1)."""
+    """HTTP headers as they came: order, case and duplicates kept; looked up without regard to case (RFC 9110, 5.1).
+
+    Several plugins see the same ones, so they cannot be changed: make new ones.
+    """
 
     __slots__ = ("raw",)
+    raw: RawHeaders
 
     def __init__(self, raw: RawHeaders = ()) -> None:
-        self.raw = raw
+        object.__setattr__(self, "raw", raw)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("headers cannot be changed: make new ones")
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of `name`, or `default`."""
@@ -88,7 +95,7 @@ class End(enum.Enum):
     """How an exchange ended."""
 
     OK = "ok"  # the server's answer was relayed whole, whatever its status
-    REFUSED = "refused"  # answered by the sidecar, nothing was sent upstream
+    REFUSED = "refused"  # the sidecar, or a plugin, refused it, or broke it off
     CLIENT_GONE = "client_gone"
     UPSTREAM_FAILED = "upstream_failed"
 

@@ -14,6 +14,9 @@ from sidecar.mechanism.sse import Parser, Piece, TooLargeError, written
 EVENT_BYTES = 8 * 2**20  # of one event: some hold images
 
 
+_NOTHING_MORE = Event(data=b"")
+
+
 class Body(Protocol):
     """One stage. Both raise Reject."""
 
@@ -109,9 +112,8 @@ class Events:
         for hook, exchange in self._filters:
             added = await self._one(hook, exchange, added)
             exchange.last = True
-            nothing_more = Event(data=b"")
-            added += await hook(exchange, nothing_more) or []
-            added = [event for event in added if event is not nothing_more]
+            found = await hook(exchange, _NOTHING_MORE) or []
+            added += [event for event in found if event != _NOTHING_MORE]  # it was not in the stream
         return b"".join(map(written, added))
 
     async def _finish_whole(self) -> bytes:

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from plugin_sdk import Exchange, Filter, Outcome, Request, Response
 from sidecar.mechanism import results
 from sidecar.mechanism.bodies import Body, Chunks, Events
@@ -86,11 +88,12 @@ class Passage:
 
     async def response(self, head: Response, encoding: str) -> Response:
         """What becomes of the head of the answer. encoding: of its body, "" for none. Raises Reject."""
+        streamed = head.streamed
         for steps, exchange in reversed(self._begun):
             exchange.response = head
             result = await steps.on_response(exchange) if steps.on_response is not None else None
-            if result is not None:
-                head = exchange.response = result
+            if result is not None:  # what the server sends is a stream or not, whatever they say
+                head = exchange.response = msgspec.structs.replace(result, streamed=streamed)
         if self.sees_body:
             self._bodies = self._compile(head, encoding)
         self._held = not head.streamed and any(isinstance(body, Events) for body in self._bodies)

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
-from plugin_sdk import End
+from plugin_sdk import End, Event, Exchange, Filter, Headers, Interface, Reject, Request, inline
+from plugin_sdk import Response as Head
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.clock import Clock
+from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.connections import UpstreamError
+from sidecar.mechanism.filters import Passage
+from sidecar.mechanism.instance import Instance
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.response import ERROR_BYTES, Response
+from tests.support import plugin
 
 EVENTS: RawHeaders = ((b"Content-Type", b"text/event-stream; charset=utf-8"), (b"x-served-by", b"it"))
 JSON: RawHeaders = ((b"content-type", b"application/json"),)
@@ -197,3 +202,121 @@ async def test_an_error_that_breaks_off_is_an_upstreams_failure(client: Client, 
         await response.relay(Answer(500, JSON, b"{", breaks=True))
     await response.refuse(ApiError(502, "upstream_failed", "it broke off"), End.UPSTREAM_FAILED)
     assert (response.status, response.end, client.ended) == (502, End.UPSTREAM_FAILED, "broken")
+
+
+# --- filters --------------------------------------------------------------------------------------------------------
+
+
+class Shouts(Filter):
+    """Changes every event."""
+
+    @inline
+    def on_event(self, exchange: Exchange, event: Event) -> Event:
+        return Event(data=event.data.upper(), whole=event.whole)
+
+
+class Stops(Filter):
+    """Lets one event pass."""
+
+    @inline
+    def on_event(self, exchange: Exchange, event: Event) -> None:
+        if b"2" in event.data:
+            raise Reject(451, "not this", code="forbidden")
+
+
+class Heads(Filter):
+    """Another head, which lies about the body."""
+
+    @inline
+    def on_response(self, exchange: Exchange) -> Head:
+        raw = ((b"x-by", b"it"), (b"content-length", b"1"), (b"transfer-encoding", b"chunked"))
+        return Head(status=203, headers=Headers(raw))
+
+
+async def filtered(*classes: type[Filter]) -> Passage:
+    instances = [Instance(cls.__name__, plugin(cls)) for cls in classes]
+    for instance in instances:
+        await instance.open()
+    way = Chain(instances).passage("chat", 100)
+    assert way is not None
+    await way.request(Request(method="POST", path="/v1/x"))
+    return way
+
+
+LONG: RawHeaders = (*JSON, (b"Content-Length", b"9"))
+
+
+async def test_a_body_that_filters_see_gets_its_own_length(client: Client, response: Response) -> None:
+    await response.relay(Answer(200, LONG, b'{"a":', b'"b"}'), await filtered(Shouts))
+    assert client.heads == [(200, (*JSON, (b"content-length", b"9")))]
+    assert (client.body, client.ended) == (b'{"A":"B"}', "whole")
+    assert response.tail.read() == b'{"a":"b"}'  # what the server said, for its token counts
+
+
+async def test_a_stream_that_filters_see_starts_at_once_and_has_no_length(client: Client, response: Response) -> None:
+    await response.relay(Answer(200, (*EVENTS, (b"content-length", b"9")), b"data: a\n", b"\n"), await filtered(Shouts))
+    assert client.heads == [(200, EVENTS)]
+    assert (client.body, client.ended) == (b"data: A\n\n", "whole")
+
+
+async def test_a_refusal_of_a_whole_body_is_a_plain_answer(client: Client, response: Response) -> None:
+    with pytest.raises(Reject) as refused:
+        await response.relay(Answer(200, LONG, b"2"), await filtered(Stops))
+    assert not client.heads
+    await response.refuse(ApiError.rejected(refused.value))
+    assert (client.heads[0][0], client.ended) == (451, "whole")
+    assert (response.status, response.code, response.end) == (451, "forbidden", End.REFUSED)
+
+
+async def test_a_refusal_within_a_stream_breaks_it_off(client: Client, response: Response) -> None:
+    with pytest.raises(Reject) as refused:
+        await response.relay(Answer(200, EVENTS, b"data: 1\n\n", b"data: 2\n\n"), await filtered(Stops))
+    await response.refuse(ApiError.rejected(refused.value))
+    assert client.body.startswith(b"data: 1\n\n\n\ndata: {")
+    assert client.error["code"] == "forbidden"
+    assert (response.status, response.code, response.end) == (200, "forbidden", End.REFUSED)
+
+
+async def test_a_filter_cannot_lie_about_a_body_that_it_does_not_change(client: Client, response: Response) -> None:
+    answer = Answer(200, LONG, b'{"a":"b"}')
+    await response.relay(answer, await filtered(Heads))
+    assert client.heads == [(203, ((b"x-by", b"it"), (b"Content-Length", b"9")))]
+    assert client.body == b'{"a":"b"}'
+
+
+async def test_after_comments_filters_see_what_follows(client: Client, response: Response) -> None:
+    await response.comment(COMMENT)
+    await response.relay(Answer(200, EVENTS, b"data: a\n\n"), await filtered(Shouts, Heads))
+    assert (len(client.heads), client.body) == (1, COMMENT + b"data: A\n\n")
+
+
+async def test_a_filters_own_answer_is_sent_whole(client: Client, response: Response) -> None:
+    headers = Headers((*JSON, (b"content-length", b"99")))
+    await response.give(Head(status=201, headers=headers, body=b"{}"), "answered_by:it")
+    assert client.heads == [(201, (*JSON, (b"content-length", b"2")))]
+    assert (client.body, client.ended) == (b"{}", "whole")
+    assert (response.status, response.code, response.end, response.tail.total) == (201, "answered_by:it", End.OK, 2)
+
+
+async def test_errors_have_the_shape_of_the_interface_that_was_called(client: Client, response: Response) -> None:
+    class Own(Interface):
+        def error(self, status: int, code: str, message: str, param: str | None = None) -> bytes:
+            return f"{status} {code}".encode()
+
+        def error_event(self, error: bytes) -> bytes:
+            return b"event: error\ndata: " + error + b"\n\n"
+
+    response.interface = Own()
+    await response.comment(COMMENT)
+    await response.refuse(ApiError(503, "exited", "exited with code 7"))
+    assert client.body == COMMENT + b"\n\nevent: error\ndata: 503 exited\n\n"
+
+
+async def test_an_interface_that_cannot_word_an_error_does_not_hide_it(client: Client, response: Response) -> None:
+    class Mute(Interface):
+        def error(self, status: int, code: str, message: str, param: str | None = None) -> bytes:
+            raise SystemExit(3)
+
+    response.interface = Mute()
+    await response.refuse(ApiError(503, "exited", "exited with code 7"))
+    assert json.loads(client.body)["error"]["code"] == "exited"

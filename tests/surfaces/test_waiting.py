@@ -13,7 +13,7 @@ from sidecar.control.live import LiveServer
 from sidecar.core.manifest import Variant
 from sidecar.core.observed import Condition, Status
 from sidecar.core.plan import Start
-from sidecar.surfaces.dataplane.waiting import loading, wait_aloud
+from sidecar.surfaces.dataplane.waiting import loading, to_the_end, wait_aloud
 from tests.support import until
 
 NEVER_S = 60.0
@@ -126,6 +126,24 @@ async def test_a_client_that_cannot_be_told_ends_the_wait(queue: Queue) -> None:
     with pytest.raises(OSError, match="broken pipe"):
         await wait_aloud(queue.acquire(), Told(broken), 0.001, NEVER_S)
     await until(lambda: not queue.waits, "the demand is gone")
+
+
+async def test_what_has_to_be_done_is_done_even_if_whoever_waits_leaves() -> None:
+    done: list[str] = []
+    may = asyncio.Event()
+
+    async def work() -> None:
+        await may.wait()
+        done.append("all of it")
+
+    waiting = asyncio.create_task(to_the_end(work()))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        waiting.cancel()
+    may.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert done == ["all of it"]
 
 
 # --- what is said -------------------------------------------------------------------------------------------------

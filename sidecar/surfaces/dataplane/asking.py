@@ -95,21 +95,39 @@ class Asking:
         return bool(targets(self._controller.fleet, asked.name, asked.model, self._tried))
 
     async def _lease(self) -> Lease:
-        asked, fleet = self._asked, self._controller.fleet
-        lease = routed = None
-        if asked.chain.has_route:
-            found = targets(fleet, asked.name, asked.model, self._tried)
-            with self._trace.stage("route"):
-                routed = await asked.chain.resolve(asked.request, found)
-            if routed is not None:
-                self._routed.append((routed, routed.target.name))
-                lease = lease_of(fleet, asked.name, asked.model, routed.target)
+        asked = self._asked
+        lease = await self._chosen() if asked.chain.has_route else None
         if lease is None:
             lease = self._controller.activator.try_acquire(asked.name, asked.model, self._tried)
         if lease is None:
             lease = await self._queue()
+            if asked.chain.has_route and lease.target.origin == "external":
+                lease = await self._chosen_instead(lease)
         self.target = lease.target
         return lease
+
+    async def _chosen(self) -> Lease | None:
+        """The lease of what route plugins choose; None if they leave it to the manifest, or it has to be waited for."""
+        asked, fleet = self._asked, self._controller.fleet
+        found = targets(fleet, asked.name, asked.model, self._tried)
+        with self._trace.stage("route"):
+            routed = await asked.chain.resolve(asked.request, found)
+        if routed is None:
+            return None
+        self._routed.append((routed, routed.target.name))
+        return lease_of(fleet, asked.name, asked.model, routed.target)
+
+    async def _chosen_instead(self, lease: Lease) -> Lease:
+        """While it was waited for, there was nothing to choose from; now there is."""
+        try:
+            chosen = await self._chosen()
+        except BaseException:
+            lease.release()
+            raise
+        if chosen is None:
+            return lease
+        lease.release()
+        return chosen
 
     async def _queue(self) -> Lease:
         began = self._clock.monotonic()
