@@ -176,9 +176,12 @@ class Writer:
             database = self._connected()
             with database:  # a transaction
                 database.executemany(_INSERT, map(row, batch))
-        except (sqlite3.Error, PluginError) as error:
-            self._failed(error, batch)
-            return batch
+        except Exception as error:  # noqa: BLE001 - told and counted either way; the thread has to go on
+            if _is_of_the_database(error):
+                self._failed(error, batch)
+                return batch
+            self._drop(len(batch), f"they cannot be stored: {error}")  # nor could they be at the next try
+            return []
         self._problem = ""
         return []
 
@@ -202,7 +205,7 @@ class Writer:
             database = self._connected()
             with database:
                 forgotten = database.execute(_PRUNE, (oldest, PRUNE_ROWS)).rowcount
-        except (sqlite3.Error, PluginError) as error:
+        except (sqlite3.Error, OSError, PluginError) as error:
             self._say(str(error))
             return
         if forgotten == PRUNE_ROWS:
@@ -284,6 +287,13 @@ def read(path: Path, where: str = "1", *values: Any) -> list[dict[str, Any]]:
         return [dict(one) for one in found]
     finally:
         database.close()
+
+
+def _is_of_the_database(error: Exception) -> bool:
+    """Whether the database is in trouble, not what was to be stored in it."""
+    if type(error) is sqlite3.DatabaseError:  # it is corrupt, or none
+        return True
+    return isinstance(error, sqlite3.OperationalError | OSError | PluginError)
 
 
 def _passes(error: Exception) -> bool:

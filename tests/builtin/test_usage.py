@@ -319,6 +319,16 @@ async def test_names_and_counts_that_nobody_can_store_are_made_fit(plugin: Usage
     assert (found["model"], found["input_tokens"]) == ("a?b", 2**63 - 1)
 
 
+async def test_an_outcome_that_cannot_be_stored_costs_its_batch_and_no_more(
+    plugin: Usage, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin.record(outcome(principal=object()))
+    await until(lambda: plugin.dropped == 1, "it is dropped")
+    plugin.record(outcome(principal="anna"))
+    [found] = await until(lambda: rows(path), "the next one is written")
+    assert found["principal"] == "anna"
+
+
 async def test_old_rows_are_forgotten(path: Path) -> None:
     path.parent.mkdir()
     database = connect(path)
