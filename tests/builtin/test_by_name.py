@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def test_tokens_too_where_the_extra_is_installed(tmp_path: Path) -> None:
     catalog = load({"it": PluginDeclaration(import_path="sidecar.builtin.jwt:Jwt", config=config)}, tmp_path)
     assert catalog.faults == {}
     assert catalog.loaded["it"].kind == "auth"
+
+
+def test_tokens_without_the_extra_are_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "sidecar.builtin.jwt", raising=False)
+    catalog = load({"it": PluginDeclaration(import_path="sidecar.builtin.jwt:Jwt")}, tmp_path)
+    assert 'tokens need the extra "jwt", pip install "llm-sidecar[jwt]"' in str(catalog.faults["it"][0])
+    assert "it" not in catalog.loaded
 
 
 def test_those_that_need_no_settings_have_a_name(tmp_path: Path) -> None:
