@@ -26,7 +26,8 @@ class PluginCallError(Exception):
 
 def out_of_place(error: BaseException) -> PluginCallError:
     """What a plugin's error becomes if it would end our own task, or the program."""
-    return PluginCallError(f"{type(error).__name__} came out of it")
+    text = f": {error}" if str(error) else ""
+    return PluginCallError(f"{type(error).__name__} came out of it{text}")
 
 
 class Bounded(Generic[T]):
@@ -99,7 +100,10 @@ def _let_go(call: Coroutine[Any, Any, Any]) -> None:
 
 
 class _Patience:
-    """How long a coroutine may take, and what became of that. late: it was asked to end, because of its deadline."""
+    """How long a coroutine may take, and what became of that.
+
+    Timeouts of the coroutine's own cancel our task for a moment, too: only what lasts is somebody else's wish.
+    """
 
     def __init__(self, deadline_s: float) -> None:
         task = asyncio.current_task()
@@ -108,31 +112,32 @@ class _Patience:
         self._task = task
         self._before = task.cancelling()
         self._ours = 0
-        self._late = False
-        self._over = False
+        self._late = False  # it was asked to end, because of its deadline
+        self._over = False  # and has not listened
+        self._ended = False
         self._loop = asyncio.get_running_loop()
-        self._until = self._loop.time() + deadline_s
-        self._timer = self._loop.call_at(self._until, self._deadline)
-        self._tidying = False
+        self._timer = self._loop.call_later(deadline_s, self._deadline)
+        self._tidying: asyncio.TimerHandle | None = None
 
     def is_over(self) -> bool:
         """The coroutine is about to be told of a cancellation: whether there is no more point in that."""
-        if not self._over and self._left() and not self._tidying:
-            self._tidying = True
-            self._timer.cancel()
-            self._timer = self._loop.call_later(TIDY_S, self._give_up)
+        if self._left():
+            self._let_tidy()
         return self._over
 
     def check(self) -> None:
         """Raises CancelledError if the caller was cancelled, and TimeoutError if it took too long."""
         if self._left():
             raise asyncio.CancelledError
-        if self._late:
+        if self._late or self._over:
             raise TimeoutError
 
     def end(self) -> None:
         """Take back what was asked of our own task."""
+        self._ended = True
         self._timer.cancel()
+        if self._tidying is not None:
+            self._tidying.cancel()
         while self._ours:
             self._ours -= 1
             self._task.uncancel()
@@ -144,15 +149,21 @@ class _Patience:
     def _deadline(self) -> None:
         self._late = True
         self._cancel()
-        self._timer = self._loop.call_later(TIDY_S, self._give_up)
+        self._let_tidy()
+
+    def _let_tidy(self) -> None:
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(TIDY_S, self._give_up)
 
     def _give_up(self) -> None:
-        if not self._late and not self._left():
-            self._tidying = False  # it was a timeout of the coroutine's own
-            self._timer = self._loop.call_at(self._until, self._deadline)
-            return
-        self._over = True
-        self._cancel()
+        self._tidying = None
+        if self._late or self._left():
+            self._loop.call_soon(self._give_up_now)  # by then a timeout of its own has taken its wish back
+
+    def _give_up_now(self) -> None:
+        if not self._ended and (self._late or self._left()):
+            self._over = True
+            self._cancel()
 
     def _cancel(self) -> None:
         self._ours += 1

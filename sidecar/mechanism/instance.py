@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from plugin_sdk import Outcome, Plugin
 from plugin_sdk.services import Services
-from sidecar.mechanism.calls import Threads, bind, contained
+from sidecar.mechanism.bounded import Bounded
+from sidecar.mechanism.calls import Threads, bind
 from sidecar.mechanism.plugins import Loaded
 from sidecar.mechanism.sink import Sink
 from sidecar.mechanism.watchdog import Marker
@@ -78,8 +79,8 @@ class Instance:
         try:
             async with asyncio.timeout(OPEN_S):
                 plugin: Plugin[Any] = await asyncio.wrap_future(self.threads.submit(make))
-                self.plugin = plugin
-                await contained(plugin.open())
+            self.plugin = plugin
+            await Bounded(plugin.open(), OPEN_S, self.marker)
         except Exception as error:
             self.problem = f"open failed: {type(error).__name__}: {error}"
             self.last_error = _shown(error)
@@ -121,8 +122,7 @@ class Instance:
             await self.sink.close()
         if self.plugin is not None:
             try:
-                async with asyncio.timeout(CLOSE_S):
-                    await contained(self.plugin.close())
+                await Bounded(self.plugin.close(), CLOSE_S, self.marker)
             except Exception as error:
                 self.failed += 1
                 self.last_error = _shown(error)

@@ -96,6 +96,12 @@ class Garbles(Filter):
     def on_request(self, exchange): return msgspec.structs.replace(exchange.request, body=b"no json")
 class Mutates(Filter):
     def on_request(self, exchange): exchange.request.headers.raw = ()
+class Spins(Filter):
+    @inline
+    def on_request(self, exchange):
+        while True: pass
+class Sleeps(Filter):
+    async def on_request(self, exchange): time.sleep(60)
 class Recurses(Filter):
     def on_request(self, exchange): return self.on_request(exchange)
 class ExitsAtChunk(Filter):
@@ -127,6 +133,8 @@ BAD = {
     "nonsense": "Nonsense",
     "smuggles": "Smuggles",
     "mutates": "Mutates",
+    "spins": "Spins",
+    "sleeps": "Sleeps",
     "recurses": "Recurses",
     "bad-head": "BadHead",
 }
