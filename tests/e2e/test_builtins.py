@@ -121,3 +121,21 @@ def test_tokens_are_checked_with_the_keys_of_a_file(run: Run, tmp_path: Path) ->
     assert answers[1].json()["error"]["code"] == "invalid_token"
     principals = [row["principal"] for row in rows(tmp_path / "state" / "usage.db", 3)]
     assert principals[0] == "anna"
+
+
+def test_an_upload_finds_its_model_and_reaches_the_server_under_its_name(run: Run) -> None:
+    sidecar = run(stub("m", mode="transcription", variant='model_name = "whisper-large"'))
+    audio = bytes(range(32, 127)) * 1000
+    with sidecar.http() as http:
+        files = {"file": ("speech.wav", audio)}
+        answer = http.post("/v1/audio/transcriptions", data={"model": "m", "language": "en"}, files=files)
+        assert answer.status_code == 200
+        missing = http.post("/v1/audio/transcriptions", data={"language": "en"}, files=files)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (400, "model_missing")
+        broken = http.post(
+            "/v1/audio/transcriptions", content=b"--x", headers={"content-type": "multipart/form-data; boundary=x"}
+        )
+        assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_form")
+    (request,) = seen(port(sidecar))
+    assert 'name="model"\r\n\r\nwhisper-large\r\n' in request["body"]
+    assert audio.decode() in request["body"]

@@ -164,7 +164,7 @@ class Asking:
         request = self._asked.request
         body = request.body
         if self._asked.head.model != target.upstream_model:
-            body = with_model(body, target.upstream_model)
+            body = with_model(body, target.upstream_model, request.headers.get("content-type"))
         url = target.base_url + request.path
         with self._trace.stage("upstream", SpanKind.CLIENT) as span:
             span.set_attribute("url.full", url)

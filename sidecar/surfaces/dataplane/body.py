@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from sidecar.surfaces.dataplane import forms
 from sidecar.surfaces.dataplane.errors import ApiError
 
 
@@ -28,8 +29,11 @@ _KEY = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:\s*')
 _NEXT = re.compile(rb"\s*,\s*")
 
 
-def read_head(body: bytes) -> Head:
-    """What matters of a JSON object. Raises ApiError."""
+def read_head(body: bytes, content_type: str = "") -> Head:
+    """What matters of a JSON object, or of a form if the content type says that it is one. Raises ApiError."""
+    if boundary := forms.boundary_of(content_type):
+        streams = forms.value(body, boundary, "stream") == "true"
+        return Head(forms.value(body, boundary, "model"), msgspec.Raw(b"true" if streams else b"false"))
     try:
         return _decode(body)
     except msgspec.ValidationError as error:
@@ -38,11 +42,13 @@ def read_head(body: bytes) -> Head:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
 
 
-def with_model(body: bytes, name: str) -> bytes:
+def with_model(body: bytes, name: str, content_type: str = "") -> bytes:
     """The body with the model's name replaced in place, every other byte as it was.
 
     Raises ApiError if the key stands there more than once: then servers differ in which one they take.
     """
+    if boundary := forms.boundary_of(content_type):
+        return forms.with_value(body, boundary, "model", name)
     start, end = _place_of_model(body)
     spliced = body[:start] + msgspec.json.encode(name) + body[end:]
     if start == end or _decode(spliced).model != name:

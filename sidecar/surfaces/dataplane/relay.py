@@ -133,7 +133,7 @@ class Relay:
             if changed is None:
                 return
             if changed.body is not body:
-                head = _reread(changed.body)
+                head = _reread(changed)
             request = changed
         asked = Asked(
             name=self._model,
@@ -167,7 +167,7 @@ class Relay:
             client=self._incoming.client,
         )
         try:
-            head = read_head(body)
+            head = read_head(body, request.headers.get("content-type"))
             found = self._generation.find(head.model or "")
         except ApiError:
             await self._authenticate(request)
@@ -254,9 +254,9 @@ class Relay:
         )
 
 
-def _reread(body: bytes) -> Head:
-    """What matters of a body that filters have changed."""
+def _reread(request: Request) -> Head:
+    """What matters of a request that filters have changed."""
     try:
-        return read_head(body)
+        return read_head(request.body, request.headers.get("content-type"))
     except ApiError as error:
         raise ApiError(500, "filter_failed", f"a filter has made of the request what cannot be sent: {error}") from None
