@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from plugin_sdk import Event, Exchange
+from plugin_sdk.sse import Parser, Piece, TooLargeError, written
 from sidecar.mechanism.hooks import Hook
-from sidecar.mechanism.sse import Parser, Piece, TooLargeError, written
 
 EVENT_BYTES = 8 * 2**20  # of one event: some hold images
 

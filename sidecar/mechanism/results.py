@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from plugin_sdk import Event, Headers, Principal, Request, Response, Target
 from plugin_sdk.messages import RawHeaders
+from plugin_sdk.sse import written
 from sidecar.mechanism.hooks import expected
-from sidecar.mechanism.sse import written
 
 MOST_BYTES = 64 * 2**20  # that one call may return
 MOST_EVENTS = 10_000

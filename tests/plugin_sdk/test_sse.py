@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plugin_sdk import Event
-from sidecar.mechanism.sse import Parser, Piece, TooLargeError, written
+from plugin_sdk.sse import Parser, Piece, TooLargeError, written
 
 MANY = 1 << 20
 

@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from plugin_sdk import Event
+from plugin_sdk.messages import Event
 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")  # of a line, and of an empty one after it
 _LINE_END = re.compile(rb"\r\n|\n|\r")
