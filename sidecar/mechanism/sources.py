@@ -79,7 +79,8 @@ class Library:
 
     def rival(self, name: str) -> str:
         """Where else a module of a unit's name is to be found; "" if nowhere."""
-        return installed_at(name)
+        place = installed_at(name)
+        return "" if place.startswith(str(self.folder)) else place  # the folder itself may stand in PYTHONPATH
 
     def _is_new(self, unit: Unit) -> bool:
         version = self.versions.get(unit.name)

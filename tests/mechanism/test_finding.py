@@ -274,6 +274,15 @@ def test_a_file_that_hides_an_installed_package_is_told_and_not_run(tmp_path: Pa
     )
 
 
+def test_a_folder_that_is_on_the_path_of_python_too_is_no_clash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins"))
+    catalog = found(tmp_path, {"acme_self.py": door()}, it="acme_self:Door")
+    assert messages(catalog) == {}
+    assert "acme_self" not in sys.modules
+
+
 # --- reading again ------------------------------------------------------------------------------------------------
 
 

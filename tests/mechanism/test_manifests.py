@@ -13,6 +13,7 @@ from sidecar.core.manifest import Declaration
 from sidecar.mechanism import source
 from sidecar.mechanism.loader import Loaded, load
 from sidecar.mechanism.manifests import Manifests
+from sidecar.mechanism.sources import Library
 from tests.support import model, write
 
 
@@ -101,3 +102,55 @@ async def test_a_folder_that_comes_back_is_a_new_revision_though_it_is_the_same(
         await reader.next()
     (tmp_path / "away").rename(tmp_path / "m")
     assert set((await reader.next()).declaration.models) == {"a", "b"}
+
+
+# --- plugins beside the manifests -----------------------------------------------------------------------------------
+
+DOOR = """
+from plugin_sdk import Auth, Principal
+
+class Door(Auth):
+    def authenticate(self, request):
+        return Principal("{who}")
+"""
+
+
+@pytest.mark.parametrize("name", ["doors.py", "pack/__init__.py"])
+async def test_a_plugin_that_changes_is_a_revision_though_the_manifests_are_the_same(
+    reader: Reader, tmp_path: Path, name: str
+) -> None:
+    write(tmp_path / "m" / "plugins", {name: DOOR.replace("{who}", "ali")})
+    first = await reader.next()
+    assert first.problems == ()
+    write(tmp_path / "m" / "plugins", {name: DOOR.replace("{who}", "eve")})
+    second = await reader.next()
+    assert second.declaration == first.declaration
+    assert second.catalog.loaded["door"].cls is not first.catalog.loaded["door"].cls
+    (tmp_path / "m" / "plugins" / name).unlink()
+    assert "door" not in (await reader.next()).catalog.loaded
+
+
+async def test_a_change_of_which_nobody_told_is_found_by_looking_twice(tmp_path: Path) -> None:
+    root = write(tmp_path / "m", {"a.toml": model("a"), "plugins/doors.py": DOOR.replace("{who}", "ali")})
+    snapshot = source.read(root)
+    library = Library()
+    before = load(snapshot, {}, library=library)
+    manifests = Manifests(root, {}, snapshot, library)
+    assert await manifests.read(before.declaration) is None
+    write(root, {"plugins/doors.py": DOOR.replace("{who}", "eve")})
+    assert await manifests.read(before.declaration) is None  # it may still be written to
+    loaded = await manifests.read(before.declaration)
+    assert loaded is not None
+    assert loaded.catalog.loaded["door"].cls is not before.catalog.loaded["door"].cls
+    assert await manifests.read(before.declaration) is None
+
+
+async def test_who_asks_gets_all_anew_though_nothing_has_changed(tmp_path: Path) -> None:
+    root = write(tmp_path / "m", {"a.toml": model("a"), "plugins/doors.py": DOOR.replace("{who}", "ali")})
+    snapshot = source.read(root)
+    library = Library()
+    before = load(snapshot, {}, library=library)
+    manifests = Manifests(root, {}, snapshot, library)
+    loaded = await manifests.read(before.declaration, anew=True)
+    assert loaded is not None
+    assert loaded.catalog.loaded["door"].cls is before.catalog.loaded["door"].cls

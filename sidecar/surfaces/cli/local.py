@@ -25,7 +25,7 @@ from sidecar.surfaces.cli.output import NO, fail, print_json, print_problems, pr
 @click.argument("directory", default="manifests", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def validate(directory: Path, as_json: bool) -> None:
-    """Check the manifests in DIRECTORY: print every problem, exit 1 if there are any. Imports declared plugins."""
+    """Check the manifests in DIRECTORY: print every problem, exit 1 if there are any. Imports the plugins."""
     loaded = load(directory)
     if as_json:
         print_json({"revision": loaded.declaration.revision, "problems": loaded.problems})

@@ -12,6 +12,7 @@ import msgspec
 
 from sidecar.core.manifest import Declaration
 from sidecar.mechanism import plugins
+from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.surfaces import report
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.local import probe
@@ -55,7 +56,7 @@ def devices(as_json: bool, remote: Remote) -> None:
         found = msgspec.convert(remote.ask("GET", "/-/devices", {}, timeout_s=30.0), tuple[DeviceReport, ...])
     except UnreachableError as error:
         click.echo(f"{error}; looking for myself, without reservations", err=True)
-        catalog = plugins.load({}, Path("plugins"))
+        catalog = plugins.load({}, Path("manifests") / PLUGIN_FOLDER)
         found = report.devices(asyncio.run(probe(catalog)), (), Declaration())
     if as_json:
         print_json(found)
