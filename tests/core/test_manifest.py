@@ -115,6 +115,7 @@ def test_a_model_is_found_by_name_or_alias_and_names_win() -> None:
 def test_a_plugin_is_declared_with_the_key_import() -> None:
     declared = msgspec.convert({"import": "a:B"}, PluginDeclaration)
     assert (declared.import_path, declared.config, declared.on_error) == ("a:B", {}, None)
+    assert declared.disable_after == 5
     with pytest.raises(msgspec.ValidationError, match="unknown field"):
         msgspec.convert({"import": "a:B", "import_path": "a:B"}, PluginDeclaration)
 
