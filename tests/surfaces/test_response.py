@@ -32,6 +32,7 @@ class Client:
     def __init__(self) -> None:
         self.heads: list[tuple[int, RawHeaders]] = []
         self.body = b""
+        self.sent: list[bytes] = []
         self.ended = ""
 
     async def start(self, status: int, headers: RawHeaders) -> None:
@@ -41,6 +42,7 @@ class Client:
         assert self.heads
         assert not self.ended
         self.body += chunk
+        self.sent.append(chunk)
 
     async def end(self) -> None:
         self.ended = "whole"
@@ -282,6 +284,13 @@ async def test_a_filter_cannot_lie_about_a_body_that_it_does_not_change(client: 
     await response.relay(answer, await filtered(Heads))
     assert client.heads == [(203, ((b"x-by", b"it"), (b"Content-Length", b"9")))]
     assert client.body == b'{"a":"b"}'
+
+
+async def test_bytes_that_no_filter_sees_are_never_touched(client: Client, response: Response) -> None:
+    chunks = [bytes([number]) * 50 for number in range(9)]
+    await response.relay(Answer(200, EVENTS, *chunks), await filtered(Heads))
+    assert len(client.sent) == len(chunks)
+    assert all(one is other for one, other in zip(chunks, client.sent, strict=True))
 
 
 async def test_after_comments_filters_see_what_follows(client: Client, response: Response) -> None:

@@ -90,10 +90,7 @@ class Response:
             await self._filtered(exchange, passage, streamed)
             return
         await self._start(exchange.status, end_to_end(exchange.headers))
-        async for chunk in exchange.chunks():
-            self._note(chunk)
-            await self._out.send(chunk)
-        await self._out.end()
+        await self._untouched(exchange)
 
     async def give(self, given: Head, code: str) -> None:
         """A filter's answer in the server's place."""
@@ -125,8 +122,11 @@ class Response:
         came = Head(status=exchange.status, headers=original, streamed=streamed)
         head = await passage.response(came, _encoding(exchange))
         headers = original.raw if head.headers is original else _framed_as(original.raw, head.headers.raw)
-        if passage.sees_body:
-            headers = _unframed(headers)
+        if not passage.sees_body:
+            await self._start(head.status, headers)
+            await self._untouched(exchange)
+            return
+        headers = _unframed(headers)
         if not passage.holds:
             await self._start(head.status, headers)
         async for chunk in exchange.chunks():
@@ -137,6 +137,13 @@ class Response:
             headers = _with_length(head.status, headers, len(rest))
         await self._start(head.status, headers)
         await self._out.send(rest)
+        await self._out.end()
+
+    async def _untouched(self, exchange: Exchange) -> None:
+        """The body as it comes: the very same bytes."""
+        async for chunk in exchange.chunks():
+            self._note(chunk)
+            await self._out.send(chunk)
         await self._out.end()
 
     async def _pass_on(self, chunk: bytes, status: int, headers: RawHeaders) -> None:
