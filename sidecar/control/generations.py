@@ -29,13 +29,20 @@ class Generation:
     """What one revision of the manifests needs at run time.
 
     behind: plugins that are still of the generation before, and why the newer ones are not in force.
+    since: the generation in which each plugin came.
     """
 
     def __init__(
-        self, number: int, declaration: Declaration, instances: dict[str, Instance], behind: dict[str, str]
+        self,
+        number: int,
+        declaration: Declaration,
+        instances: dict[str, Instance],
+        behind: dict[str, str],
+        since: dict[str, int],
     ) -> None:
         self.number = number
         self.behind = behind
+        self.since = since
         self.declaration = declaration
         self.instances = instances
         self.leases = 0
@@ -128,7 +135,11 @@ class Generations:
         for instance in instances.values():
             instance.users += 1
         number = self.current.number + 1 if self.current else 1
-        old, self.current = self.current, Generation(number, declaration, instances, build.behind)
+        since = {
+            name: self.current.since[name] if self.current and before.get(name) is instance else number
+            for name, instance in instances.items()
+        }
+        old, self.current = self.current, Generation(number, declaration, instances, build.behind, since)
         if old is not None:
             self._old.append(old)
             task = asyncio.create_task(self._retire(old), name=f"retire generation {old.number}")
@@ -226,6 +237,7 @@ class _Build:
         if loaded is None:
             faults = self._catalog.faults.get(name, ())
             fresh = Instance(name, None, "; ".join(str(fault) for fault in faults) or "its declaration is faulty")
+            fresh.last_error = "\n".join(fault.trace for fault in faults if fault.trace)
         else:
             fresh = self._make(name, loaded)
         self.fresh.append(fresh)

@@ -89,19 +89,22 @@ def drop_ins(library: Library, declared: set[str]) -> Finds:
     for name, broken in library.broken.items():
         _tell(name, broken, library, finds)
     for name, version in library.versions.items():
-        if name in library.broken or _NOT_SCANNED.fullmatch(name):
-            continue
-        if rival := library.rival(name):
-            message = f'"{name}" is also installed ({rival}), which wins: rename {version.path}'
-            finds.faults[name] = [PluginFault(message, file=str(version.path))]
-            continue
-        try:
-            module = version.load()
-        except CodeFault as fault:
-            if name not in declared:
-                _tell(name, fault, library, finds)
-            continue
-        _collect(version, module, library, finds)
+        if name not in library.broken and not _NOT_SCANNED.fullmatch(name):
+            _scan(version, library, finds, tell=name not in declared)
+    return finds
+
+
+def drop_in(name: str, library: Library) -> Finds:
+    """The plugins of one file or package beside the manifests. Raises PluginFault if it is none that is scanned."""
+    finds = Finds([], {})
+    if name in library.broken:
+        _tell(name, library.broken[name], library, finds)
+    elif name not in library.versions:
+        raise PluginFault(f'no module or package "{name}" in {library.folder}; the name must be a Python identifier')
+    elif _NOT_SCANNED.fullmatch(name):
+        raise PluginFault(f'"{name}" is not looked at: names of tests, setup and those that begin with _ are left out')
+    else:
+        _scan(library.versions[name], library, finds, tell=True)
     return finds
 
 
@@ -163,6 +166,20 @@ def _tell(unit: str, fault: CodeFault, library: Library, finds: Finds) -> None:
     told = _fault(fault)
     for name in {unit, *library.offered.get(unit, ())}:
         finds.faults[name] = [told]
+
+
+def _scan(version: Version, library: Library, finds: Finds, *, tell: bool) -> None:
+    if rival := library.rival(version.name):
+        message = f'"{version.name}" is also installed ({rival}), which wins: rename {version.path}'
+        finds.faults[version.name] = [PluginFault(message, file=str(version.path))]
+        return
+    try:
+        module = version.load()
+    except CodeFault as fault:
+        if tell:
+            _tell(version.name, fault, library, finds)
+        return
+    _collect(version, module, library, finds)
 
 
 def _collect(version: Version, module: ModuleType, library: Library, finds: Finds) -> None:

@@ -51,6 +51,11 @@ def kind_of(cls: type[Plugin[Any]]) -> type[Plugin[Any]]:
     return next(kind for kind in KINDS if issubclass(cls, kind))
 
 
+def methods_of(cls: type[Plugin[Any]]) -> list[str]:
+    """The methods of its own that the sidecar calls, in the order in which it does."""
+    return [name for name in ("open", *_TAKES[cls.kind], "close") if _overrides(cls, name)]
+
+
 def faults_of(cls: type[Plugin[Any]]) -> Iterator[str]:
     """What the class lacks, and what it has wrong."""
     base = kind_of(cls)

@@ -23,7 +23,7 @@ from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.versions import fault_of
 
-__all__ = ["BUILTIN", "BUILTIN_CHAIN", "CHAIN_KINDS", "KINDS", "Catalog", "Loaded", "PluginFault", "load"]
+__all__ = ["BUILTIN", "BUILTIN_CHAIN", "CHAIN_KINDS", "KINDS", "Catalog", "Loaded", "PluginFault", "fit", "load"]
 
 CHAIN_KINDS = ("auth", "route", "filter", "stats")
 
@@ -112,7 +112,7 @@ def load(
         with _Faults(name, catalog):
             found = finding.resolve(declaration.import_path, library)
             declared.add(found.cls)
-            catalog.loaded[name] = _load(name, declaration, found)
+            catalog.loaded[name] = fit(name, declaration, found)
     _tell_providers_apart(catalog, stock)
     declared_units = {
         declaration.import_path.partition(":")[0].partition(".")[0] for declaration in declarations.values()
@@ -185,7 +185,7 @@ def _admit(name: str, claimants: list[Found], catalog: Catalog, taken: set[str])
     if finding.needs_settings(found.cls):
         catalog.unset[name] = found.import_path
         return
-    catalog.loaded[name] = _load(name, PluginDeclaration(import_path=found.import_path), found)
+    catalog.loaded[name] = fit(name, PluginDeclaration(import_path=found.import_path), found)
 
 
 def _provider(name: str, catalog: Catalog) -> Loaded | None:
@@ -199,7 +199,8 @@ def _clash(name: str, places: list[str], found: Found) -> PluginFault:
     return PluginFault(message, ("import",), file=file, line=line)
 
 
-def _load(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
+def fit(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
+    """A class that was found, with its settings. Raises PluginFault, or an ExceptionGroup of them."""
     cls = found.cls
     faults: list[PluginFault] = []
 

@@ -1,4 +1,4 @@
-"""The control API under `/-/`, by Litestar: health, status, plan, devices, events, starting and stopping models."""
+"""The control API under `/-/`, by Litestar: health, status, plan, devices, plugins, events, reloads, models by hand."""
 
 # No `from __future__ import annotations` here: Litestar reads the handlers' annotations at run time.
 
@@ -16,7 +16,8 @@ from sidecar.control.leases import RefusedError
 from sidecar.core.names import near
 from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
-from sidecar.surfaces import events_api, guard, report
+from sidecar.mechanism.source import PLUGIN_FOLDER
+from sidecar.surfaces import events_api, guard, plugins_api, report
 from sidecar.surfaces.dataplane.errors import ApiError
 
 
@@ -60,6 +61,13 @@ async def status(state: ControlState) -> report.StatusReport:
 async def devices(state: ControlState) -> tuple[report.DeviceReport, ...]:
     """The devices, with what is reserved on them."""
     return report.live_devices(state.controller)
+
+
+@get("/-/plugins", guards=[only_for_operators])
+async def plugins(state: ControlState) -> tuple[plugins_api.PluginDetails, ...]:
+    """The plugins in force: where from, how they do, what went wrong last."""
+    controller = state.controller
+    return await plugins_api.details(controller.generation, controller.root / PLUGIN_FOLDER)
 
 
 @get("/-/plan", guards=[only_for_operators])
@@ -149,7 +157,7 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 def control_app(controller: Controller) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
-        route_handlers=[healthy, ready, status, devices, plan, events, measurements, reload, explain, act],
+        route_handlers=[healthy, ready, status, devices, plugins, plan, events, measurements, reload, explain, act],
         state=ControlState({"controller": controller}),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from plugin_sdk import DeviceStatus
@@ -16,6 +14,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model
 from sidecar.core.observed import Condition, Device, Measured, Server
 from sidecar.core.placement import Inventory
+from sidecar.mechanism.instance import Instance
 
 STORY_EVENTS = 10
 
@@ -214,19 +213,20 @@ def _server(controller: Controller, name: str) -> ServerReport | None:
 
 
 def _plugins(generation: Generation) -> tuple[PluginReport, ...]:
-    def import_path(loaded: Any) -> str:
-        return loaded.declaration.import_path if loaded else ""
+    instances = sorted(generation.instances.values(), key=lambda instance: instance.name)
+    return tuple(plugin(instance, generation) for instance in instances)
 
-    return tuple(
-        PluginReport(
-            name=instance.name,
-            kind=instance.loaded.kind if instance.loaded else "unknown",
-            import_path=import_path(instance.loaded),
-            problem=instance.problem,
-            failed=instance.failed,
-            dropped=instance.sink.dropped if instance.sink else 0,
-            blocked=instance.marker.blocked,
-            behind=generation.behind.get(instance.name, ""),
-        )
-        for instance in sorted(generation.instances.values(), key=lambda instance: instance.name)
+
+def plugin(instance: Instance, generation: Generation) -> PluginReport:
+    """A plugin of a generation, in short."""
+    loaded = instance.loaded
+    return PluginReport(
+        name=instance.name,
+        kind=loaded.kind if loaded else "unknown",
+        import_path=loaded.declaration.import_path if loaded else "",
+        problem=instance.problem,
+        failed=instance.failed,
+        dropped=instance.sink.dropped if instance.sink else 0,
+        blocked=instance.marker.blocked,
+        behind=generation.behind.get(instance.name, ""),
     )

@@ -449,7 +449,7 @@ async def test_two_hundred_reloads_of_a_file_leave_nothing_behind(generations: G
     for number in range(3, 203):
         await reload(number)
     await until(lambda: census() == before, "all is as it was")
-    classes = [one for one in gc.get_objects() if isinstance(one, type) and one.__module__.startswith("doors@")]
+    classes = [one for one in gc.get_objects() if isinstance(one, type) and str(one.__module__).startswith("doors@")]
     assert len(classes) <= 2 * 130  # typing remembers the latest 128 of `Auth[Settings]`, whatever becomes of them
 
 

@@ -9,6 +9,7 @@ from sidecar.surfaces.cli.calibrate import calibrate
 from sidecar.surfaces.cli.events import events
 from sidecar.surfaces.cli.explain import explain
 from sidecar.surfaces.cli.local import plan, validate
+from sidecar.surfaces.cli.plugin import plugin
 from sidecar.surfaces.cli.remote import devices, reload, start, status, stop
 from sidecar.surfaces.cli.run import run
 
@@ -24,7 +25,7 @@ def main() -> None:
     """
 
 
-for command in (run, validate, plan, status, explain, events, devices, start, stop, reload, calibrate):
+for command in (run, validate, plan, status, explain, events, devices, start, stop, reload, calibrate, plugin):
     main.add_command(command)
 
 __all__ = ["main"]
