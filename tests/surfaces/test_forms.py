@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -34,6 +34,7 @@ def test_a_file_called_model_is_no_model() -> None:
     assert value(body, boundary, "model") is None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.text(max_size=30), st.text(max_size=30))
 def test_another_name_changes_nothing_else(content: bytes, before: str, after: str) -> None:
     body, boundary = form({"file": content}, model=before, prompt="a")
@@ -73,6 +74,7 @@ def test_what_is_no_form_is_refused(body: bytes) -> None:
     assert refused.value.code == "invalid_form"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_or_has_no_model(body: bytes) -> None:
     try:
