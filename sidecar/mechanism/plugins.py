@@ -121,6 +121,8 @@ def load(
     for name, faults in (item for one in finds for item in one.faults.items()):
         if name not in taken:
             catalog.faults.setdefault(name, []).extend(faults)
+        elif not any(_unit(fault.file, folder) in declared_units for fault in faults):  # else told with the table
+            catalog.faults.setdefault(f"{folder.name}/{name}", []).extend(faults)
     claims: dict[str, list[Found]] = {}
     for found in (one for each in finds for one in each.found if one.cls not in declared):
         for name in found.names:
@@ -148,6 +150,12 @@ def _tell_providers_apart(catalog: Catalog, stock: Mapping[str, str]) -> None:
                 others = ", ".join(f"[plugins.{one.name}]" for one in declared if one is not plugin)
                 message = f'provides the {kind} "{provides}", and so does {others}'
                 catalog.faults.setdefault(plugin.name, []).append(PluginFault(message, ("import",)))
+
+
+def _unit(file: str, folder: Path) -> str:
+    """The name of the file or package beside the manifests that a file belongs to."""
+    path = Path(file)
+    return path.relative_to(folder).parts[0].removesuffix(".py") if path.is_relative_to(folder) else ""
 
 
 class _Faults:
@@ -212,6 +220,8 @@ def fit(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
     except Exception as error:  # an author's annotations may name what is not there
         told = fault_of(error, f"the settings of {cls.__name__} cannot be read", "")
         raise PluginFault(str(told), ("import",), trace=told.trace) from error
+    if declaration.disable_after < 1:
+        faults.append(PluginFault("expected 1 or more failures in a row", ("disable_after",)))
     if cls.kind == "auth" and declaration.on_error not in (None, "deny"):
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
     if cls.kind in ("device", "interface", "stats") and declaration.on_error == "deny":

@@ -244,6 +244,15 @@ def test_a_table_and_a_file_of_one_name_are_a_clash(tmp_path: Path, site: Path) 
     assert f"acme_table:Door and {tmp_path}/plugins/door.py:4 (Other)" in messages(catalog)["door"]
 
 
+def test_a_broken_file_is_told_also_if_a_table_has_its_name(tmp_path: Path, site: Path) -> None:
+    write(site, {"acme_named.py": door()})
+    catalog = found(tmp_path, {"door.py": "broken("}, door="acme_named:Door")
+    assert "door" in own(catalog)
+    assert messages(catalog).keys() == {"plugins/door"}
+    told = messages(found(tmp_path, {}, door="door:Door"))
+    assert told.keys() == {"door"}  # once is enough
+
+
 def test_a_file_does_not_replace_a_built_in(tmp_path: Path) -> None:
     catalog = found(tmp_path, {"modes.py": HAIKU.replace('"haiku"\n', '"chat"\n')})
     assert f"sidecar.builtin.interfaces:Chat and {tmp_path}/plugins/modes.py:4" in messages(catalog)["chat"]
