@@ -80,6 +80,7 @@ def _external(fleet: Fleet, name: str, variant: Variant) -> Target:
         base_url=variant.url.rstrip("/"),
         model=variant.model_name or name,
         api_key=variant.api_key,
+        weight=variant.weight,
         in_flight=fleet.external_in_flight[name, variant.name],
     )
 

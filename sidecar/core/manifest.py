@@ -100,6 +100,7 @@ class Variant(Table, frozen=True):
     exclusive_start: bool = False
     url: str = ""
     model_name: str = ""
+    weight: int = 1
     api_key: Secret | None = None
 
     @property

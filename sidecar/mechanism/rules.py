@@ -251,6 +251,7 @@ def _default_name(model: Model, index: int) -> str:
 
 
 def _check_variant(variant: Variant, url: str, known: Known) -> Iterator[Fault]:
+    yield from _check_weight(variant)
     if bool(variant.command) == bool(variant.url):
         yield Fault((), "expected either a command (a server to start) or a url (a server that runs already)")
     elif variant.external:
@@ -267,6 +268,13 @@ def _check_external(variant: Variant, url: str) -> Iterator[Fault]:
     for key in ("required_devices", "memory_mb", "env", "cwd", "load_timeout", "exclusive_start", "foreign_listener"):
         if getattr(variant, key):
             yield Fault((key,), "means nothing for a url variant: the sidecar does not start that server")
+
+
+def _check_weight(variant: Variant) -> Iterator[Fault]:
+    if variant.weight < 1:
+        yield Fault(("weight",), "expected 1 or more; leave the variant out if it should get no requests")
+    elif variant.weight != 1 and not variant.external:
+        yield Fault(("weight",), "means nothing for a command variant: a model has one server of its own")
 
 
 def _check_url(url: str) -> Iterator[Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from sidecar.builtin import usage
 from tests.builtin.test_keys import hashed
 from tests.e2e.conftest import Run
 from tests.e2e.harness import Sidecar, seen, stub, until
+from tests.servers import HTTP_SERVER
+from tests.support import serving
 
 CHAT = {"model": "m", "messages": []}
 
@@ -139,3 +142,18 @@ def test_an_upload_finds_its_model_and_reaches_the_server_under_its_name(run: Ru
     (request,) = seen(port(sidecar))
     assert 'name="model"\r\n\r\nwhisper-large\r\n' in request["body"]
     assert audio.decode() in request["body"]
+
+
+def test_servers_share_the_load_by_their_weights(run: Run) -> None:
+    with serving(HTTP_SERVER, "--name", "big") as big, serving(HTTP_SERVER, "--name", "small") as small:
+        variants = f'[{{ name = "big", url = "{big.url}", weight = 3 }}, {{ name = "small", url = "{small.url}" }}]'
+        text = f'[models.m]\nmode = "chat"\nchain = ["keys", "shared"]\nvariants = {variants}\n'
+        table = '[plugins.shared]\nimport = "sidecar.builtin.balance:Balance"\nconfig = { policy = "weighted" }\n'
+        sidecar = run(text, files={"shared.toml": table})
+        with sidecar.http() as http:
+
+            def served() -> str:
+                return http.post("/v1/chat/completions", json=CHAT).headers["x-served-by"]
+
+            until(lambda: served() == "small", "both are known to be healthy")
+            assert Counter(served() for _ in range(12)) == {"big": 9, "small": 3}

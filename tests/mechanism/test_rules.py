@@ -81,6 +81,11 @@ SIDECAR = [
 ]
 
 PLUGINS = [
+    (
+        '[plugins.p]\nimport = "sidecar.builtin.log:Log"\ndisable_after = 0 # here',
+        "plugins.p.disable_after",
+        "expected 1 or more failures in a row",
+    ),
     ("[plugins.x] # here\nconfig = {}", "plugins.x.import", "is missing: expected str"),
     ('[plugins.x]\nimport = "nope" # here', "plugins.x.import", 'expected "package.module:Class", got "nope"'),
     ('[plugins.x]\nimport = "no.such:X" # here', "plugins.x.import", 'no module "no.such" on sys.path'),
@@ -154,6 +159,8 @@ VARIANTS = [
     (command("[models.m.variants.env]\nA = 1 # here"), "models.m.variants[0].env.A", "expected str, got int"),
     (command('env = { "A=B" = "1" } # here'), "models.m.variants[0].env.A=B", "="),
     (command("comand = [] # here"), "models.m.variants[0].comand", 'did you mean "command"?'),
+    (command("weight = 2 # here"), "models.m.variants[0].weight", "means nothing for a command variant"),
+    (variant('url = "http://h"\nweight = 0 # here'), "models.m.variants[0].weight", "expected 1 or more"),
     (command("load_timeout = '0s' # here"), "models.m.variants[0].load_timeout", "expected more than 0s"),
     (command("load_timeout = 300 # here"), "models.m.variants[0].load_timeout", "expected text with a unit"),
     (command('cwd = "{evn.HOME}" # here'), "models.m.variants[0].cwd", 'unknown placeholder "{evn.HOME}"'),
