@@ -64,8 +64,8 @@ def test_priority_comes_before_age() -> None:
     assert order({"low": patient(), "high": patient(priority=1)}, low=20, high=1) == ["high", "low"]
 
 
-def test_among_equals_the_longest_waiting_comes_first_and_one_that_nobody_waits_for_last() -> None:
-    assert order({"auto": patient(), "late": patient(), "early": patient()}, late=1, early=2) == [
+def test_among_equals_the_longest_waiting_comes_first_and_one_that_nobody_waits_for_last_of_all() -> None:
+    assert order({"auto": patient(priority=9), "late": patient(), "early": patient()}, late=1, early=2) == [
         "early",
         "late",
         "auto",
