@@ -84,8 +84,8 @@ class Life:
     async def _keep_running(self) -> None:
         """Start it again each time that it has ended."""
         while True:
-            if self.manifests.unreadable or self.manifests.emptied:
-                self.manifests.heal()  # it would not start with them
+            if self.manifests.unreadable:
+                self.manifests.heal()  # it would not start without a directory
             sidecar = self.sidecar = Sidecar(self.world, self.manifests, self.random.getrandbits(32))
             self.lives += 1
             self.world.say(f"the sidecar starts ({self.lives})")
