@@ -181,7 +181,7 @@ class Controller:
         generation = await self.generations.adopt(declaration, now.catalog)
         # In one step with it, or a plan in between would find renamed models undeclared.
         renamed = before is not None and take_over_changes(self.fleet, before, declaration)
-        self.measurements.forget_unless(declaration)
+        self.measurements.declare(declaration)
         self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
         self.fleet.changed.set()

@@ -101,7 +101,7 @@ class Measurements:
             return measured
         return 2.0 + sum(amount for _, amount in variant.needs()) / 1000
 
-    def forget_unless(self, declared: Declaration) -> None:
+    def declare(self, declared: Declaration) -> None:
         """Let `all` speak of what is declared. To be called with each new declaration.
 
         The rest is kept for when it is declared again, as after the switch to another branch and back, for as long as
@@ -127,7 +127,7 @@ class Measurements:
             self._put(key, msgspec.structs.replace(there, peak_mb=peak_mb, load_s=there.load_s or entry.load_s))
 
     def all(self) -> tuple[Measured, ...]:
-        """What is known of each variant that the last `forget_unless` found declared, as it is declared there."""
+        """What is known of each variant that the last `declare` found declared, as it is declared there."""
         if self._all is None:
             self._all = tuple(self._reports())
         return self._all
@@ -184,7 +184,7 @@ def recorded(folder: Path, declared: Declaration) -> tuple[Measured, ...]:
     """
     found = Measurements(None)
     found._entries = _read(folder / FILE)
-    found.forget_unless(declared)
+    found.declare(declared)
     return found.all()
 
 

@@ -53,7 +53,7 @@ def test_what_was_measured_stands_with_its_model_and_is_gone_through_once() -> N
         models={str(number): Model(mode="chat", variants=(VARIANT, OTHER)) for number in range(500)}
     )
     measurements = Counted()
-    measurements.forget_unless(declaration)
+    measurements.declare(declaration)
     for number in range(100):
         measurements.loaded(str(number), VARIANT, 1.0 + number)
         measurements.loaded(str(number), OTHER, 2.0)
