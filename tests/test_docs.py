@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 import tomllib
@@ -11,15 +12,17 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from plugin_sdk import Plugin
+from plugin_sdk import Event, Exchange, Headers, Principal, Reject, Request, Response, Secret
 from plugin_sdk.config import convert
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PluginDeclaration, Settings, Variant
 from sidecar.mechanism import loader, source
+from sidecar.mechanism.fulfil import faults_of
 from sidecar.mechanism.placeholders import AT_LOAD, AT_START
 from sidecar.mechanism.plugins import KINDS
 from sidecar.surfaces.cli import main
-from tests.support import declare
+from tests.support import declare, write
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,14 +61,91 @@ def load_module(code: str, tmp_path: Path) -> dict[str, Any]:
     return vars(module)
 
 
-@pytest.mark.parametrize("code", [*blocks(README, "python"), *blocks(SDK, "python")])
+SNIPPETS = {code.partition("\n")[0].removeprefix("# "): code for code in blocks(SDK, "python")}
+KINDS_SHOWN = SDK.split("## The six kinds", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize("code", [*blocks(README, "python"), *SNIPPETS.values()])
 def test_each_python_snippet_defines_a_plugin_that_loads(code: str, tmp_path: Path) -> None:
     classes = [value for value in load_module(code, tmp_path).values() if isinstance(value, type)]
     plugins = [cls for cls in classes if issubclass(cls, KINDS) and cls not in KINDS]
-    assert plugins
-    for cls in plugins:
-        assert cls.kind in ("device", "auth", "interface", "stats")
-        assert issubclass(cls, Plugin)
+    assert len(plugins) == 1
+    assert list(faults_of(plugins[0])) == []
+
+
+def test_the_snippets_of_the_guide_lie_together_where_they_say_and_are_found(tmp_path: Path) -> None:
+    tables = {f"table-{number}.toml": text for number, text in enumerate(blocks(SDK, "toml"))}
+    loaded = declare(tmp_path, {**SNIPPETS, **tables}, {"WORD": "x"})
+    assert [str(problem) for problem in loaded.problems] == []
+    used = {*loaded.catalog.loaded, *loaded.catalog.unset}
+    for file in SNIPPETS:
+        assert Path(file).stem in used | {"doors", "test_bouncer"}  # the one has a table, the other is a test
+    assert loaded.catalog.loaded["door"].declaration.deadline == 0.05
+
+
+def test_the_smallest_plugin_of_each_kind_has_at_most_ten_lines() -> None:
+    shown = blocks(KINDS_SHOWN, "python")
+    assert max(code.count("\n") for code in shown) <= 10
+    forms = [re.findall(r"^(?:@|class \w+\()(\w+)", code, re.MULTILINE)[0] for code in shown]
+    assert forms == [
+        "device",
+        "Device",
+        "Interface",
+        "auth",
+        "Auth",
+        "route",
+        "Route",
+        "on_request",
+        "Filter",
+        "stats",
+        "Stats",
+    ]
+
+
+def test_the_doors_of_the_guide_open_to_whoever_knows_the_word(tmp_path: Path) -> None:
+    right = Request(method="POST", path="/", headers=Headers(((b"authorization", b"Bearer open-sesame"),)))
+    defined = load_module(SNIPPETS["plugins/doors.py"], tmp_path)
+    door = defined["Door"](defined["Settings"](word=Secret("open-sesame")))
+    for plugin in (door, load_module(SNIPPETS["plugins/word.py"], tmp_path)["word"]()):
+        assert plugin.authenticate(right) == Principal("friend")
+        with pytest.raises(Reject):
+            plugin.authenticate(Request(method="POST", path="/"))
+
+
+async def test_the_database_of_the_guide_knows_its_keys(tmp_path: Path) -> None:
+    defined = load_module(SNIPPETS["plugins/database_auth.py"], tmp_path)
+    plugin = defined["DatabaseAuth"](defined["Settings"](path=":memory:"))
+    await plugin.open()
+    plugin.database.executescript("CREATE TABLE keys (key, owner); INSERT INTO keys VALUES ('k', 'ann')")
+    request = Request(method="POST", path="/", headers=Headers(((b"authorization", b"Bearer k"),)))
+    assert await asyncio.to_thread(plugin.authenticate, request) == Principal("ann")
+    plugin.database.close()
+
+
+async def test_the_filters_of_the_guide_do_what_it_says(tmp_path: Path) -> None:
+    exchange = Exchange(Request(method="POST", path="/", body=b"x" * 100_001, model="m"))
+    exchange.response = Response(headers=Headers(((b"a", b"b"),)))
+    with pytest.raises(Reject):
+        load_module(SNIPPETS["plugins/short.py"], tmp_path)["short"]().on_request(exchange)
+    head = load_module(SNIPPETS["plugins/stamp.py"], tmp_path)["Stamp"]().on_response(exchange)
+    assert head.headers.raw == ((b"a", b"b"), (b"x-model", b"m"))
+    discreet = load_module(SNIPPETS["plugins/discreet.py"], tmp_path)["Discreet"]()
+    assert (await discreet.on_event(exchange, Event(data=b"Voldemort came"))).data == b"He came"
+
+
+def test_the_test_of_the_guide_passes(tmp_path: Path) -> None:
+    tests = [
+        value for name, value in load_module(SNIPPETS["plugins/test_bouncer.py"], tmp_path).items() if "test_" in name
+    ]
+    assert len(tests) == 1
+    tests[0]()
+
+
+def test_the_error_that_the_guide_shows_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path, {"plugins/door.py": blocks(SDK, "py")[0]}))
+    result = CliRunner().invoke(main, ["plugin", "check", "plugins/door.py"])
+    shown = blocks(SDK, "console")[0].partition("\n")[2]
+    assert result.stderr.replace(f"{tmp_path}/", "") == shown
 
 
 def test_the_example_manifests_of_the_readme_load(tmp_path: Path) -> None:

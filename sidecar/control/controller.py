@@ -18,7 +18,7 @@ from sidecar.control.machine import Outside
 from sidecar.control.measurements import Measurements
 from sidecar.control.reconciler import Reconciler
 from sidecar.control.recovery import Recovery
-from sidecar.control.revisions import Revisions, take_over
+from sidecar.control.revisions import Revisions, in_force, take_over
 from sidecar.control.servers import Servers
 from sidecar.control.watch import DeviceWatch, ExternalWatch, cap_logs
 from sidecar.core.explain import Story, explain, wanting
@@ -26,6 +26,7 @@ from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
 from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
+from sidecar.mechanism.applied import AppliedFile
 from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.services import Host
 from sidecar.mechanism.source import SourceError
@@ -59,6 +60,8 @@ class Controller:
         self.generations = Generations(Host(outside.tracer, outside.state))
         self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()
+        self._in_force: Loaded | None = None
+        self._applied = AppliedFile(outside.state)
         self.activator = Activator(self.fleet)
         self.look_now = asyncio.Event()  # set: somebody knows that the manifests have changed
         self.hurry = asyncio.Event()  # set: whoever shuts down has no patience for requests in flight
@@ -86,10 +89,14 @@ class Controller:
         """What is declared, as far as it is in force."""
         return self.generation.declaration
 
-    async def open(self, loaded: Loaded) -> None:
-        """Take the first revision, look around once, and start the loops. Raises UnusableError."""
-        if not loaded.usable:
+    async def open(self, loaded: Loaded, before: Loaded | None = None) -> None:
+        """Take the first revision, look around once, and start the loops. Raises UnusableError.
+
+        before: what the sidecar before had in force; what is faulty now is kept as it was there.
+        """
+        if not loaded.usable and before is None:
             raise UnusableError(loaded.problems)
+        self._in_force = before
         await self.events.open()
         await self._adopt(loaded)
         await self._recovery.run(self.declaration, self.devices.devices)
@@ -180,13 +187,16 @@ class Controller:
 
     async def _adopt(self, loaded: Loaded) -> None:
         before = self.generations.current.declaration if self.generations.current else None
-        declaration, self.revisions = take_over(before, loaded)
+        kept = self._in_force
+        declaration, self.revisions = take_over(kept.declaration if kept else None, loaded)
         for problem in self.revisions.problems:
             log.warning("%s", problem)
-        generation = await self.generations.adopt(declaration, loaded.catalog)
+        self._in_force = now = in_force(kept, loaded, declaration)
+        await self._applied.save(self.root, declaration, now.tables)
+        generation = await self.generations.adopt(declaration, now.catalog)
         # In one step with it, or a plan in between would find renamed models undeclared.
         renamed = before is not None and take_over_changes(self.fleet, before, declaration)
-        self.measurements.forget_unless(declaration)
+        self.measurements.declare(declaration)
         self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
         self.fleet.changed.set()

@@ -246,7 +246,9 @@ async def _within(event: asyncio.Event, seconds: float) -> None:
 
 
 def _key(event: Event) -> _Key:
-    return (event.type, event.model, event.reason, event.message)
+    """What makes it the same again. Messages of conditions tell numbers, of memory or of tries, and are left out."""
+    message = "" if event.type == "ConditionChanged" else event.message
+    return (event.type, event.model, event.reason, message)
 
 
 def _short(text: str, limit: int) -> str:

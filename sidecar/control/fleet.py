@@ -158,6 +158,7 @@ class Fleet:
         del self._server_of[server.model]
         self.events.record("Renamed", model=model, server=server.id, message=f"was {server.model}")
         log.info("%s: the model %s is called %s now", server.id, server.model, model)
+        self.measurements.renamed(server.model, model)
         server.model = model
         self._server_of[model] = server
         self.auto_started.add(model)

@@ -77,4 +77,5 @@ class LiveServer:
             last_used=self.last_used,
             pids=self.pids,
             exclusive=self.variant.exclusive_start,
+            never_ready=self.ready_unix == 0.0,
         )

@@ -53,7 +53,10 @@ class Measurements:
         self.failed = 0
         self._path = folder / FILE if folder is not None else None
         self._entries: dict[_Key, Entry] = {}  # the one that changed last stands last
-        self._declared: dict[_Key, tuple[Variant, ...]] = {}
+        self._declared: dict[_Key, tuple[Measured, ...]] = {}  # variants as they are declared, with no measurement yet
+        self._recipes: dict[
+            int, tuple[Variant, str]
+        ] = {}  # by id, which is the variant's for as long as it is held here
         self._all: tuple[Measured, ...] | None = None  # asked for with each plan, and seldom another
         self._failing = False
         self._changes = 0
@@ -67,7 +70,7 @@ class Measurements:
 
         Of a requirement that stands twice the higher counts, since one number is declared for both.
         """
-        key = (model, recipe(variant))
+        key = (model, self._recipe(variant))
         before = self._entries.get(key, Entry(model=model, recipe=key[1]))
         peak = dict(before.peak_mb)
         for requirement, device in zip(variant.required_devices, devices, strict=False):
@@ -78,14 +81,14 @@ class Measurements:
 
     def loaded(self, model: str, variant: Variant, seconds: float) -> None:
         """Take in how long a server took from spawn to ready."""
-        key = (model, recipe(variant))
+        key = (model, self._recipe(variant))
         before = self._entries.get(key, Entry(model=model, recipe=key[1]))
         average = before.load_s + NEWEST_WEIGHT * (seconds - before.load_s) if before.load_s else seconds
         self._put(key, msgspec.structs.replace(before, load_s=round(average, 3)))
 
     def load_s(self, model: str, variant: Variant) -> float | None:
         """Seconds from spawn to ready, a running average; None if it never got ready."""
-        entry = self._entries.get((model, recipe(variant)))
+        entry = self._entries.get((model, self._recipe(variant)))
         return entry.load_s if entry is not None and entry.load_s else None
 
     def load_estimate_s(self, model: str, variant: Variant) -> float:
@@ -98,17 +101,33 @@ class Measurements:
             return measured
         return 2.0 + sum(amount for _, amount in variant.needs()) / 1000
 
-    def forget_unless(self, declared: Declaration) -> None:
-        """Drop what is not declared, and let `all` speak of what is. To be called with each new declaration."""
-        self._declared, self._all = {}, None
-        for key, variant in _managed(declared):
-            self._declared[key] = (*self._declared.get(key, ()), variant)
-        for key in self._entries.keys() - self._declared.keys():
-            del self._entries[key]
-            self._changes += 1
+    def declare(self, declared: Declaration) -> None:
+        """Let `all` speak of what is declared. To be called with each new declaration.
+
+        The rest is kept for when it is declared again, as after the switch to another branch and back, for as long as
+        there is room.
+        """
+        self._declared, self._recipes, self._all = {}, {}, None
+        for name, model in declared.models.items():
+            for variant in model.variants:
+                if not variant.external:
+                    key = (name, self._recipe(variant))
+                    self._declared[key] = (*self._declared.get(key, ()), _unmeasured(name, variant))
+
+    def renamed(self, old: str, new: str) -> None:
+        """What is remembered of the model `old` is of the model `new` from now on. What both have counts together."""
+        for entry in [entry for entry in self._entries.values() if entry.model == old and old != new]:
+            del self._entries[(old, entry.recipe)]
+            key = (new, entry.recipe)
+            there = self._entries.get(key, Entry(model=new, recipe=entry.recipe))
+            peak_mb = {
+                requirement: max(found.peak_mb.get(requirement, 0) for found in (entry, there))
+                for requirement in entry.peak_mb | there.peak_mb
+            }
+            self._put(key, msgspec.structs.replace(there, peak_mb=peak_mb, load_s=there.load_s or entry.load_s))
 
     def all(self) -> tuple[Measured, ...]:
-        """What is known of each variant that the last `forget_unless` found declared, as it is declared there."""
+        """What is known of each variant that the last `declare` found declared, as it is declared there."""
         if self._all is None:
             self._all = tuple(self._reports())
         return self._all
@@ -128,18 +147,18 @@ class Measurements:
         else:
             self._failing = False
 
+    def _recipe(self, variant: Variant) -> str:
+        """As `recipe`, but hashed only once for a declaration: each round asks for each server."""
+        known = self._recipes.get(id(variant))
+        if known is None:
+            known = self._recipes[id(variant)] = (variant, recipe(variant))
+        return known[1]
+
     def _reports(self) -> Iterator[Measured]:
         for key, variants in self._declared.items():
             if (entry := self._entries.get(key)) is not None:
                 for variant in variants:
-                    yield Measured(
-                        model=entry.model,
-                        variant=variant.name,
-                        fingerprint=variant.fingerprint(),
-                        declared_mb=dict(variant.needs()),
-                        peak_mb=entry.peak_mb,
-                        load_s=entry.load_s,
-                    )
+                    yield msgspec.structs.replace(variant, peak_mb=entry.peak_mb, load_s=entry.load_s)
 
     def _write(self, path: Path, content: bytes, changes: int) -> None:
         with self._writing:
@@ -151,7 +170,9 @@ class Measurements:
         self._entries.pop(key, None)
         self._entries[key] = entry
         if len(self._entries) > MOST_ENTRIES:
-            del self._entries[next(iter(self._entries))]
+            del self._entries[
+                next((key for key in self._entries if key not in self._declared), next(iter(self._entries)))
+            ]
         self._all = None
         self._changes += 1
 
@@ -163,7 +184,7 @@ def recorded(folder: Path, declared: Declaration) -> tuple[Measured, ...]:
     """
     found = Measurements(None)
     found._entries = _read(folder / FILE)
-    found.forget_unless(declared)
+    found.declare(declared)
     return found.all()
 
 
@@ -173,11 +194,10 @@ def recipe(variant: Variant) -> str:
     return hashlib.sha256(msgspec.json.encode(runs)).hexdigest()[:16]
 
 
-def _managed(declared: Declaration) -> Iterator[tuple[_Key, Variant]]:
-    for name, model in declared.models.items():
-        for variant in model.variants:
-            if not variant.external:
-                yield (name, recipe(variant)), variant
+def _unmeasured(model: str, variant: Variant) -> Measured:
+    return Measured(
+        model=model, variant=variant.name, fingerprint=variant.fingerprint(), declared_mb=dict(variant.needs())
+    )
 
 
 def _read(path: Path) -> dict[_Key, Entry]:

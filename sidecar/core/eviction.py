@@ -4,7 +4,7 @@ Sets of victims are compared
 
 1. by how many of them are of the highest priority and busy, then of the highest priority and used within the last 1, 2,
    4, 8, ... milliseconds, so that what has been idle for about as long (one not twice as long as the other) counts the
-   same; then by the same of the next lower priority, and so on; servers of models that are no longer declared come last;
+   same; then by the same of the next lower priority, and so on; servers of models that are not declared come last;
 2. then by the milliseconds that it takes to load all of them again;
 3. then by the MB that all of them hold;
 4. then by their ids.

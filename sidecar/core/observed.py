@@ -57,6 +57,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     reserved_mb / observed_mb: device id to MB; a device missing from observed_mb = not known there.
     pids: its living processes, as far as they can be seen. exclusive: nothing may come or go beside it while it starts.
+    never_ready: it leaves, and as far as is known it was never ready.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     last_used: float = 0.0
     pids: frozenset[int] = frozenset()
     exclusive: bool = False
+    never_ready: bool = False
 
     @property
     def measured(self) -> bool:
@@ -81,19 +83,24 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         """What the ledger holds against the server: the higher of declared and observed."""
         return max(self.reserved_mb.get(device, 0), self.observed_mb.get(device, 0))
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether it is loading: one that leaves before it was ever ready goes on with that until it is gone."""
+        return self.state is ServerState.STARTING or (self.never_ready and self.state in LEAVING)
+
     def yet_to_allocate_mb(self, device: str) -> int:
         """What a server that is, or was, loading may still take from live free memory."""
         measured = device in self.observed_mb
-        if self.state is ServerState.READY or (self.state is not ServerState.STARTING and not measured):
+        if self.state is ServerState.READY or not (self.may_grow or measured):
             return 0
         return max(0, self.reserved_mb.get(device, 0) - self.observed_mb.get(device, 0))
 
     def would_free_mb(self, device: str) -> int:
         """What live free memory gains when the server is gone; where its use is not known, the declaration.
 
-        One that is still loading and was never measured may have taken nothing yet.
+        One that was never ready and never measured may have taken nothing yet.
         """
-        unmeasured = 0 if self.state is ServerState.STARTING else self.reserved_mb.get(device, 0)
+        unmeasured = 0 if self.may_grow else self.reserved_mb.get(device, 0)
         return self.observed_mb.get(device, unmeasured)
 
 

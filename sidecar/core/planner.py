@@ -155,7 +155,8 @@ class _Round:
         if not variants:
             self._refuse_failed(name, managed)
         elif server is not None:
-            self._promise(variants)
+            if not self._promise(variants):
+                self._contest(variants)
         elif not (self._start(name, managed, variants) or self._await(name, variants)):
             self._make_room(name, variants)
 
@@ -220,6 +221,11 @@ class _Round:
                 return variant
         return None
 
+    def _contest(self, variants: list[Variant]) -> None:
+        """Have nobody evicted there for those who come later: the model could move in before them."""
+        for variant in variants:
+            self.contested |= self._devices(variant)
+
     def _await(self, name: str, variants: list[Variant]) -> bool:
         """Wait, if there will be room once the stops and loads under way are done."""
         variant = self._promise(variants)
@@ -245,6 +251,8 @@ class _Round:
         self._wait_or_refuse(name, variants)
         if overdue:
             self._keep_free(variants)
+        if any(self.contested & self._devices(variant) for variant in variants):
+            self._contest(variants)
 
     def _push_out(self, name: str, variants: list[Variant], *, overdue: bool) -> bool:
         candidates = [

@@ -41,7 +41,7 @@ class Reasons:
             return "DeviceUnavailable"
         if not self.fits_machine(variants):
             return "Unplaceable"
-        unmeasured = [one for one in self._room.loading if not one.measured]
+        unmeasured = [one for one in self._room.ledger.servers if one.may_grow and not one.measured]
         if any(self._room.on(variant, unmeasured) for variant in variants):
             return ""  # what they have taken, and what they have yet to take, will be known when they are ready
         return "InsufficientMemory"

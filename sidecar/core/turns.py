@@ -21,17 +21,18 @@ def overdue_at(demand: Demand, models: Mapping[str, Model]) -> float:
 
 
 def in_turn(names: Iterable[str], models: Mapping[str, Model], demands: Mapping[str, Demand], now: float) -> list[str]:
-    """Models in the order in which they are served: the overdue by how long they wait, then by priority, then by age.
+    """Models in the order in which they are served: the overdue by when they became so, then by priority, then by age.
 
-    A model without demand (auto_start) comes after those of its priority that somebody waits for.
+    A model without demand (auto_start) comes after all that somebody waits for: others have not gone for it.
     """
 
     def key(name: str) -> tuple[int, float, float, str]:
         demand = demands.get(name)
-        since = demand.since if demand else math.inf
-        if demand and overdue_at(demand, models) <= now:
-            return (0, since, since, name)
-        return (1, -models[name].priority, since, name)
+        if demand is None:
+            return (2, -models[name].priority, 0, name)
+        if (turn := overdue_at(demand, models)) <= now:
+            return (0, turn, 0, name)  # not by age: whoever becomes overdue takes no room that was made for another
+        return (1, -models[name].priority, demand.since, name)
 
     return sorted(names, key=key)
 

@@ -22,6 +22,7 @@ from sidecar.core.manifest import Declaration
 from sidecar.mechanism import durable, loader
 from sidecar.mechanism.loader import Entry, Loaded, OwnSettings, Tables
 from sidecar.mechanism.source import Snapshot
+from sidecar.mechanism.sources import Library
 
 log = logging.getLogger(__name__)
 
@@ -117,16 +118,18 @@ class AppliedFile:
             log.error("%s cannot be put aside: %s", path, failed)
 
 
-def before_start(applied: Applied, root: Path, own: OwnSettings, environment: Mapping[str, str]) -> Loaded:
+def before_start(
+    applied: Applied, root: Path, own: OwnSettings, environment: Mapping[str, str], library: Library | None = None
+) -> Loaded:
     """What was in force, checked for a start under today's `[sidecar]`, or, if there is none any more, under its own.
 
     So nothing is kept that today's settings forbid, such as a model without keys on an address that others reach.
-    Imports plugins, so keep it off the event loop.
+    Imports plugins, into the library, so keep it off the event loop.
     """
     tables = dict(applied.tables)
     if own.entry is not None:
         tables["sidecar",] = own.entry
-    loaded = loader.load(Applied(applied.revision, tables).snapshot(root), environment)
+    loaded = loader.load(Applied(applied.revision, tables).snapshot(root), environment, library=library)
     for problem in loaded.problems:
         log.info("what was in force before is not good any more: %s: %s", problem.path, problem.message)
     return loaded

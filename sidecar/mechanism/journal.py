@@ -48,7 +48,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "servers.json"
-        self._writing = asyncio.Lock()
+        self._turn = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()  # or nobody would hold those whose callers have gone
         self.sidecar_id = _identity(folder / "id")
 
     def read(self) -> tuple[Record, ...]:
@@ -71,10 +72,28 @@ class Journal:
         return found.servers if found.boot_id == _boot_id() else ()
 
     async def write(self, records: Iterable[Record]) -> None:
-        """Replace what is recorded. Returns when it is on disk. Raises OSError."""
+        """Replace what is recorded. Returns when it is on disk. Raises OSError.
+
+        The writes follow each other as they were called for. One whose caller is cancelled is finished all the same: no
+        thread can be stopped halfway, and the next one must not write into its draft.
+        """
         content = msgspec.json.encode(_File(version=VERSION, boot_id=_boot_id(), servers=tuple(records)))
-        async with self._writing:
+        write = asyncio.create_task(self._write(content), name="journal")
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        try:
+            await asyncio.shield(write)
+        except asyncio.CancelledError:
+            write.add_done_callback(self._tell_in_place_of_the_caller)
+            raise
+
+    async def _write(self, content: bytes) -> None:
+        async with self._turn:
             await asyncio.to_thread(durable.replace, self._path, content)
+
+    def _tell_in_place_of_the_caller(self, write: asyncio.Task[None]) -> None:
+        if not write.cancelled() and (error := write.exception()) is not None:
+            log.error("%s cannot be written: %s", self._path, error)
 
 
 def _identity(path: Path) -> str:

@@ -9,16 +9,18 @@ import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from sidecar.core.manifest import PortRange
 from sidecar.mechanism import procfs, readiness, runner
+from sidecar.mechanism.family import MARKER, Family, members
 from sidecar.mechanism.journal import Journal, Record
 from sidecar.mechanism.lock import StateDir
 from sidecar.mechanism.ports import Ports
 from sidecar.mechanism.readiness import Wait
-from sidecar.mechanism.runner import MARKER, Exit, Launch, ServerProcess, child_environment, stop_marked
+from sidecar.mechanism.runner import Exit, Launch, ServerProcess, child_environment, is_server, stop_marked
 from sidecar.mechanism.serverlog import ServerLog
 
 Families = dict[int, dict[int, int]]  # leader's pid to its living processes, with their RAM in MB
@@ -71,10 +73,14 @@ class LocalMachine:
         self._logs = state.logs
         self._journal = Journal(state.path)
         self._ports = Ports()
+        self._found: dict[str, Record] = {}  # what the sidecar before has written down
+        self._running: WeakValueDictionary[int, ServerProcess] = WeakValueDictionary()  # by pid
 
     async def recorded(self) -> tuple[Record, ...]:
         """The servers that the sidecar before has written down."""
-        return await asyncio.to_thread(self._journal.read)
+        records = await asyncio.to_thread(self._journal.read)
+        self._found = {record.id: record for record in records if record.pid}
+        return records
 
     async def record(self, records: Iterable[Record]) -> None:
         """Write down the servers that there are, in place of those before; on disk when it returns. Raises OSError."""
@@ -101,49 +107,50 @@ class LocalMachine:
             marker=self._marker(job.server),
             log=ServerLog(self._logs, job.model),
         )
-        return LocalServer(await runner.spawn(launch))
+        return self._watched(await runner.spawn(launch))
 
     def take_over(self, record: Record) -> LocalServer | None:
         """The recorded server if it still runs and is proven to be the one, else None."""
         log = ServerLog(self._logs, record.model)
         process = runner.take_over(record.pid, record.started, self._marker(record.id), log)
-        return None if process is None else LocalServer(process)
+        return None if process is None else self._watched(process)
 
     async def left_behind(self) -> set[str]:
         """The ids of all servers of this sidecar, and of those before it, that have living processes."""
-        return set(await asyncio.to_thread(procfs.marked, f"{MARKER}={self._marker('')}"))
+        return await asyncio.to_thread(self._left_behind)
 
     async def stop_left_behind(self, server_id: str, grace_s: float) -> None:
-        """Stop whatever carries the server's mark."""
-        await stop_marked(self._marker(server_id), grace_s)
+        """Stop whatever carries the server's mark, and the recorded process with all its family if it still runs."""
+        record = self._found.get(server_id)
+        leader = None
+        if record is not None and await asyncio.to_thread(self._runs, record):
+            leader = (record.pid, record.started)
+        await stop_marked(self._marker(server_id), grace_s, leader)
 
     async def families(self, leaders: set[int]) -> Families:
         """Who belongs to each leader, in one look at all processes."""
-        return await asyncio.to_thread(_families, leaders)
+        kin = {pid: process.kin for pid, process in list(self._running.items()) if pid in leaders}
+        return {leader: {} for leader in leaders} | await asyncio.to_thread(_memory, kin)
+
+    def _watched(self, process: ServerProcess) -> LocalServer:
+        self._running[process.pid] = process
+        return LocalServer(process)
+
+    def _left_behind(self) -> set[str]:
+        marked = procfs.marked(f"{MARKER}={self._marker('')}").keys()
+        return {*marked, *(record.id for record in self._found.values() if self._runs(record))}
+
+    def _runs(self, record: Record) -> bool:
+        return is_server(record.pid, record.started, self._marker(record.id))
 
     def _marker(self, server_id: str) -> str:
         """What the processes of a server carry: whose they are, and which they are."""
         return f"{self._journal.sidecar_id}:{server_id}"
 
 
-def _families(leaders: set[int]) -> Families:
-    """Members are of the leader's session, or descend from it, if they have left its session."""
-    everyone = {process.pid: process for process in procfs.processes() if process.alive}
-    families: Families = {leader: {} for leader in leaders}
-    for process in everyone.values():
-        leader = _leader_of(process, everyone, leaders)
-        if leader is not None:
-            families[leader][process.pid] = procfs.private_mb(process.pid)
-    return families
-
-
-def _leader_of(process: procfs.Process, everyone: dict[int, procfs.Process], leaders: set[int]) -> int | None:
-    climbed: set[int] = set()  # a pid that was given away while we read may close a circle
-    current: procfs.Process | None = process
-    while current is not None and current.pid not in climbed:
-        for candidate in (current.pid, current.session):
-            if candidate in leaders:
-                return candidate
-        climbed.add(current.pid)
-        current = everyone.get(current.parent)
-    return None
+def _memory(kin: dict[int, Family]) -> Families:
+    found = members(list(kin.values()))
+    return {
+        leader: {process.pid: procfs.private_mb(process.pid) for process in family}
+        for leader, family in zip(kin, found, strict=True)
+    }

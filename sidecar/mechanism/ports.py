@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from sidecar.core.manifest import PortRange
-from sidecar.mechanism.procfs import listeners
+from sidecar.mechanism.procfs import listening
 
 
 class NoPortError(Exception):
@@ -23,9 +23,10 @@ class Ports:
         """A port on which nothing listens. Raises NoPortError."""
         size = allowed.last - allowed.first + 1
         start = self._last + 1 - allowed.first if allowed.first <= self._last <= allowed.last else 0
+        heard = listening()  # once: the table is long where there are many connections
         for step in range(size):
             port = allowed.first + (start + step) % size
-            if port not in self._taken and _free(port) and not listeners(port):
+            if port not in self._taken and port not in heard and _free(port):
                 self._taken.add(port)
                 self._last = port
                 return port

@@ -1,4 +1,4 @@
-"""Reads /proc: who belongs to a server, who listens on a port, how much memory a process holds (Linux, proc(5))."""
+"""Reads /proc: which processes there are, what is in their environment, who listens, what memory is held (proc(5))."""
 
 from __future__ import annotations
 
@@ -70,22 +70,19 @@ def processes() -> Iterator[Process]:
             yield found
 
 
-def family(leader: int, marker: str) -> list[Process]:
-    """The living processes of a server: those of its session or group, and those that carry its marker.
-
-    A grandchild may leave the session (a daemon does); its environment still tells whose it is.
-    """
-    wanted = marker.encode()
-    return [
-        found
-        for found in processes()
-        if found.alive and (leader in (found.session, found.group) or wanted in _environment(found.pid))
-    ]
+def still_there(pid: int, started: int) -> bool:
+    """Whether the pid still belongs to the process that started then, be it a zombie."""
+    found = process(pid)
+    return found is not None and found.started == started
 
 
-def carries(pid: int, entry: str) -> bool:
-    """Whether the environment of a process has this very entry (`NAME=value`)."""
-    return entry.encode() in _environment(pid)
+def variable(pid: int, name: str) -> list[str] | None:
+    """The values of a variable in the environment of a process, mostly one or none; None if that cannot be read."""
+    entries = _environment(pid)
+    if entries is None:
+        return None
+    prefix = f"{name}=".encode()
+    return [entry[len(prefix) :].decode("utf-8", "replace") for entry in entries if entry.startswith(prefix)]
 
 
 def marked(prefix: str) -> dict[str, list[Process]]:
@@ -93,32 +90,37 @@ def marked(prefix: str) -> dict[str, list[Process]]:
     wanted = prefix.encode()
     found: dict[str, list[Process]] = {}
     for one in processes():
-        for entry in _environment(one.pid) if one.alive else ():
+        for entry in (_environment(one.pid) or ()) if one.alive else ():
             if entry.startswith(wanted):
                 found.setdefault(entry[len(wanted) :].decode("utf-8", "replace"), []).append(one)
     return found
 
 
-def _environment(pid: int) -> list[bytes]:
+def _environment(pid: int) -> list[bytes] | None:
     try:
         return (PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return []  # gone, or another user's: not one of ours
+        return None  # gone, or another user's
 
 
 def listeners(port: int) -> set[int]:
     """Inodes of the TCP sockets, IPv4 and IPv6, that listen on a port."""
-    inodes: set[int] = set()
+    return listening().get(port, set())
+
+
+def listening() -> dict[int, set[int]]:
+    """The ports on which TCP sockets listen, with the inodes of those."""
+    found: dict[int, set[int]] = {}
     for table in ("tcp", "tcp6"):
         try:
             lines = (PROC / "net" / table).read_text(encoding="ascii").splitlines()[1:]
         except FileNotFoundError:
             continue  # a kernel without IPv6
         for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                inodes.add(int(fields[9]))
-    return inodes
+            _, address, _, state, *rest = line.split(maxsplit=10)
+            if state == _LISTEN:
+                found.setdefault(int(address.rpartition(":")[2], 16), set()).add(int(rest[5]))
+    return found
 
 
 def sockets(pids: Iterable[int]) -> set[int]:

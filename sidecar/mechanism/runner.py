@@ -18,12 +18,12 @@ from pathlib import Path
 import msgspec
 
 from sidecar.mechanism import procfs
+from sidecar.mechanism.family import MARKER as MARKER  # for those who start servers to know it, too
+from sidecar.mechanism.family import Family, Identity
 from sidecar.mechanism.serverlog import ServerLog
 
 log = logging.getLogger(__name__)
 
-MARKER = "SIDECAR_SERVER"  # in the environment of every process that a server consists of
-NO_PID = -1
 _RESCAN_S = 0.05
 _RESCAN_MOST_S = 1.0
 
@@ -56,7 +56,7 @@ class ServerProcess:
     """A running server: its leader, and whatever the leader has forked.
 
     exited: resolves the moment that the leader ends, whether or not others of its group live on.
-    popen: None for a server that another sidecar started.
+    kin: all its processes. popen: None for a server that another sidecar started.
     """
 
     def __init__(
@@ -67,17 +67,15 @@ class ServerProcess:
         self.pid = pid
         found = procfs.process(pid)
         self.started = found.started if found else 0
+        self.kin = Family(marker, (pid, self.started))
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._popen = popen
         self._pidfd = pidfd
         asyncio.get_running_loop().add_reader(pidfd, self._ended)
 
     def family(self) -> list[procfs.Process]:
-        """The server's living processes. Reads all of /proc: keep it off the event loop.
-
-        A leader that is not our child is reaped by others, and its number given away: then the marker alone counts.
-        """
-        return procfs.family(self.pid if self._popen is not None else NO_PID, f"{MARKER}={self.marker}")
+        """The server's living processes. Reads all of /proc: keep it off the event loop."""
+        return self.kin.members()
 
     def let_go(self) -> None:
         """Watch it no more, and leave it running."""
@@ -167,26 +165,34 @@ async def spawn(launch: Launch) -> ServerProcess:
 
 
 def take_over(pid: int, started: int, marker: str, log: ServerLog) -> ServerProcess | None:
-    """The server that another sidecar started; None unless pid, start time and marker all say that it is this one."""
+    """The server that another sidecar started; None unless it `is_server`. Only to be asked of records since boot."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return None
-    found = procfs.process(pid)  # after the pidfd: what is seen now is what the pidfd means
-    if found is None or not found.alive or found.started != started or not procfs.carries(pid, f"{MARKER}={marker}"):
+    if not is_server(pid, started, marker):  # after the pidfd: what is seen now is what the pidfd means
         os.close(pidfd)
         return None
     return ServerProcess(marker, log, pid, pidfd)
 
 
-async def stop_marked(marker: str, grace_s: float) -> None:
-    """Stop the processes that carry a marker, though their leader is not known any more."""
+def is_server(pid: int, started: int, marker: str) -> bool:
+    """Whether pid and start time are those of a living process, and its environment does not say that it is another.
 
-    def family() -> list[procfs.Process]:
-        return procfs.family(NO_PID, f"{MARKER}={marker}")
+    No mark at all is none that says so: vLLM and others set their title, which overwrites the environment.
+    """
+    found = procfs.process(pid)
+    if found is None or not found.alive or found.started != started:
+        return False
+    marks = procfs.variable(pid, MARKER)
+    return marks is not None and (not marks or marker in marks)
 
-    await _end(family, marker, signal.SIGTERM, grace_s)
-    await _end(family, marker, signal.SIGKILL, None)
+
+async def stop_marked(marker: str, grace_s: float, leader: Identity | None = None) -> None:
+    """Stop the processes that carry a marker, and the family of their leader if that is known and there."""
+    family = Family(marker, leader)
+    await _end(family.members, marker, signal.SIGTERM, grace_s)
+    await _end(family.members, marker, signal.SIGKILL, None)
 
 
 def send(process: procfs.Process, number: signal.Signals) -> None:
@@ -208,8 +214,11 @@ def send(process: procfs.Process, number: signal.Signals) -> None:
 
 
 def child_environment(own: Mapping[str, str], extra: Mapping[str, str], marker: str) -> dict[str, str]:
-    """The environment of a server: the sidecar's, what the manifest adds, and the marker."""
-    return {**own, **extra, MARKER: marker}
+    """The environment of a server: the sidecar's, what the manifest adds, and the marker.
+
+    SPT_NOENV has setproctitle (PyPI) leave the environment in place, and the marker with it, for shorter titles.
+    """
+    return {"SPT_NOENV": "1", **own, **extra, MARKER: marker}
 
 
 def _popen(launch: Launch) -> subprocess.Popen[bytes]:

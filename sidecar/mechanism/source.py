@@ -102,15 +102,19 @@ def is_plugin_folder(root: Path) -> Callable[[os.DirEntry[str]], bool]:
 def git_at_work(root: Path) -> bool:
     """Whether git is changing the working tree that `root` is in: its index is locked for as long as that takes.
 
-    A git that was killed leaves the lock, and a tree that is neither the old nor the new one.
+    A git that was killed leaves the lock, and a tree that is neither the old nor the new one. Where we may not look,
+    none is at work, as far as we know: a repository of root's does not keep the manifests in it from being read.
     """
     real = Path(os.path.realpath(root))
     for folder in (real, *real.parents):
         git = folder / ".git"
         with contextlib.suppress(OSError, UnicodeDecodeError):  # a folder, as it mostly is, or nothing that git made
             git = folder / git.read_text("utf-8").removeprefix("gitdir:").strip()  # worktrees and submodules
-        if git.is_dir():
-            return (git / "index.lock").exists()
+        try:
+            if git.is_dir():
+                return (git / "index.lock").exists()
+        except OSError:
+            return False
     return False
 
 

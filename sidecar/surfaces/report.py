@@ -135,6 +135,7 @@ def status(controller: Controller) -> StatusReport:
     generation = controller.generation
     revisions = controller.revisions
     reconciler = controller.reconciler
+    measured = _measured(controller)
     return StatusReport(
         version=__version__,
         uptime_s=round(controller.clock.monotonic() - controller.opened_at, 1),
@@ -145,7 +146,10 @@ def status(controller: Controller) -> StatusReport:
         kept=revisions.kept,
         devices=live_devices(controller),
         device_problems=controller.devices.problems,
-        models=tuple(_model(controller, name, model) for name, model in generation.declaration.models.items()),
+        models=tuple(
+            _model(controller, name, model, measured.get(name, ()))
+            for name, model in generation.declaration.models.items()
+        ),
         plugins=_plugins(generation),
         rounds=reconciler.rounds,
         acted=reconciler.acted,
@@ -175,13 +179,21 @@ async def story(controller: Controller, name: str) -> ModelStory:
     """The whole story of a declared model."""
     model = controller.declaration.models[name]
     return ModelStory(
-        model=_model(controller, name, model),
+        model=_model(controller, name, model, _measured(controller).get(name, ())),
         story=await controller.explain(name),
         events=tuple(controller.events.newest(STORY_EVENTS, name)),
     )
 
 
-def _model(controller: Controller, name: str, model: Model) -> ModelReport:
+def _measured(controller: Controller) -> dict[str, tuple[Measured, ...]]:
+    """What is remembered, by model."""
+    found: dict[str, tuple[Measured, ...]] = {}
+    for one in controller.measurements.all():
+        found[one.model] = (*found.get(one.model, ()), one)
+    return found
+
+
+def _model(controller: Controller, name: str, model: Model, measured: tuple[Measured, ...]) -> ModelReport:
     waiters = controller.fleet.waiting.get(name)
     return ModelReport(
         name=name,
@@ -191,7 +203,7 @@ def _model(controller: Controller, name: str, model: Model) -> ModelReport:
         waiting=len(waiters.futures) if waiters else 0,
         server=_server(controller, name),
         conditions=controller.fleet.conditions.get(name, ()),
-        measured=tuple(one for one in controller.measurements.all() if one.model == name),
+        measured=measured,
     )
 
 

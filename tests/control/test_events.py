@@ -131,6 +131,21 @@ def test_a_clock_that_jumps_folds_nothing_wrongly() -> None:
     assert [event.count for event in events.since(0)] == [1, 1]
 
 
+def test_a_condition_is_the_same_again_whatever_numbers_its_message_tells_and_the_newest_message_wins() -> None:
+    hands = Hands()
+    events = Events(hands.clock)
+    events.record("Started", model="n")
+    for number in range(CAPACITY * 2):
+        events.record("ConditionChanged", model="m", reason="InsufficientMemory", message=f"{number} MB are missing")
+    events.record("ConditionChanged", model="m", reason="Backoff", message="tried again in 7 s")
+    assert told(events.since(0)) == [
+        ("Started", "n", 1),
+        ("ConditionChanged", "m", CAPACITY * 2),
+        ("ConditionChanged", "m", 1),
+    ]
+    assert events.since(0)[1].message == f"{CAPACITY * 2 - 1} MB are missing"
+
+
 def test_the_oldest_make_room_and_who_has_not_read_them_is_told() -> None:
     events = Events(Hands().clock)
     for number in range(CAPACITY + 10):

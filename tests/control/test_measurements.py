@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def peaks(found: Measurements) -> dict[str, dict[str, int]]:
 
 def test_the_highest_use_is_remembered() -> None:
     found = Measurements(None)
-    found.forget_unless(declared(GPU))
+    found.declare(declared(GPU))
     for amount in (100, 9500, 200):
         found.observed("m", GPU, ("GPU-1",), {"GPU-1": amount, "GPU-2": 99999})
     (measured,) = found.all()
@@ -57,14 +58,14 @@ def test_the_highest_use_is_remembered() -> None:
 
 def test_of_a_requirement_that_stands_twice_the_higher_use_counts() -> None:
     found = Measurements(None)
-    found.forget_unless(declared(BOTH))
+    found.declare(declared(BOTH))
     found.observed("m", BOTH, ("GPU-1", "GPU-2", "cpu"), {"GPU-1": 3000, "GPU-2": 4500, "cpu": 7})
     assert peaks(found) == {"both": {"nvidia": 4500, "cpu": 7}}
 
 
 def test_what_could_not_be_measured_is_left_out() -> None:
     found = Measurements(None)
-    found.forget_unless(declared(BOTH, GPU))
+    found.declare(declared(BOTH, GPU))
     found.observed("m", BOTH, ("GPU-1", "GPU-2", "cpu"), {"cpu": 7})
     found.observed("m", GPU, ("GPU-1",), {})
     assert peaks(found) == {"both": {"cpu": 7}}
@@ -72,7 +73,7 @@ def test_what_could_not_be_measured_is_left_out() -> None:
 
 def test_models_and_variants_are_told_apart() -> None:
     found = Measurements(None)
-    found.forget_unless(
+    found.declare(
         Declaration(models={**declared(GPU, BOTH).models, **declared(GPU, model="other").models}),
     )
     found.observed("m", GPU, ("a",), {"a": 1})
@@ -108,10 +109,10 @@ def test_a_load_time_that_is_not_known_is_guessed_from_the_memory() -> None:
 
 def test_a_changed_memory_keeps_the_peak_and_is_reported_with_it() -> None:
     found = Measurements(None)
-    found.forget_unless(declared(GPU))
+    found.declare(declared(GPU))
     found.observed("m", GPU, ("a",), {"a": 9500})
     raised = changed(GPU, memory_mb={"nvidia": 10450}, name="renamed")
-    found.forget_unless(declared(raised))
+    found.declare(declared(raised))
     (measured,) = found.all()
     assert (measured.variant, measured.declared_mb, measured.peak_mb) == (
         "renamed",
@@ -134,20 +135,118 @@ def test_what_runs_otherwise_is_measured_anew(other: Variant) -> None:
     found = Measurements(None)
     found.observed("m", GPU, ("a",), {"a": 9500})
     found.loaded("m", GPU, 5)
-    found.forget_unless(declared(other))
+    found.declare(declared(other))
     assert found.all() == ()
-    assert found.load_s("m", GPU) is None
+    assert found.load_s("m", other) is None
     assert recipe(other) != recipe(GPU)
 
 
 def test_a_server_that_still_runs_as_was_declared_before_is_not_taken_for_the_new_one() -> None:
     found = Measurements(None)
     new = changed(GPU, command=("other", "{port}"))
-    found.forget_unless(declared(new))
+    found.declare(declared(new))
     found.observed("m", GPU, ("a",), {"a": 9500})
     assert found.all() == ()
     found.observed("m", new, ("a",), {"a": 1})
     assert peaks(found) == {"gpu": {"nvidia": 1}}
+
+
+async def test_what_is_not_declared_for_a_while_is_hidden_and_not_forgotten(tmp_path: Path) -> None:
+    found = Measurements(tmp_path)
+    found.declare(declared(GPU))
+    found.observed("m", GPU, ("a",), {"a": 9500})
+    found.loaded("m", GPU, 4.0)
+    found.declare(declared(GPU, model="of another branch"))
+    assert found.all() == ()
+    await found.save()
+    for back in (found, Measurements(tmp_path)):
+        back.declare(declared(GPU))
+        assert peaks(back) == {"gpu": {"nvidia": 9500}}
+        assert back.load_s("m", GPU) == 4.0
+
+
+async def test_a_renamed_model_keeps_what_is_remembered_of_it(tmp_path: Path) -> None:
+    found = Measurements(tmp_path)
+    found.declare(declared(GPU, BOTH))
+    found.observed("m", GPU, ("a",), {"a": 9500})
+    found.loaded("m", BOTH, 4.0)
+    found.renamed("m", "new")
+    found.declare(declared(GPU, BOTH, model="new"))
+    assert [(one.model, one.variant, one.peak_mb, one.load_s) for one in found.all()] == [
+        ("new", "gpu", {"nvidia": 9500}, 0.0),
+        ("new", "both", {}, 4.0),
+    ]
+    await found.save()
+    assert recorded(tmp_path, declared(GPU, BOTH)) == ()
+    assert recorded(tmp_path, declared(GPU, BOTH, model="new")) == found.all()
+
+
+def test_what_a_new_name_has_of_its_own_counts_too() -> None:
+    found = Measurements(None)
+    found.declare(declared(GPU, BOTH, model="new"))
+    for model, amounts in (("m", {"a": 100, "b": 1, "c": 50}), ("new", {"a": 70, "b": 1, "c": 60})):
+        found.observed(model, BOTH, ("a", "b", "c"), amounts)
+    found.loaded("m", BOTH, 9.0)
+    found.loaded("m", GPU, 9.0)
+    found.loaded("new", BOTH, 5.0)
+    found.renamed("m", "new")
+    found.renamed("new", "new")
+    found.renamed("nobody", "new")
+    assert peaks(found) == {"gpu": {}, "both": {"nvidia": 100, "cpu": 60}}
+    assert (found.load_s("new", BOTH), found.load_s("new", GPU)) == (5.0, 9.0)
+
+
+def test_what_is_not_declared_makes_room_first() -> None:
+    found = Measurements(None)
+    found.declare(declared(GPU))
+    found.loaded("m", GPU, 1.0)
+    for number in range(MOST_ENTRIES + 5):
+        found.loaded(str(number), GPU, 1.0)
+    assert found.load_s("m", GPU) == 1.0
+    assert found.load_s("5", GPU) is None
+    assert found.load_s("6", GPU) == 1.0
+
+
+def test_when_all_is_declared_the_oldest_makes_room() -> None:
+    variants = [changed(GPU, name=str(number), env={"N": str(number)}) for number in range(MOST_ENTRIES + 1)]
+    found = Measurements(None)
+    found.declare(declared(*variants))
+    for variant in variants:
+        found.loaded("m", variant, 1.0)
+    assert [one.variant for one in found.all()] == [variant.name for variant in variants[1:]]
+
+
+def test_rounds_hash_nothing_that_was_hashed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = [changed(GPU, name=str(number), env={"N": str(number)}) for number in range(50)]
+    before = changed(GPU, command=("as", "before"))  # a server that still runs as nobody declares it any more
+    found = Measurements(None)
+    found.declare(declared(*variants))
+    found.observed("m", before, ("a",), {"a": 1})
+    hashed = []
+    sha256 = hashlib.sha256
+
+    def counted(content: bytes) -> object:
+        hashed.append(content)
+        return sha256(content)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    for amount in range(1, 20):
+        for variant in (*variants, before):
+            found.observed("m", variant, ("a",), {"a": amount})
+            found.load_estimate_s("m", variant)
+        assert len(found.all()) == 50
+    assert hashed == []
+    assert {one.fingerprint for one in found.all()} == {variant.fingerprint() for variant in variants}
+
+
+def test_a_variant_of_another_declaration_is_never_taken_for_the_one_whose_place_in_memory_it_has() -> None:
+    found = Measurements(None)
+    for number in range(200):
+        variant = changed(GPU, env={"N": str(number)})
+        found.declare(declared(variant))
+        found.observed("m", variant, ("a",), {"a": number + 1})
+        assert peaks(found) == {"gpu": {"nvidia": number + 1}}
+        del variant
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -169,7 +268,7 @@ async def test_it_outlives_the_process(tmp_path: Path) -> None:
     first.loaded("m", GPU, 12.5)
     await first.save()
     second = Measurements(tmp_path)
-    second.forget_unless(declared(GPU))
+    second.declare(declared(GPU))
     (measured,) = second.all()
     assert (measured.peak_mb, measured.load_s) == ({"nvidia": 9500}, 12.5)
     assert recorded(tmp_path, declared(GPU)) == second.all()
@@ -177,7 +276,7 @@ async def test_it_outlives_the_process(tmp_path: Path) -> None:
 
 async def test_nothing_is_written_unless_something_has_changed(tmp_path: Path) -> None:
     found = Measurements(tmp_path)
-    found.forget_unless(declared(GPU))
+    found.declare(declared(GPU))
     await found.save()
     file = tmp_path / "measurements.json"
     assert not file.exists()
@@ -185,12 +284,12 @@ async def test_nothing_is_written_unless_something_has_changed(tmp_path: Path) -
     await found.save()
     written = file.stat().st_ino
     found.observed("m", GPU, ("a",), {"a": 9500})
-    found.forget_unless(declared(GPU))
+    found.declare(declared(GPU))
     await found.save()
     assert file.stat().st_ino == written
-    found.forget_unless(Declaration())
+    found.declare(Declaration())
     await found.save()
-    assert recorded(tmp_path, declared(GPU)) == ()
+    assert file.stat().st_ino == written
 
 
 async def test_saves_at_once_leave_the_newest_on_disk(tmp_path: Path) -> None:

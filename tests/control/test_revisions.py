@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from sidecar.control.revisions import Revisions, take_over
+from plugin_sdk import Duration
+from sidecar.control.revisions import Revisions, in_force, take_over
 from sidecar.core.manifest import Declaration
-from sidecar.mechanism.loader import load
+from sidecar.mechanism.loader import Loaded, load
 from sidecar.mechanism.source import read
 from tests.support import model, write
 
@@ -32,6 +34,7 @@ class Source:
         self.root = root
         self.files: dict[str, str] = {}
         self.in_force: Declaration | None = None
+        self.whole: Loaded | None = None
         self.revisions = Revisions()
 
     def change(self, files: dict[str, str | None]) -> Declaration:
@@ -41,8 +44,15 @@ class Source:
                 (self.root / name).unlink()
             else:
                 write(self.root, {name: text})
-        self.in_force, self.revisions = take_over(self.in_force, load(read(self.root), {}, self.in_force))
+        loaded = load(read(self.root), {}, self.in_force)
+        self.in_force, self.revisions = take_over(self.in_force, loaded)
+        self.whole = in_force(self.whole, loaded, self.in_force)
         return self.in_force
+
+    def raw(self, *subject: str) -> Any:
+        """What stood in the manifest for a subject that is in force."""
+        assert self.whole is not None
+        return self.whole.tables[subject].raw
 
     def problems(self) -> list[str]:
         """Of the last revision, with paths relative to the root."""
@@ -220,3 +230,64 @@ def test_a_source_that_comes_back_is_taken_again(source: Source) -> None:
     after = source.change({**GOOD, "a.toml": model("a", "priority = 8")})
     assert after.models["a"].priority == 8
     assert source.problems() == []
+
+
+def test_a_kept_model_yields_the_alias_by_which_the_new_revision_means_another(source: Source) -> None:
+    source.change({"a.toml": model("a", 'aliases = ["one", "two", "d"]')})
+    bad = model("a", 'aliases = ["one"]\npriorty = 1')
+    after = source.change({"a.toml": bad, "d.toml": model("d", 'aliases = ["two"]')})
+    assert after.models["a"].aliases == ("one",)
+    assert after.models["d"].aliases == ("two",)
+    assert source.revisions.kept == ("a",)
+
+
+# --- the tables and plugins of what is in force -------------------------------------------------------------------
+
+
+def test_each_table_is_that_of_the_revision_that_it_comes_from(source: Source) -> None:
+    bad = model("a", "priority = 4", "cwd = 1")
+    source.change({"a.toml": bad, "b.toml": model("b", "priority = 5"), "devices.toml": "["})
+    assert source.whole is not None
+    assert sorted(source.whole.tables) == [
+        ("devices", "big"), ("models", "a"), ("models", "b"), ("plugins", "audit"), ("sidecar",),
+    ]  # fmt: skip
+    assert "priority" not in source.raw("models", "a")
+    assert source.raw("models", "b")["priority"] == 5
+    source.change({"a.toml": "[", "b.toml": model("b", "priority = 6")})
+    assert source.raw("models", "b")["priority"] == 6
+    assert source.whole.tables["models", "a"].file == "a.toml"
+
+
+def test_an_emptied_source_leaves_every_table_as_it_was(source: Source) -> None:
+    before = source.whole
+    source.change({**dict.fromkeys(GOOD), "sidecar.toml": "[sidecar]\nheadroom_mb = 5\n"})
+    assert before is not None
+    assert source.whole is not None
+    assert source.whole.tables == before.tables
+
+
+@pytest.mark.parametrize("text", ["[sidecar", SIDECAR + "listn = 1\n", None])
+def test_the_table_of_the_settings_stays_with_them(source: Source, text: str | None) -> None:
+    source.change({"sidecar.toml": text, "a.toml": model("a", "priority = 3")})
+    assert source.raw("sidecar") == {"headroom_mb": 1, "chain": ["audit"]}
+    source.change({"sidecar.toml": SIDECAR.replace("= 1", "= 2")})
+    assert source.raw("sidecar")["headroom_mb"] == 2
+
+
+def test_the_aliases_that_a_kept_model_has_yielded_are_not_in_its_table(source: Source) -> None:
+    source.change({"a.toml": model("a", 'aliases = ["one", "two"]')})
+    source.change({"a.toml": "[", "d.toml": model("d", 'aliases = ["two"]')})
+    assert source.raw("models", "a")["aliases"] == ["one"]
+
+
+def test_a_kept_plugin_is_loaded_as_it_was_and_a_good_one_as_it_is(source: Source) -> None:
+    other = AUDIT.replace("audit", "other")
+    source.change({"plugins.toml": AUDIT + other})
+    source.change({"plugins.toml": AUDIT.replace("Log", "Gone") + other + 'deadline = "9s"\n'})
+    assert source.whole is not None
+    catalog = source.whole.catalog
+    assert catalog.loaded["audit"].declaration.import_path == "sidecar.builtin.log:Log"
+    assert catalog.loaded["other"].declaration.deadline == Duration(9)
+    assert catalog.faults == {}
+    source.change({"plugins.toml": other, "sidecar.toml": "[sidecar]\n"})
+    assert "audit" not in source.whole.catalog.loaded

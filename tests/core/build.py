@@ -21,14 +21,14 @@ DRAINING, STOPPING = ServerState.DRAINING, ServerState.STOPPING
 
 # Every run tries the same examples, so that CI does not depend on luck; no deadline, since CI machines are shared.
 laws = settings(
-    max_examples=150,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-thorough = settings(laws, max_examples=600)
+thorough = settings(laws, max_examples=400)
 
 
 def variant(mb: int | dict[str, int] = 500, *needs: str, name: str = "v", **more: Any) -> Variant:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.backoff import ATTEMPTS, FIRST_S, JITTER, MOST_S, STABLE_S, Fall, after
+from sidecar.core.backoff import ATTEMPTS, FIRST_S, JITTER, MOST_S, NOT_ITS_OWN, STABLE_S, Fall, after
 from sidecar.core.observed import Failure
 from tests.core.build import NOW, laws
 
@@ -58,6 +58,12 @@ def test_a_server_that_had_served_for_long_is_no_crash_loop() -> None:
     found = row(FALL, FALL, FALL, STABLE, FALL)
     assert [one.count for one in found] == [1, 2, 3, 1, 2]
     assert found[3].retry_at == NOW
+
+
+@pytest.mark.parametrize("reason", sorted(NOT_ITS_OWN))
+def test_a_variant_is_not_given_up_for_what_is_not_its_own_fault(reason: str) -> None:
+    blameless = msgspec.structs.replace(FALL, reason=reason)
+    assert delays(*[blameless] * (2 * ATTEMPTS))[-1] == MOST_S
 
 
 def test_one_that_served_a_little_less_counts_on() -> None:

@@ -201,3 +201,13 @@ def test_used_memory_is_taken_from_the_device_where_it_tells() -> None:
     status = gpu(free=300).status
     device = Device(device_class="gpu", status=type(status)(id=GPU0, total_mb=1000, free_mb=300, used_mb=650))
     assert ledger(device).holders(GPU0) == "650 MB used by others"
+
+
+def test_one_that_leaves_before_it_was_ever_ready_may_take_what_it_reserved_until_it_is_gone() -> None:
+    """A server that ignores SIGTERM loads on; nobody measures what a former sidecar has left."""
+    loading = msgspec.structs.replace(server("a", model(400), state=STOPPING), never_ready=True)
+    loaded = server("a", model(400), state=STOPPING)
+    assert Ledger((gpu(free=1000),), (loading,), {}, 0).free() == {GPU0: 600}
+    assert Ledger((gpu(free=600),), (loaded,), {}, 0).free() == {GPU0: 600}
+    assert Ledger((gpu(free=600),), (loading,), {}, 0).free() == {GPU0: 200}  # it may not be what takes the 400
+    assert Ledger((gpu(free=600),), (loading,), {}, 0).free([loading]) == {GPU0: 600}

@@ -64,8 +64,8 @@ def test_priority_comes_before_age() -> None:
     assert order({"low": patient(), "high": patient(priority=1)}, low=20, high=1) == ["high", "low"]
 
 
-def test_among_equals_the_longest_waiting_comes_first_and_one_that_nobody_waits_for_last() -> None:
-    assert order({"auto": patient(), "late": patient(), "early": patient()}, late=1, early=2) == [
+def test_among_equals_the_longest_waiting_comes_first_and_one_that_nobody_waits_for_last_of_all() -> None:
+    assert order({"auto": patient(priority=9), "late": patient(), "early": patient()}, late=1, early=2) == [
         "early",
         "late",
         "auto",
@@ -76,9 +76,10 @@ def test_an_overdue_model_comes_before_a_higher_priority() -> None:
     assert order({"low": patient(), "high": patient(priority=9)}, low=30, high=29) == ["low", "high"]
 
 
-def test_overdue_models_come_by_how_long_they_wait_whatever_their_patience() -> None:
-    models = {"calm": patient(wait_s=60), "hasty": patient(wait_s=0, priority=9)}
-    assert order(models, calm=61, hasty=40) == ["calm", "hasty"]
+def test_overdue_models_come_by_when_their_turn_came() -> None:
+    """Not by age: whoever becomes overdue must not take the room that was made for one who was so before."""
+    models = {"calm": patient(wait_s=60, priority=9), "hasty": patient(wait_s=0)}
+    assert order(models, calm=61, hasty=40) == ["hasty", "calm"]
 
 
 def test_names_decide_between_equals() -> None:

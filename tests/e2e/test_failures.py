@@ -62,12 +62,13 @@ def test_a_server_that_never_gets_healthy_is_given_up_at_its_load_timeout(run: R
 def test_a_port_taken_by_a_stranger_is_noticed_and_not_served(run: Run) -> None:
     """The server forks away from its port; somebody else answers there before it does."""
     script = f"""
-import socket, subprocess, sys, os
-port = sys.argv[1]
+import os, subprocess, sys, time
 env = dict(os.environ); env.pop("SIDECAR_SERVER")
-stranger = subprocess.Popen([sys.executable, {HTTP_SERVER!r}, "--port", port], env=env, start_new_session=True)
-print(stranger.pid, file=sys.stderr, flush=True)
-stranger.wait()
+program = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=2, start_new_session=True).pid)"
+stranger = [sys.executable, {HTTP_SERVER!r}, "--port", sys.argv[1]]  # its parent ends, so it is nobody's child
+pid = subprocess.run([sys.executable, "-c", program, *stranger], env=env, stdout=subprocess.PIPE, check=True).stdout
+print(int(pid), file=sys.stderr, flush=True)
+time.sleep(600)
 """
     model = stub("robbed").replace(json.dumps(HTTP_SERVER), f'"-c", {json.dumps(script)}')
     sidecar = run(model.replace('"--port", "{port}"', '"{port}"'))

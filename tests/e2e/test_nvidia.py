@@ -91,7 +91,8 @@ def test_memory_that_others_hold_is_never_evicted_but_named(run: Run, gpus: Fake
     assert answer.status_code == 503
     error = answer.json()["error"]
     assert error["code"] == "insufficient_memory"
-    assert "nvidia:0 has 14000 of 24000 usable MB free, 6000 MB too little (10000 MB used by others (pid 4242" in error["message"]
+    free = "nvidia:0 has 14000 of 24000 usable MB free, 6000 MB too little"
+    assert f"{free} (10000 MB used by others (pid 4242" in error["message"]
     assert answer.headers["retry-after"]
     gpus.update(1, processes=())
     until(lambda: _answers(sidecar, "big"), "it starts once there is room")

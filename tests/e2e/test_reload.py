@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.e2e.conftest import Run
-from tests.e2e.harness import running, seen, stub, until
+from tests.e2e.harness import alive, running, seen, stub, until
 
 
 def test_a_bad_manifest_keeps_its_last_good_form_and_stops_nobody(run: Run) -> None:
@@ -38,7 +38,8 @@ def test_a_change_restarts_that_model_alone_and_only_if_it_must(run: Run) -> Non
     assert sidecar.ask("alpha").startswith("a-0")
     assert sidecar.pid("a") == first  # an alias is no reason to restart
     sidecar.write("model-0.toml", stub("a", "--chunks", "2"))
-    until(lambda: sidecar.model("a")["server"] is None, "the old server is stopped")
+    until(lambda: sidecar.state("a") == "ready" and sidecar.pid("a") != first, "it was up, so it comes back changed")
+    assert not alive(first)
     assert sidecar.ask("a").split() == ["a-0", "a-1"]
     assert sidecar.pid("b") == untouched
 

@@ -59,3 +59,10 @@ def test_a_file_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         durable.rewrite(tmp_path / "a.toml", b"1", b"2")
     assert names(tmp_path) == []
+
+
+def test_a_file_for_its_owner_alone_is_so_even_if_a_draft_was_left_that_was_not(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    (tmp_path / "a.json.new").touch(0o644)
+    durable.replace(file, b"1", 0o600)
+    assert file.stat().st_mode & 0o777 == 0o600

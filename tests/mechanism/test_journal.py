@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from sidecar.mechanism import procfs
+from sidecar.mechanism import durable, procfs
 from sidecar.mechanism.journal import Journal, Record
 from sidecar.mechanism.runner import MARKER, Launch, child_environment, spawn, take_over
 from sidecar.mechanism.serverlog import ServerLog
-from tests.support import until
+from tests.support import PATIENCE_S, until
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 RECORD = Record(
@@ -62,6 +65,79 @@ async def test_writes_at_once_follow_each_other_and_the_last_one_stands(tmp_path
     assert journal.read() == (RECORD,) * 19
 
 
+class SlowDisk:
+    """Holds every write up until it is told to go on. written: how many servers each has recorded, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.written: list[int] = []
+        self.overlapped = False
+        self._busy = threading.Lock()
+        self._replace = durable.replace
+        monkeypatch.setattr(durable, "replace", self.replace)
+
+    def replace(self, path: Path, content: bytes) -> None:
+        self.overlapped |= not self._busy.acquire(blocking=False)
+        self.entered.set()
+        self.go_on.wait(PATIENCE_S)
+        self._replace(path, content)
+        self.written.append(len(json.loads(content)["servers"]))
+        self._busy.release()
+
+
+async def test_a_write_whose_caller_is_cancelled_is_finished_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, disk = Journal(tmp_path), SlowDisk(monkeypatch)
+    first = asyncio.create_task(journal.write([RECORD]))
+    await until(disk.entered.is_set, "the first is being written")
+    second = asyncio.create_task(journal.write([RECORD] * 2))
+    third = asyncio.create_task(journal.write([RECORD] * 3))
+    await asyncio.sleep(0)
+    first.cancel()
+    second.cancel()
+    assert [type(end) for end in await asyncio.gather(first, second, return_exceptions=True)] == [
+        asyncio.CancelledError
+    ] * 2
+    disk.go_on.set()
+    await third
+    assert disk.written == [1, 2, 3]
+    assert not disk.overlapped
+    assert journal.read() == (RECORD,) * 3
+
+
+async def test_a_storm_of_cancelled_writes_tears_nothing_and_the_last_one_stands(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    ends: list[BaseException | None] = []
+    for storm in range(20):
+        writes = [asyncio.create_task(journal.write([RECORD] * (storm * 10 + number))) for number in range(10)]
+        await asyncio.sleep(0.001 * (storm % 3))
+        for write in writes[storm % 2 :: 2]:
+            write.cancel()
+        await asyncio.sleep(0)
+        ends += await asyncio.gather(*writes, return_exceptions=True)
+        assert len(journal.read()) <= storm * 10 + 9
+    assert {type(end) for end in ends} <= {type(None), asyncio.CancelledError}
+    await journal.write([RECORD] * 3)
+    assert journal.read() == (RECORD,) * 3
+    assert not (tmp_path / "servers.json.new").exists()
+
+
+async def test_a_write_that_fails_is_told_though_its_caller_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    journal, disk = Journal(tmp_path), SlowDisk(monkeypatch)
+    (tmp_path / "servers.json.new").mkdir()
+    write = asyncio.create_task(journal.write([]))
+    await until(disk.entered.is_set, "it is being written")
+    write.cancel()
+    await asyncio.wait([write])
+    disk.go_on.set()
+    await until(lambda: "Is a directory" in caplog.text, "it is told")
+
+
 async def test_only_the_very_process_is_taken_over(tmp_path: Path) -> None:
     argv = (sys.executable, "-c", "import time; time.sleep(60)")
     log = ServerLog(tmp_path, "a")
@@ -70,10 +146,9 @@ async def test_only_the_very_process_is_taken_over(tmp_path: Path) -> None:
     try:
         started = process.started
         # The kernel closes the pipe that tells of a successful exec a moment before the new environment can be read.
-        await until(lambda: procfs.carries(process.pid, f"{MARKER}=mine:a-1"), "it carries its mark")
+        await until(lambda: procfs.variable(process.pid, MARKER) == ["mine:a-1"], "it carries its mark")
         assert take_over(process.pid, started + 1, "mine:a-1", log) is None
         assert take_over(process.pid, started, "mine:a-2", log) is None
-        assert take_over(os.getpid(), _started(os.getpid()), "mine:a-1", log) is None
         assert take_over(2**22 - 1, started, "mine:a-1", log) is None
         again = take_over(process.pid, started, "mine:a-1", log)
         assert again is not None
@@ -82,9 +157,3 @@ async def test_only_the_very_process_is_taken_over(tmp_path: Path) -> None:
         assert not process.exited.done()
     finally:
         await process.stop(1)
-
-
-def _started(pid: int) -> int:
-    found = procfs.process(pid)
-    assert found is not None
-    return found.started

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sidecar.core.manifest import Declaration, DeviceDeclaration, PluginDeclaration, Settings
-from sidecar.mechanism.loader import load, manifest_folder
+from sidecar.mechanism.loader import Entry, OwnSettings, load, manifest_folder, own_settings
 from sidecar.mechanism.source import read
 from tests.support import declare, model, write
 
@@ -230,3 +230,41 @@ def test_the_folder_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", "/home/me")
     assert manifest_folder("manifests") == tmp_path / "manifests"
     assert manifest_folder("~/m") == Path("/home/me/m")
+
+
+# --- [sidecar] alone, and the tables as they stand ----------------------------------------------------------------
+
+
+def test_the_settings_can_be_read_before_anything_else_is_known(tmp_path: Path) -> None:
+    text = '[sidecar]\nheadroom_mb = 3\nchain = ["nowhere"]\n'
+    found = own_settings(read(write(tmp_path, {"s.toml": text, "broken.toml": "["})))
+    assert found == OwnSettings(
+        Settings(headroom_mb=3, chain=("nowhere",)), Entry("s.toml", {"headroom_mb": 3, "chain": ["nowhere"]})
+    )
+
+
+def test_without_a_sidecar_table_the_settings_are_the_defaults(tmp_path: Path) -> None:
+    assert own_settings(read(write(tmp_path, {"a.toml": model("a")}))) == OwnSettings(Settings(), None)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.toml": "[sidecar]\nheadrom_mb = 1\n"},
+        {"a.toml": "[sidecar]\n", "b.toml": "[sidecar]\n"},
+        {"a.toml": "["},
+        {"a.toml": '[sidecar]\nstate_dir = "~nobody-of-that-name/x"\n'},
+    ],
+    ids=["faulty", "twice", "maybe in a broken file", "no such home"],
+)
+def test_settings_that_are_faulty_or_cannot_be_told_are_none(tmp_path: Path, files: dict[str, str]) -> None:
+    assert own_settings(read(write(tmp_path, files))) is None
+    assert not declare(tmp_path, files).usable
+
+
+def test_the_tables_are_there_as_they_were_written(tmp_path: Path) -> None:
+    files = {"s.toml": "[sidecar]\nheadroom_mb = 3\n", "m.toml": "[models.bad]\nmode = '{env.X}'\n"}
+    assert declare(tmp_path, files).tables == {
+        ("sidecar",): Entry("s.toml", {"headroom_mb": 3}),
+        ("models", "bad"): Entry("m.toml", {"mode": "{env.X}"}),
+    }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from sidecar.core.manifest import PortRange
+from sidecar.mechanism import ports as module
+from sidecar.mechanism import procfs
 from sidecar.mechanism.ports import NoPortError, Ports
 
 
@@ -59,6 +62,23 @@ def test_a_port_that_somebody_listens_on_is_passed_over(free: PortRange, host: s
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, free.first), family=family):
         assert Ports().take(free) == free.first + 1
+
+
+def test_who_listens_is_looked_up_once_however_many_ports_are_passed_over(
+    free: PortRange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def counted() -> dict[int, set[int]]:
+        looks.append(procfs.listening())
+        return looks[-1]
+
+    monkeypatch.setattr(module, "listening", counted)
+    with ExitStack() as stack:
+        for port in range(free.first, free.last):
+            stack.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
+        assert Ports().take(free) == free.last
+    assert len(looks) == 1
 
 
 def test_a_connection_that_lingers_is_no_obstacle(free: PortRange) -> None:

@@ -82,17 +82,21 @@ def test_every_process_is_listed() -> None:
     assert {os.getpid(), os.getppid()} <= pids
 
 
-def test_a_family_is_the_session_and_whoever_left_it_with_the_marker() -> None:
-    with program("--child", "--daemon", marker=MARKER) as (leader, children):
-        assert {found.pid for found in procfs.family(leader, MARKER)} == {leader, *children}
-        child, daemon = children
-        assert os.getsid(daemon) == daemon
-        assert {found.pid for found in procfs.family(leader, "SIDECAR_SERVER=other")} == {leader, child}
+def test_what_stands_in_an_environment_is_found() -> None:
+    with program(marker=MARKER) as (pid, _):
+        name, _, marker = MARKER.partition("=")
+        assert procfs.variable(pid, name) == [marker]
+        assert procfs.variable(pid, name[:-1]) == []
+        assert procfs.marked(MARKER[:-1]) == {MARKER[-1]: [procfs.process(pid)]}
+    assert procfs.variable(2**22 + 1, name) is None
 
 
-def test_a_marker_is_no_prefix_of_another_servers() -> None:
-    with program(marker=MARKER + "-2") as (_, _children):
-        assert procfs.family(2**22 + 1, MARKER) == []
+def test_who_has_a_number_is_told_by_the_start_time() -> None:
+    found = procfs.process(os.getpid())
+    assert found is not None
+    assert procfs.still_there(os.getpid(), found.started)
+    assert not procfs.still_there(os.getpid(), found.started - 1)
+    assert not procfs.still_there(2**22 + 1, 0)
 
 
 def test_memory_that_is_mapped_from_a_file_is_not_counted(tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ def test_a_listener_is_found_with_its_owner(host: str) -> None:
     with socket.create_server((host, 0), family=family) as listener:
         port = listener.getsockname()[1]
         inode = os.fstat(listener.fileno()).st_ino
-        assert procfs.listeners(port) == {inode}
+        assert procfs.listeners(port) == procfs.listening()[port] == {inode}
         assert inode in procfs.sockets([os.getpid()])
         assert inode not in procfs.sockets([os.getppid()])
     assert procfs.listeners(port) == set()

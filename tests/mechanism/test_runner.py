@@ -15,10 +15,24 @@ import msgspec
 import pytest
 
 from sidecar.mechanism import procfs
-from sidecar.mechanism.runner import Exit, Launch, ServerProcess, SpawnError, child_environment, send, spawn
+from sidecar.mechanism.runner import (
+    MARKER,
+    Exit,
+    Launch,
+    ServerProcess,
+    SpawnError,
+    child_environment,
+    send,
+    spawn,
+    stop_marked,
+    take_over,
+)
 from sidecar.mechanism.serverlog import ServerLog
+from tests import servers
 from tests.servers import PROCESS
 from tests.support import PATIENCE_S, until, write
+
+TITLED = str(Path(servers.__file__).with_name("titled.py"))
 
 Start = Callable[..., Awaitable[ServerProcess]]
 
@@ -109,6 +123,12 @@ async def test_its_environment_is_ours_and_the_manifests_and_the_marker(
     flags = [flag for name in ("OURS", "BOTH", "THEIRS", "SIDECAR_SERVER") for flag in ("--show", name)]
     process = await start(*flags, BOTH="theirs", THEIRS="2", SIDECAR_SERVER="forged")
     assert said(process)[:4] == ["OURS=1", "BOTH=theirs", "THEIRS=2", f"SIDECAR_SERVER={tmp_path}"]
+
+
+def test_who_sets_a_title_is_asked_to_leave_the_environment_in_place_unless_the_manifest_decides() -> None:
+    assert child_environment({}, {}, "m") == {"SPT_NOENV": "1", MARKER: "m"}
+    assert child_environment({"SPT_NOENV": ""}, {}, "m")["SPT_NOENV"] == ""
+    assert child_environment({"SPT_NOENV": "2"}, {"SPT_NOENV": ""}, "m")["SPT_NOENV"] == ""
 
 
 async def test_it_runs_where_it_is_told_to(tmp_path: Path) -> None:
@@ -325,6 +345,71 @@ ctypes.CDLL(None).syscall(60, 0)  # exit(2) ends the calling thread alone
         os.kill(process.pid, signal.SIGKILL)  # or the reaping blocks, if it is taken for dead
         await end_of(process)
         await process.stop(PATIENCE_S)
+
+
+# --- taking over -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def start_titled(tmp_path: Path) -> AsyncIterator[Start]:
+    """`await start_titled(flags)` runs a server that has overwritten its environment, mark and all."""
+    started: list[ServerProcess] = []
+
+    async def begin(*flags: str) -> ServerProcess:
+        process = await spawn(launch(tmp_path, sys.executable, TITLED, *flags))
+        started.append(process)
+        await until(lambda: "ready" in said(process), "it is ready")
+        process.family()
+        return process
+
+    yield begin
+    for process in started:
+        await asyncio.wait_for(process.stop(0), PATIENCE_S)
+
+
+async def test_one_that_has_overwritten_its_mark_is_taken_over_with_all_its_family(start_titled: Start) -> None:
+    process = await start_titled("child", "daemon")
+    again = take_over(process.pid, process.started, process.marker, process.log)
+    assert again is not None
+    assert {one.pid for one in again.family()} == {process.pid, *children(process)}
+    await asyncio.wait_for(again.stop(PATIENCE_S), PATIENCE_S)
+    assert not any(alive(pid) for pid in (process.pid, *children(process)))
+
+
+async def test_the_family_of_one_taken_over_is_stopped_though_its_leader_has_died(start_titled: Start) -> None:
+    process = await start_titled("child", "daemon")
+    again = take_over(process.pid, process.started, process.marker, process.log)
+    assert again is not None
+    again.family()
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(again.stop(PATIENCE_S), PATIENCE_S)
+    assert not any(alive(pid) for pid in children(process))
+
+
+async def test_an_overwritten_mark_is_no_excuse_for_another_start_time(start_titled: Start) -> None:
+    process = await start_titled()
+    assert take_over(process.pid, process.started + 1, process.marker, process.log) is None
+
+
+async def test_one_that_carries_the_mark_of_another_is_not_taken_over(start: Start) -> None:
+    process = await start()
+    assert take_over(process.pid, process.started, process.marker + "-2", process.log) is None
+
+
+async def test_one_whose_environment_cannot_be_read_is_not_taken_over(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await start()
+    monkeypatch.setattr(procfs, "_environment", lambda _: None)
+    assert take_over(process.pid, process.started, process.marker, process.log) is None
+
+
+async def test_what_was_left_behind_without_marks_is_stopped_by_its_leader(start_titled: Start) -> None:
+    process = await start_titled("child", "daemon")
+    await asyncio.wait_for(stop_marked(process.marker, PATIENCE_S), PATIENCE_S)
+    assert alive(process.pid)  # nothing shows that it is meant
+    await asyncio.wait_for(stop_marked(process.marker, PATIENCE_S, (process.pid, process.started)), PATIENCE_S)
+    assert not any(alive(pid) for pid in (process.pid, *children(process)))
 
 
 # --- signals ------------------------------------------------------------------------------------------------------

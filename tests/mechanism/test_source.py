@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -225,3 +228,34 @@ def test_a_source_that_never_holds_still_is_an_error(tmp_path: Path, monkeypatch
     monkeypatch.setattr(source, "_content", meddle)
     with pytest.raises(SourceError, match="changed while it was being read, 5 times in a row"):
         read(tmp_path)
+
+
+@contextmanager
+def without_privilege() -> Iterator[None]:
+    """As a user whom the modes of files mean."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("closed", [".git", "."])
+def test_where_git_may_not_be_looked_at_none_is_at_work(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # the folder that pytest gives is in one that nobody else may enter
+        root = write(Path(name), {"tree/.git/index.lock": "", "tree/manifests/a.toml": ""})
+        root.chmod(0o755)
+        folder = root / "tree" / closed
+        assert git_at_work(root / "tree/manifests")
+        folder.chmod(0)
+        try:
+            with without_privilege():
+                assert not git_at_work(root / "tree/manifests")
+        finally:
+            folder.chmod(0o755)
+
+
+def test_where_git_cannot_be_found_none_is_at_work(tmp_path: Path) -> None:
+    assert not git_at_work(write(tmp_path, {".git": f"gitdir: {'x' * 5000}"}))

@@ -27,7 +27,8 @@ from plugin_sdk import (
     device,
     inline,
 )
-from plugin_sdk.kinds import is_inline, openai_usage, settings_of
+from plugin_sdk.kinds import is_inline, settings_of
+from plugin_sdk.usage import openai_usage
 
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")

@@ -264,7 +264,8 @@ class Audit:
                 overdue = self.world.now - waiting.get(action.model, math.inf) >= mine.max_wait
                 for newcomer, (variant, victims) in self._room_for.items():
                     by_right = overdue or mine.priority > declared.models[newcomer].priority
-                    if by_right or action.model not in victims:
+                    others = waiting.keys() - {newcomer, action.model}  # one of them may have gone ahead of it
+                    if by_right or others or action.model not in victims:
                         continue
                     if room.is_taken_by(action, variant, observed, declared, _going(observed, decided)):
                         self.fail("6", f"{action.model} was evicted for {newcomer} and takes its room again")

@@ -146,18 +146,27 @@ class Manifests:
         self.devices = {"first": DeviceDeclaration(match=DeviceMatch(device_class="gpu", index=0), **caps)}
         self.good = models(random)
         self.expected: dict[str, Model] = {}  # what ought to be in force
+        self._settings_seen, self._devices_seen = self.settings, self.devices
         self.faulty: set[str] = set()  # models whose text is wrong
         self.emptied = self.unreadable = False
         self.changed = asyncio.Event()
 
-    def loaded(self, *, first: bool = False) -> Loaded:
-        """The revision as the loader would give it. The first one that a sidecar reads has nothing to fall back on."""
+    def in_force(self) -> Loaded | None:
+        """What the sidecar before has written down of what was in force; None if there was none."""
+        if not self.expected:
+            return None
+        files = {f"models.{name}": f"{name}.toml" for name in self.expected}
+        models = dict(sorted(self.expected.items()))
+        declaration = Declaration(settings=self._settings_seen, devices=self._devices_seen, models=models, files=files)
+        return Loaded(declaration, self._catalog, (), usable=True)
+
+    def loaded(self) -> Loaded:
+        """The revision as the loader would give it. What is faulty in it, or all gone, stays as it was last good."""
         self._edits += 1
         shown = {} if self.emptied else {name: one for name, one in self.good.items() if name not in self.faulty}
-        if first:
-            self.expected = shown
-        elif not self.emptied:
+        if not self.emptied:
             self.expected = {name: one for name, one in self.expected.items() if name in self.faulty} | shown
+            self._settings_seen, self._devices_seen = self.settings, self.devices
         declaration = Declaration(
             revision=f"{self._edits:012x}",
             settings=self.settings,

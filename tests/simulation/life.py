@@ -27,10 +27,21 @@ from tests.simulation.world import Habits, World
 SETTLE_S = 45 * 60.0  # idle timeouts, the last backoffs, and servers that will not die
 QUIET_S = 30 * 60.0
 LONGEST_QUIET_S = 6 * 3600.0
-CONTENTIONS, CONTENTION_S = 0.15, 60.0
+CONTENTION_S = 60.0
 PATIENT_S = 600.0
 BIG_MB, MOST_MB = 8000, 20_000
 HONEST_S = 22.0  # for an honest server to load, and for another to stop
+
+
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens in a life. calm, contentions: the share of busy times in which callers alone make trouble."""
+
+    faults: tuple[faults.Fault, ...] = faults.ALL
+    calm: float = 0.2
+    contentions: float = 0.15
+
+
+EVERYTHING = Course()
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -48,7 +59,8 @@ class Result(msgspec.Struct, kw_only=True):
 class Life:
     """Everything of one seed. sidecar: the one that runs, if any does."""
 
-    def __init__(self, loop: VirtualLoop, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, course: Course, say: Callable[[str], None]) -> None:
+        self.course = course
         self.random = Random(seed)  # noqa: S311 - a simulation must be repeatable
         self.audit = Audit(loop.stop)
         self.world = self.audit.world = World(loop, self.random, self.audit, say)
@@ -68,7 +80,7 @@ class Life:
         await self._up.wait()
         end = self.world.now + hours * 3600
         while self.world.now < end:
-            await (self._contention() if self.random.random() < CONTENTIONS else self._trouble())
+            await (self._contention() if self.random.random() < self.course.contentions else self._trouble())
             await self._quiet()
         self._keeper.cancel()
         if self.sidecar is not None:
@@ -84,8 +96,8 @@ class Life:
     async def _keep_running(self) -> None:
         """Start it again each time that it has ended."""
         while True:
-            if self.manifests.unreadable or self.manifests.emptied:
-                self.manifests.heal()  # it would not start with them
+            if self.manifests.unreadable:
+                self.manifests.heal()  # it would not start without a directory
             sidecar = self.sidecar = Sidecar(self.world, self.manifests, self.random.getrandbits(32))
             self.lives += 1
             self.world.say(f"the sidecar starts ({self.lives})")
@@ -107,12 +119,12 @@ class Life:
 
     async def _trouble(self) -> None:
         """Some minutes in which everything happens."""
-        calm = self.audit.calm = self.random.random() < 0.2
+        calm = self.audit.calm = self.random.random() < self.course.calm
         self.world.habits = self._honest if calm else self._habits
         if self.sidecar is not None:
-            self.sidecar.losing_events = not calm and self.random.random() < 0.2
+            self.sidecar.losing_events = not calm and self.random.random() < self.course.calm
         for _ in range(self.random.randint(8, 24)):
-            kind = self.random.choice(faults.CALM if calm else faults.ALL)
+            kind = self.random.choice(faults.CALM if calm else self.course.faults)
             self.world.say(f"--- {kind.__name__.strip('_')}")
             kind(self)
             await asyncio.sleep(self._pause_s())
@@ -212,7 +224,7 @@ def _contends(model: Model) -> bool:
     return any(BIG_MB <= amount <= MOST_MB for one in model.variants for _, amount in one.needs())
 
 
-def simulate(seed: int, hours: float, say: Callable[[str], None] | None = None) -> Result:
+def simulate(seed: int, hours: float, say: Callable[[str], None] | None = None, course: Course = EVERYTHING) -> Result:
     """Live through it."""
     loop = VirtualLoop()
     failures: list[str] = []
@@ -225,7 +237,7 @@ def simulate(seed: int, hours: float, say: Callable[[str], None] | None = None) 
     loop.set_exception_handler(failed)
     asyncio.set_event_loop(loop)
     told = (lambda text: say(f"{loop.now:12.3f} {text}")) if say else (lambda _: None)
-    life = Life(loop, seed, told)
+    life = Life(loop, seed, course, told)
     with _without_threads(), _complaints(failures, loop.stop):
         task = loop.create_task(life.run(hours))
         try:

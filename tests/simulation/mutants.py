@@ -24,7 +24,8 @@ from sidecar.core.observed import Device, Observed, Server, ServerState
 from sidecar.core.plan import Plan
 from sidecar.mechanism.journal import Record
 from sidecar.mechanism.loader import Loaded
-from tests.simulation import machine
+from tests.simulation import faults, machine
+from tests.simulation.life import EVERYTHING, Course
 from tests.simulation.machine import VirtualMachine, VirtualRunning
 from tests.simulation.world import World
 
@@ -198,23 +199,38 @@ def never_rests() -> AbstractContextManager[Any]:
     return both
 
 
-# Each mistake, and the promises of which one must be the first that it breaks.
-ALL: tuple[tuple[Mutant, str], ...] = (
-    (forgets_a_reservation, "promise 1|promise 3"),
-    (ignores_foreign_memory, "promise 1|promise 6"),
-    (places_on_the_unknown, "promise 4|promise 6"),
-    (releases_too_early, "promise 2"),
-    (stops_the_busy, "promise 7"),
-    (skips_the_record, "promise 2"),
-    (never_wakes_on_time, "promise 28"),
-    (starts_twice, "promise 1|promise 10|a reconcile round failed"),
-    (forgets_residency, "promise 9"),
-    (forgets_turns, "promise 9"),
-    (evicts_the_pinned, "promise 8"),
-    (signals_without_identity, "promise 17"),
-    (adopts_without_proof, "promise 17|promise 16"),
-    (adopts_nothing, "promise 16"),
-    (believes_an_empty_source, "promise 11"),
-    (stays_blind_to_exits, "promise 20"),
-    (never_rests, "promise 28"),
+class Case(msgspec.Struct, frozen=True):
+    """A mistake, the promises of which one must be the first that it breaks, and what makes it show soon."""
+
+    mutant: Mutant
+    promises: tuple[str, ...]
+    course: Course = EVERYTHING
+
+
+_CALLERS = Course(calm=1.0, contentions=0.0)
+_RIVALS = Course(contentions=1.0)
+_DEVICES = Course(faults=(faults.device, faults.device, faults.burst, faults.rivals), calm=0.0, contentions=0.0)
+_STOPS = Course(faults=(faults.collision, faults.burst, faults.kill), calm=0.0, contentions=0.0)
+_EDITS = Course(faults=(faults.edit, faults.burst), calm=0.0, contentions=0.0)
+_ENDS = Course(faults=(faults.kill, faults.leave, faults.burst), calm=0.0, contentions=0.0)
+_FOREIGN = Course(faults=(faults.foreign, faults.rivals), calm=0.0, contentions=0.0)
+
+ALL = (
+    Case(forgets_a_reservation, ("promise 1", "promise 3"), _CALLERS),
+    Case(ignores_foreign_memory, ("promise 1", "promise 6"), _FOREIGN),
+    Case(places_on_the_unknown, ("promise 4", "promise 6"), _DEVICES),
+    Case(releases_too_early, ("promise 2",)),
+    Case(stops_the_busy, ("promise 7",), _RIVALS),
+    Case(skips_the_record, ("promise 2",)),
+    Case(never_wakes_on_time, ("promise 28",)),
+    Case(starts_twice, ("promise 1", "promise 10", "a reconcile round failed")),
+    Case(forgets_residency, ("promise 9",), _CALLERS),
+    Case(forgets_turns, ("promise 9",), _RIVALS),
+    Case(evicts_the_pinned, ("promise 8",), _CALLERS),
+    Case(signals_without_identity, ("promise 17",), _STOPS),
+    Case(adopts_without_proof, ("promise 16", "promise 17"), _ENDS),
+    Case(adopts_nothing, ("promise 16",), _ENDS),
+    Case(believes_an_empty_source, ("promise 11",), _EDITS),
+    Case(stays_blind_to_exits, ("promise 20",)),
+    Case(never_rests, ("promise 28",)),
 )

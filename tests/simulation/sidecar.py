@@ -14,6 +14,7 @@ from sidecar.control.clock import Clock, Timing
 from sidecar.control.controller import Controller
 from sidecar.control.machine import Outside
 from sidecar.core.observed import ServerState
+from sidecar.mechanism.loader import Loaded
 from tests.simulation.declared import Manifests, VirtualSource
 from tests.simulation.loop import OWNER, VirtualLoop
 from tests.simulation.machine import VirtualClient, VirtualMachine
@@ -60,16 +61,16 @@ class Sidecar:
         """Start. Returns when it has recovered, or died over it."""
         world = self.world
         world.audit.sidecar = self
-        before = self._to_be_adopted()
-        opening = self.task(self._open(before), "open")
+        in_force, loaded = self.manifests.in_force(), self.manifests.loaded()
+        opening = self.task(self._open(loaded, in_force, self._to_be_adopted()), "open")
         await asyncio.wait((opening, died := asyncio.ensure_future(self.died.wait())), return_when="FIRST_COMPLETED")
         died.cancel()
         if opening.done() and not opening.cancelled():
             opening.result()
 
-    async def _open(self, before: list[Group]) -> None:
+    async def _open(self, loaded: Loaded, in_force: Loaded | None, before: list[Group]) -> None:
         began = self.world.now
-        await self.controller.open(self.manifests.loaded(first=True))
+        await self.controller.open(loaded, in_force)
         if (took_s := self.world.now - began) > OPENS_S:
             self.world.audit.fail("16", f"it took {took_s:.1f} s to take over what there was")
         self.recovered = True
@@ -78,10 +79,7 @@ class Sidecar:
     def _to_be_adopted(self) -> list[Group]:
         """Servers that are healthy, recorded with their identity and declared as they run."""
         declared = {
-            (name, one.fingerprint())
-            for name, model in self.manifests.good.items()
-            if name not in self.manifests.faulty
-            for one in model.variants
+            (name, one.fingerprint()) for name, model in self.manifests.expected.items() for one in model.variants
         }
         found = []
         for record in self.world.journal:

@@ -6,22 +6,22 @@ import pytest
 
 from tests.simulation import mutants
 from tests.simulation.life import Result, simulate
-from tests.simulation.mutants import Mutant
+from tests.simulation.mutants import Case
 
 SEEDS, HOURS = 40, 15.0
 
 
-@pytest.mark.parametrize(("mutant", "promises"), mutants.ALL, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_mistake_is_found(mutant: Mutant, promises: str) -> None:
-    found = _first_broken(mutant)
-    assert found is not None, f"{mutant.__name__} was not found within {SEEDS} lives of {HOURS:g} hours"
-    assert any(found.broken.startswith(told) for told in promises.split("|")), found.broken
+@pytest.mark.parametrize("case", mutants.ALL, ids=lambda case: case.mutant.__name__)
+def test_a_mistake_is_found(case: Case) -> None:
+    found = _first_broken(case)
+    assert found is not None, f"{case.mutant.__name__} was not found within {SEEDS} lives of {HOURS:g} hours"
+    assert found.broken.startswith(case.promises)
 
 
-def _first_broken(mutant: Mutant) -> Result | None:
+def _first_broken(case: Case) -> Result | None:
     for seed in range(SEEDS):
-        with mutant():
-            result = simulate(seed, HOURS)
+        with case.mutant():
+            result = simulate(seed, HOURS, course=case.course)
         if result.broken:
             return result
     return None

@@ -7,13 +7,15 @@ import logging
 import os
 import socket
 from pathlib import Path
+from typing import NoReturn
 
 import click
+import msgspec
 import uvloop
 
 from sidecar.control.controller import Controller
 from sidecar.control.machine import Outside
-from sidecar.mechanism import loader, source
+from sidecar.mechanism import applied, loader, source
 from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.machine import LocalMachine
 from sidecar.mechanism.manifests import Manifests
@@ -42,35 +44,61 @@ def run(directory: Path, log_level: str) -> None:
         telemetry = Telemetry.from_environment()
     except (source.SourceError, TelemetryError) as error:
         fail(str(error))
-    library = Library()
-    loaded = loader.load(snapshot, os.environ, library=library)
-    if not loaded.usable:
-        print_problems(loaded.problems)
-        fail("[sidecar] is faulty, or may be in a file that is: nothing is started")
-    settings = loaded.declaration.settings
+    own = loader.own_settings(snapshot)
+    if own is None:
+        _refuse(loader.load(snapshot, os.environ))
     try:
-        state = StateDir(Path(settings.state_dir).expanduser())
-        listener = bind(*listen_address(settings.listen))
+        state = StateDir(Path(own.settings.state_dir).expanduser())
     except StateDirError as error:
         fail(str(error))
+    library = Library()
+    before, loaded = _revisions(snapshot, own, state, library)
+    settings = loaded.declaration.settings
+    try:
+        listener = bind(*listen_address(settings.listen))
     except OSError as error:
         fail(f"cannot listen on {settings.listen}: {error.strerror}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(Manifests(root, os.environ, snapshot, library), root, loaded, state, listener, telemetry))
+        runner.run(_run(Start(snapshot, before, loaded, library), state, listener, telemetry))
 
 
-async def _run(
-    manifests: Manifests,
-    root: Path,
-    loaded: loader.Loaded,
-    state: StateDir,
-    listener: socket.socket,
-    telemetry: Telemetry,
-) -> None:
+def _revisions(
+    snapshot: source.Snapshot, own: loader.OwnSettings, state: StateDir, library: Library
+) -> tuple[loader.Loaded | None, loader.Loaded]:
+    """What the sidecar before had in force, if that is known, and what is declared now, checked as on a reload."""
+    remembered = applied.AppliedFile(state.path).read(snapshot.root)
+    before = None
+    if remembered is not None:
+        before = applied.before_start(remembered, snapshot.root, own, os.environ, library)
+    loaded = loader.load(snapshot, os.environ, before.declaration if before else None, library)
+    if own.entry is None and before is not None:  # there is no [sidecar]: what it said before stays in force
+        if not before.usable:
+            _refuse(before)
+    elif not loaded.usable:
+        _refuse(loaded)
+    return before, loaded
+
+
+def _refuse(loaded: loader.Loaded) -> NoReturn:
+    print_problems(loaded.problems)
+    fail("[sidecar] is faulty, or may be in a file that is: nothing is started")
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What to start with. before: what was in force when there was a sidecar last. library: of plugins' code."""
+
+    snapshot: source.Snapshot
+    before: loader.Loaded | None
+    loaded: loader.Loaded
+    library: Library
+
+
+async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry: Telemetry) -> None:
+    root = start.snapshot.root
     client = Client()
     outside = Outside(
         machine=LocalMachine(state),
-        source=manifests,
+        source=Manifests(root, os.environ, start.snapshot, start.library),
         client=client,
         tracer=telemetry.tracer,
         state=state.path,
@@ -80,7 +108,7 @@ async def _run(
     watchdog = Watchdog(controller.generations.markers)
     watchdog.start()
     try:
-        await controller.open(loaded)
+        await controller.open(start.loaded, start.before)
         await serve(controller, listener, shutdown)
     finally:
         listener.close()
