@@ -16,12 +16,15 @@ from click.testing import CliRunner
 
 from plugin_sdk import Event, Exchange, Headers, Principal, Reject, Request, Response, Secret
 from plugin_sdk.config import convert
+from plugin_sdk.kinds import settings_of
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PluginDeclaration, Settings, Variant
-from sidecar.mechanism import loader, source
+from sidecar.mechanism import finding, loader, source
 from sidecar.mechanism.fulfil import faults_of
 from sidecar.mechanism.placeholders import AT_LOAD, AT_START
-from sidecar.mechanism.plugins import KINDS
+from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, KINDS
+from sidecar.mechanism.sources import Library
 from sidecar.surfaces.cli import main
+from sidecar.surfaces.cli.plugin import WITH_SETTINGS
 from tests.support import declare, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,9 +76,12 @@ def test_each_python_snippet_defines_a_plugin_that_loads(code: str, tmp_path: Pa
     assert list(faults_of(plugins[0])) == []
 
 
-def test_the_snippets_of_the_guide_lie_together_where_they_say_and_are_found(tmp_path: Path) -> None:
+def test_the_snippets_of_the_guide_lie_together_where_they_say_and_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORD", "open-sesame")
     tables = {f"table-{number}.toml": text for number, text in enumerate(blocks(SDK, "toml"))}
-    loaded = declare(tmp_path, {**SNIPPETS, **tables}, {"WORD": "x"})
+    loaded = declare(tmp_path, {**SNIPPETS, **tables})
     assert [str(problem) for problem in loaded.problems] == []
     used = {*loaded.catalog.loaded, *loaded.catalog.unset}
     for file in SNIPPETS:
@@ -87,18 +93,8 @@ def test_the_smallest_plugin_of_each_kind_has_at_most_ten_lines() -> None:
     shown = blocks(KINDS_SHOWN, "python")
     assert max(code.count("\n") for code in shown) <= 10
     forms = [re.findall(r"^(?:@|class \w+\()(\w+)", code, re.MULTILINE)[0] for code in shown]
-    assert forms == [
-        "device",
-        "Device",
-        "Interface",
-        "auth",
-        "Auth",
-        "route",
-        "Route",
-        "on_request",
-        "Filter",
-        "stats",
-        "Stats",
+    assert [form.lower() for form in forms] == [
+        *("device", "device", "interface", "auth", "auth", "route", "route", "on_request", "filter", "stats", "stats")
     ]
 
 
@@ -187,8 +183,29 @@ def test_defaults_are_as_the_tables_say(heading: str, kind: type[msgspec.Struct]
 
 def test_each_command_is_in_the_readme() -> None:
     assert isinstance(main, click.Group)
-    for name in main.commands:
-        assert f"`sidecar {name}" in README
+    for name, command in main.commands.items():
+        inner = command.commands if isinstance(command, click.Group) else {"": command}
+        for verb in inner:
+            assert f"`sidecar {name} {verb}".rstrip() in README
+
+
+def test_each_built_in_is_in_the_table_with_its_settings() -> None:
+    table = MANIFESTS.split("## Built-in plugins\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in table.splitlines() if line.startswith("| `")]
+    rows = {name: line for line in lines for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    for name, path in {**BUILTIN, **BUILTIN_CHAIN, **WITH_SETTINGS}.items():
+        cls = finding.resolve(path, Library()).cls
+        assert f"| {cls.kind} |" in rows[name]
+        for field in msgspec.structs.fields(settings_of(cls)):
+            assert re.search(rf"`{field.encode_name}\b", rows[name]), (name, field.name)
+            for told in re.findall(rf"`{field.encode_name} = ([^`]+)`", rows[name]):
+                value = convert(tomllib.loads(f"value = {told}")["value"], field.type)
+                assert value == field.default, (name, field.name)
+
+
+def test_the_example_of_the_built_ins_loads(tmp_path: Path) -> None:
+    (text,) = blocks(MANIFESTS, "toml")
+    assert [str(problem) for problem in declare(tmp_path, {"sidecar.toml": text}).problems] == []
 
 
 def test_the_sample_has_no_problems() -> None:
