@@ -57,7 +57,7 @@ def test_every_fault_of_a_directory_is_told_and_the_good_models_of_the_same_file
         "c.toml:2: is not TOML: Invalid statement",
         "d.toml:4: models.bad3.priority: expected int, got str",
         'd.toml:6: models.bad3.variants[0].required_devices[0]: unknown device "gpu"; did you mean "cpu"?; '
-        "known: cpu, nvidia",
+        "known: amd, cpu, nvidia",
         "d.toml:9: models.bad3.variants[0].cwd: expected str, got int",
     ]
     loaded = declare(tmp_path, {})
