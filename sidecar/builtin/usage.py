@@ -130,8 +130,9 @@ class Writer:
             self._say(f"{error}: tried again soon")
         except (OSError, sqlite3.DatabaseError) as error:
             raise PluginError(f"{self.path}: {error}") from error
-        self._thread = threading.Thread(target=self._run, name=f"usage {self.path.name}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=f"usage {self.path.name}", daemon=True)
+        thread.start()
+        self._thread = thread  # not before: an `open` that is cancelled is closed meanwhile, and that joins it
 
     def put(self, outcome: Outcome) -> bool:
         """Take it, never waiting; False if there is no room left."""
