@@ -223,6 +223,8 @@ class _Build:
         loaded = self._catalog.loaded.get(name)
         usable = before is not None and not before.problem
         if before is not None and usable and loaded is not None and _same(before.loaded, loaded):
+            if why := self._faults(name):  # of a newer version of it, which is not in force
+                self.behind[name] = why
             return before
         fresh = await self._fresh(name, loaded)
         if before is None or not usable or not fresh.problem:
@@ -235,14 +237,16 @@ class _Build:
 
     async def _fresh(self, name: str, loaded: Loaded | None) -> Instance:
         if loaded is None:
-            faults = self._catalog.faults.get(name, ())
-            fresh = Instance(name, None, "; ".join(str(fault) for fault in faults) or "its declaration is faulty")
-            fresh.last_error = "\n".join(fault.trace for fault in faults if fault.trace)
+            fresh = Instance(name, None, self._faults(name) or "its declaration is faulty")
+            fresh.last_error = "\n".join(fault.trace for fault in self._catalog.faults.get(name, ()) if fault.trace)
         else:
             fresh = self._make(name, loaded)
         self.fresh.append(fresh)
         await fresh.open()
         return fresh
+
+    def _faults(self, name: str) -> str:
+        return "; ".join(str(fault) for fault in self._catalog.faults.get(name, ()))
 
 
 def _wanted(declaration: Declaration, catalog: Catalog) -> list[str]:

@@ -51,13 +51,21 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
 
 
 def in_force(before: Loaded | None, loaded: Loaded, declaration: Declaration) -> Loaded:
-    """`declaration`, as `take_over` gave it, with each plugin and each raw table of the revision that it comes from."""
+    """`declaration`, as `take_over` gave it, with each plugin and each raw table of the revision that it comes from.
+
+    What is wrong with a newer version of a plugin is told of its name, beside the one that stays.
+    """
     if before is None:
         return loaded
     kept = {name: before.catalog.loaded.get(name) for name in _old("plugins", loaded, declaration)}
     plugins = loaded.catalog.loaded | {name: plugin for name, plugin in kept.items() if plugin is not None}
-    faults = {name: fault for name, fault in loaded.catalog.faults.items() if name not in plugins}
-    return Loaded(declaration, Catalog(plugins, faults), (), usable=True, tables=_tables(before, loaded, declaration))
+    return Loaded(
+        declaration,
+        Catalog(plugins, loaded.catalog.faults),
+        (),
+        usable=True,
+        tables=_tables(before, loaded, declaration),
+    )
 
 
 def _tables(before: Loaded, loaded: Loaded, declaration: Declaration) -> Tables:
