@@ -1,6 +1,6 @@
 """For the tests of plugins: a chain that runs without a server, and the checks that every plugin should pass.
 
-    test_door = contract(Door, config={"word": "open-sesame"})
+    test_door = contract(Door, config={"word": "open-sesame"}, token="open-sesame")
 
     async def test_friends_are_let_in() -> None:
         async with Harness(Door(Settings(word="open-sesame"))) as harness:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 import msgspec
 
 from plugin_sdk.errors import PluginError
-from plugin_sdk.kinds import settings_of
+from plugin_sdk.kinds import Plugin, settings_of
 from plugin_sdk.messages import Event, Exchange, Reply, Response
 from plugin_sdk.services import Services
 from plugin_sdk.testing import importing, samples
@@ -100,7 +100,7 @@ async def use(live: Live, subject: Subject) -> None:
 
 def importing_starts_nothing(subject: Subject) -> None:
     """Neither threads nor tasks, sockets or processes: there may be no plugin of it in the end."""
-    asked = {"path": sys.path, "module": subject.plugin.__module__, "file": inspect.getsourcefile(subject.plugin)}
+    asked = {"path": sys.path, "module": subject.plugin.__module__, "file": _file_of(subject.plugin)}
     command = [sys.executable, str(importing.__file__), json.dumps(asked)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_S, check=False)
@@ -129,11 +129,10 @@ def unknown_settings_are_refused(subject: Subject) -> None:
 async def closes_whatever_became_of_open(subject: Subject) -> None:
     """Without open, after one that failed or was cancelled, and twice."""
     before = Held()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
-        await _closed(subject, Path(root), None, "without open()")
-        await _closed(subject, Path(root), Broken(), "after an open() that failed")
-        for turns in CANCELLED_AFTER:
-            await _closed(subject, Path(root), None, "after an open() that was cancelled", turns)
+    await _closed(subject, None, "without open()")
+    await _closed(subject, Broken(), "after an open() that failed")
+    for turns in CANCELLED_AFTER:
+        await _closed(subject, None, "after an open() that was cancelled", turns)
     async with subject.alive() as live:
         pass
     try:
@@ -237,21 +236,37 @@ class Held:
             await asyncio.sleep(0.01)
 
 
-async def _closed(subject: Subject, root: Path, services: Services | None, when: str, turns: int | None = None) -> None:
-    host = Host(subject.http)
-    plugin = subject.make(root, services or host)
-    if services is not None or turns is not None:
-        opening = asyncio.ensure_future(within(plugin.open(), f"{subject.name}.open"))
-        if turns is not None:
-            await _cancel(opening, turns)
-        await asyncio.wait([opening])
-        _ = opening.cancelled() or opening.exception()  # whatever it was: it is close() that is looked at
-    try:
-        await within(plugin.close(), f"{subject.name}.close")
-    except Exception as error:
-        remedy = "give the fields that it uses a value before open() can fail, such as None in the class"
-        raise raised(f"close() {when}", error, remedy) from error
-    await host.close()
+def _file_of(plugin: type[Any]) -> str:
+    """Where a class is from; a file that was dropped in need not be among the modules."""
+    module = sys.modules.get(plugin.__module__)
+    file = getattr(module, "__file__", None)
+    if file is not None:
+        return str(file)
+    methods = [inspect.unwrap(getattr(method, "__func__", method)) for method in vars(plugin).values()]
+    return next((method.__code__.co_filename for method in methods if inspect.isfunction(method)), "")
+
+
+async def _closed(subject: Subject, services: Services | None, when: str, turns: int | None = None) -> None:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
+        host = Host(subject.http)
+        plugin = subject.make(Path(root), services or host)
+        if services is not None or turns is not None:
+            await _opened_badly(plugin, f"{subject.name}.open", turns)
+        try:
+            await within(plugin.close(), f"{subject.name}.close")
+        except Exception as error:
+            remedy = "give the fields that it uses a value before open() can fail, such as None in the class"
+            raise raised(f"close() {when}", error, remedy) from error
+        await host.close()
+
+
+async def _opened_badly(plugin: Plugin[Any], name: str, turns: int | None) -> None:
+    """Whatever comes of it: it is close() that is looked at."""
+    opening = asyncio.ensure_future(within(plugin.open(), name))
+    if turns is not None:
+        await _cancel(opening, turns)
+    await asyncio.wait([opening])
+    _ = opening.cancelled() or opening.exception()
 
 
 async def _cancelled(coroutine: Any, name: str, turns: int) -> None:

@@ -23,6 +23,7 @@ def contract(
     *,
     config: Settings | None = None,
     request: Request | None = None,
+    token: str = "",
     stream: bytes = samples.STREAM,
     http: Any = None,
 ) -> Callable[[str], None]:
@@ -30,12 +31,13 @@ def contract(
 
     config: as in a manifest, or a Config; or a function that gives one of them for an empty directory.
     request: one that the plugin admits or works on; by default a chat request with a token that nobody knows.
+    token: the same request, but with a token that an Auth plugin admits.
     stream: the bytes of a streamed answer that the plugin has something to do with. http: for self.http; by default
     nothing answers.
     """
     import pytest
 
-    subject = _subject(plugin, config, request, stream, http)
+    subject = _subject(plugin, config, _request(request, token), stream, http)
 
     @pytest.mark.parametrize("check", checks_of(plugin))
     def test_contract(check: str) -> None:
@@ -52,11 +54,15 @@ def faults(
     *,
     config: Settings | None = None,
     request: Request | None = None,
+    token: str = "",
     stream: bytes = samples.STREAM,
     http: Any = None,
 ) -> dict[str, str]:
-    """The checks that the plugin does not pass, each with what is wrong and the remedy. Not from inside a loop."""
-    subject = _subject(plugin, config, request, stream, http)
+    """The checks that the plugin does not pass, each with what is wrong and the remedy.
+
+    The arguments are those of `contract`. Not to be called inside a running event loop.
+    """
+    subject = _subject(plugin, config, _request(request, token), stream, http)
     found = {check: run(subject, check) for check in checks_of(plugin)}
     return {check: problem for check, problem in found.items() if problem}
 
@@ -91,7 +97,10 @@ def _checks(plugin: type[Plugin[Any]]) -> dict[str, Check]:
     return {check.__name__: check for check in found}
 
 
-def _subject(
-    plugin: type[Plugin[Any]], config: Settings | None, request: Request | None, stream: bytes, http: Any
-) -> Subject:
-    return Subject(plugin=plugin, config=config, request=request or samples.REQUEST, stream=stream, http=http)
+def _subject(plugin: type[Plugin[Any]], config: Settings | None, request: Request, stream: bytes, http: Any) -> Subject:
+    return Subject(plugin=plugin, config=config, request=request, stream=stream, http=http)
+
+
+def _request(request: Request | None, token: str) -> Request:
+    found = request or samples.REQUEST
+    return samples.with_token(found, token) if token else found

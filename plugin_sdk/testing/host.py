@@ -30,7 +30,9 @@ class Numbers:
         self.values: dict[str, list[float]] = {}
 
     def count(self, name: str, amount: float = 1, labels: Mapping[str, str] | None = None) -> None:
-        """Add to a counter."""
+        """Add to a counter. Raises ValueError if `amount` is less than 0, as in the sidecar."""
+        if amount < 0:
+            raise ValueError(f"a counter only rises: {name} by {amount}")
         key = _series(name, labels)
         self.counts[key] = self.counts.get(key, 0) + amount
 

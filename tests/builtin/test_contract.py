@@ -8,6 +8,7 @@ from typing import Any
 
 from plugin_sdk.testing import contract, samples
 from sidecar.builtin import amd, balance, cpu, interfaces, jwt, keys, limits, log, nvidia, params, usage
+from tests.builtin.test_amd import Machine
 from tests.builtin.test_keys import hashed
 
 
@@ -26,6 +27,14 @@ def keys_file(root: Path) -> dict[str, Any]:
     return {"file": str(file)}
 
 
+def two_cards(root: Path) -> dict[str, Any]:
+    """A sysfs with two cards of AMD's."""
+    machine = Machine(root)
+    machine.card(0)
+    machine.card(1)
+    return {"sys": str(root)}
+
+
 MODULUS = (
     "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMs"
     "tn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5h"
@@ -35,6 +44,7 @@ MODULUS = (
 test_cpu = contract(cpu.Cpu)
 test_nvidia = contract(nvidia.Nvidia)
 test_amd = contract(amd.Amd)
+test_amd_with_cards = contract(amd.Amd, config=two_cards)
 
 test_chat = contract(interfaces.Chat)
 test_base = contract(interfaces.Base)
@@ -46,8 +56,8 @@ test_transcription = contract(interfaces.Transcription)
 test_speech = contract(interfaces.Speech)
 test_image = contract(interfaces.Image)
 
-test_keys = contract(keys.StaticKeys, config={"keys": {hashed(samples.TOKEN): "ada"}})
-test_keys_in_a_file = contract(keys.StaticKeys, config=keys_file)
+test_keys = contract(keys.StaticKeys, config={"keys": {hashed(samples.TOKEN): "ada"}}, token=samples.TOKEN)
+test_keys_in_a_file = contract(keys.StaticKeys, config=keys_file, token=samples.TOKEN)
 test_jwt = contract(jwt.Jwt, config=jwks)
 test_jwt_of_an_address_that_does_not_answer = contract(
     jwt.Jwt, config={"issuer": "https://id.example", "audience": "sidecar", "jwks_url": "https://id.example/keys"}

@@ -1,8 +1,10 @@
-"""A good plugin, in a module of its own as plugins are."""
+"""Good plugins, in a module of their own as plugins are."""
 
 from __future__ import annotations
 
-from plugin_sdk import Auth, Config, Principal, Reject, Request
+import msgspec
+
+from plugin_sdk import Auth, Config, Event, Exchange, Principal, Reject, Request, on_event
 
 
 class Settings(Config):
@@ -18,3 +20,9 @@ class Door(Auth[Settings]):
         if request.bearer_token != self.config.word:
             raise Reject(401, "say the word")
         return Principal("friend")
+
+
+@on_event
+async def discreet(exchange: Exchange, event: Event) -> Event | None:
+    """Names nobody."""
+    return msgspec.structs.replace(event, data=event.data.replace(b"ada", b"***")) if b"ada" in event.data else None

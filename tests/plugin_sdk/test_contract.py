@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 
 from plugin_sdk import Plugin
-from plugin_sdk.testing import common, contract, faults, samples, subject
-from plugin_sdk.testing.contract import run
+from plugin_sdk.testing import common, contract, faults, subject
+from plugin_sdk.testing.contract import checks_of, run
 from plugin_sdk.testing.subject import Subject
-from tests.plugin_sdk.door import Door
+from tests.plugin_sdk.door import Door, discreet
 from tests.plugins_bad import exits, kinds, lives, opens_a_socket, starts_a_thread
 
 BAD: list[tuple[type[Plugin[Any]], str, str]] = [
@@ -85,13 +86,12 @@ def test_each_bad_plugin_is_found_by_the_check_that_is_about_it(
     assert found.startswith(f"{plugin.__name__}: ")
 
 
-test_a_good_plugin_passes = contract(
-    Door, config={"word": "open-sesame"}, request=samples.with_token(samples.REQUEST, "open-sesame")
-)
+test_a_good_plugin_passes = contract(Door, config={"word": "open-sesame"}, token="open-sesame")
+test_a_good_filter_passes = contract(discreet)
 
 
 def test_a_request_that_is_said_to_be_admitted_has_to_be() -> None:
-    found = faults(Door, config={"word": "open-sesame"}, request=samples.with_token(samples.REQUEST, "close"))
+    found = faults(Door, config={"word": "open-sesame"}, token="close")
     assert list(found) == ["anybody_is_admitted_or_rejected"]
     assert "give one that is admitted" in found["anybody_is_admitted_or_rejected"]
 
@@ -111,3 +111,27 @@ def test_pytest_tells_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
     assert "test_contract[memory_adds_up_and_ids_are_stable]" in done.stdout
     assert "mine: a device cannot have total_mb=1 free_mb=2" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_file_that_was_dropped_in_is_imported_by_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    text = "from plugin_sdk import DeviceStatus, device\n@device('mine')\ndef mine():\n    return []\n"
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location("a_name_that_nobody_knows", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert faults(module.mine) == {}
+    file.write_text(text + "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    assert "begin such things in open()" in faults(module.mine)["importing_starts_nothing"]
+
+
+def test_the_kit_itself_needs_neither_pytest_nor_the_program() -> None:
+    script = "import sys, plugin_sdk.testing; print({'pytest', 'httpx', 'sidecar'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_every_check_has_a_plugin_that_it_finds() -> None:
+    assert {check for plugin, _, _ in BAD for check in checks_of(plugin)} == {check for _, check, _ in BAD}
