@@ -16,13 +16,15 @@ from sidecar.mechanism.versions import installed_at
 class Draft(msgspec.Struct, frozen=True):
     """A kind's beginning: the module, the body of its test with what that imports, and the table in a manifest.
 
-    `NAME`, `CLASS` and `UPPER` stand for the plugin's name, its class and its name in capitals.
+    subject: what `contract` is called with. `NAME`, `CLASS` and `UPPER` stand for the plugin's name, its class, and its
+    name in capitals.
     """
 
     module: str
     imports: str
     test: str
     manifest: str
+    subject: str = "CLASS"
 
 
 KINDS: dict[str, Draft] = {
@@ -118,6 +120,7 @@ class CLASS(Auth[Settings]):
 import = "NAME:CLASS"
 config = { token = { env = "UPPER_TOKEN" } }
 """,
+        subject='CLASS, config=Settings(token=Secret("open"))',
     ),
     "route": Draft(
         module='''"""Where a request goes: to the server that has the fewest."""
@@ -240,8 +243,8 @@ def files(kind: str, name: str, *, package: bool) -> dict[str, str]:
     if class_name in (*plugin_sdk.__all__, "Settings"):
         class_name += "Plugin"
     names = "CLASS, Settings" if "Settings" in draft.test else "CLASS"
-    first = f"{draft.imports}\n" if draft.imports else ""
-    test = f'"""What is expected of NAME."""\n\n{first}from NAME import {names}\n\n\n{draft.test}'
+    imports = f"{draft.imports}from plugin_sdk.testing import contract\n\nfrom NAME import {names}\n"
+    test = f'"""What is expected of NAME."""\n\n{imports}\ntest_contract = contract({draft.subject})\n\n\n{draft.test}'
     texts = {f"{name}.py": draft.module, f"test_{name}.py": test, f"{name}.toml": draft.manifest}
     if package:
         texts["pyproject.toml"] = _PACKAGE
