@@ -67,7 +67,8 @@ async def devices(state: ControlState) -> tuple[report.DeviceReport, ...]:
 async def plugins(state: ControlState) -> tuple[plugins_api.PluginDetails, ...]:
     """The plugins in force: where from, how they do, what went wrong last."""
     controller = state.controller
-    return await plugins_api.details(controller.generation, controller.root / PLUGIN_FOLDER)
+    folder = controller.root / PLUGIN_FOLDER
+    return await plugins_api.details(controller.generation, folder, controller.devices.problems)
 
 
 @get("/-/plan", guards=[only_for_operators])

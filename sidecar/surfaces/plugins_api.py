@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,13 @@ class PluginDetails(PluginReport, frozen=True, kw_only=True):
     config_schema: dict[str, Any]
 
 
-async def details(generation: Generation, folder: Path) -> tuple[PluginDetails, ...]:
-    """All plugins of a generation, by name. folder: where drop-in files lie.
+async def details(generation: Generation, folder: Path, unread: Mapping[str, str]) -> tuple[PluginDetails, ...]:
+    """All plugins of a generation, by name. folder: of drop-in files. unread: device plugins whose last probe failed.
 
     Where the code of a plugin is has to be read from files, in a thread.
     """
     instances = sorted(generation.instances.values(), key=lambda instance: instance.name)
-    found = [_of(instance, generation, folder) for instance in instances]
+    found = [_of(instance, generation, folder, unread.get(instance.name, "")) for instance in instances]
     return await asyncio.to_thread(lambda: tuple(_with_code(*one) for one in found))
 
 
@@ -60,7 +60,7 @@ def percentile_ms(durations_s: Sequence[float], share: float) -> float | None:
     return round(1000 * sorted(durations_s)[rank - 1], 3)
 
 
-def _of(instance: Instance, generation: Generation, folder: Path) -> tuple[dict[str, Any], Loaded | None]:
+def _of(instance: Instance, generation: Generation, folder: Path, unread: str) -> tuple[dict[str, Any], Loaded | None]:
     loaded = instance.loaded
     short = plugin(instance, generation)
     durations = tuple(instance.durations_s)
@@ -73,8 +73,8 @@ def _of(instance: Instance, generation: Generation, folder: Path) -> tuple[dict[
         "runs": instance.runs if instance.kind in COUNTED else None,
         "p50_ms": percentile_ms(durations, 0.50),
         "p95_ms": percentile_ms(durations, 0.95),
-        "last_error": instance.last_error,
-        "state": _state(short, instance),
+        "last_error": instance.last_error or unread,
+        "state": _state(short, instance, unread),
     }
     return values, loaded
 
@@ -103,9 +103,11 @@ def _origin(instance: Instance, generation: Generation, folder: Path) -> str:
     return "drop-in file" if beside else "entry point"
 
 
-def _state(short: PluginReport, instance: Instance) -> str:
+def _state(short: PluginReport, instance: Instance, unread: str) -> str:
     if short.behind:
         return f"the one before, since the new one cannot be used: {short.behind}"
     if instance.out:
         return short.problem
-    return f"cannot be used: {short.problem}" if short.problem else "in force"
+    if short.problem:
+        return f"cannot be used: {short.problem}"
+    return f"its devices are unknown: {unread}" if unread else "in force"

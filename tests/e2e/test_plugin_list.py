@@ -30,7 +30,7 @@ def plugins(sidecar: Sidecar) -> dict[str, dict[str, Any]]:
 
 def test_plugins_are_listed_with_where_from_how_they_do_and_their_last_error(run: Run) -> None:
     declared = '[plugins.sieve]\nimport = "house:Sieve"\non_error = "skip"\ndeadline = "250ms"\n'
-    door = 'from plugin_sdk import DeviceStatus, device\n\n@device("npu")\ndef npu():\n    return DeviceStatus()\n'
+    door = 'from plugin_sdk import DeviceStatus, device\n\n@device("npu")\ndef npu():\n    raise OSError("no driver")\n'
     files = {"plugins/house.py": SIEVE, "plugins/npu.py": door, "plugin.toml": declared}
     sidecar = run(stub("m").replace("[models.m]\n", '[models.m]\nchain = ["keys", "sieve", "log"]\n'), files=files)
     sidecar.ask("m")
@@ -50,6 +50,8 @@ def test_plugins_are_listed_with_where_from_how_they_do_and_their_last_error(run
     assert found["keys"]["runs"] == 1
     assert found["keys"]["p95_ms"] >= found["keys"]["p50_ms"] > 0
     assert found["npu"]["runs"] is None
+    assert "no driver" in found["npu"]["last_error"]
+    assert found["npu"]["state"].startswith("its devices are unknown: ")
     told = sidecar.cli("plugin", "list").stdout
     assert "The last error of sieve:\nTraceback" in told
     assert f"{sidecar.folder}/manifests/plugins/npu.py:" in told
