@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Metrics(Protocol):
-    """Numbers of a plugin's own, exported beside the sidecar's as `sidecar_plugin_NAME`."""
+    """Numbers of a plugin's own, over all of its reloads; `GET /-/plugins` shows them."""
 
     def count(self, name: str, amount: float = 1, labels: Mapping[str, str] | None = None) -> None:
         """Add to a counter."""

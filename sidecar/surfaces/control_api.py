@@ -68,7 +68,8 @@ async def plugins(state: ControlState) -> tuple[plugins_api.PluginDetails, ...]:
     """The plugins in force: where from, how they do, what went wrong last."""
     controller = state.controller
     folder = controller.root / PLUGIN_FOLDER
-    return await plugins_api.details(controller.generation, folder, controller.devices.problems)
+    host = controller.generations.host
+    return await plugins_api.details(controller.generation, host, folder, controller.devices.problems)
 
 
 @get("/-/plan", guards=[only_for_operators])

@@ -14,6 +14,7 @@ from sidecar.control.generations import Generation
 from sidecar.mechanism.finding import place_of
 from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, Loaded
+from sidecar.mechanism.services import Counter, Distribution, Host
 from sidecar.mechanism.versions import Version
 from sidecar.surfaces.report import PluginReport, plugin
 
@@ -25,7 +26,8 @@ class PluginDetails(PluginReport, frozen=True, kw_only=True):
 
     origin: how it was found. file, line: its code. generation: the one in which this instance came. runs: calls that
     went well, None for kinds whose calls are not counted. p50_ms, p95_ms: of the latest of them. last_error: with its
-    traceback. state: in words. config_schema: JSON Schema of its settings.
+    traceback. state: in words. config_schema: JSON Schema of its settings. counters, distributions: what it has counted
+    and measured by itself (`self.metrics`); a distribution's buckets end at services.BUCKETS, the last one nowhere.
     """
 
     origin: str
@@ -40,15 +42,22 @@ class PluginDetails(PluginReport, frozen=True, kw_only=True):
     last_error: str
     state: str
     config_schema: dict[str, Any]
+    counters: tuple[Counter, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
 
 
-async def details(generation: Generation, folder: Path, unread: Mapping[str, str]) -> tuple[PluginDetails, ...]:
+async def details(
+    generation: Generation, host: Host, folder: Path, unread: Mapping[str, str]
+) -> tuple[PluginDetails, ...]:
     """All plugins of a generation, by name. folder: of drop-in files. unread: device plugins whose last probe failed.
 
     Where the code of a plugin is has to be read from files, in a thread.
     """
     instances = sorted(generation.instances.values(), key=lambda instance: instance.name)
     found = [_of(instance, generation, folder, unread.get(instance.name, "")) for instance in instances]
+    for values, _ in found:
+        numbers = host.numbers(values["name"])
+        values |= {"counters": numbers.counters(), "distributions": numbers.distributions()}
     return await asyncio.to_thread(lambda: tuple(_with_code(*one) for one in found))
 
 

@@ -18,6 +18,8 @@ class Settings(Config):
 class Sieve(Filter[Settings]):
     @inline
     def on_request(self, exchange):
+        self.metrics.count("sifted", 2, {"kind": "coarse"})
+        self.metrics.observe("width", 0.02)
         raise KeyError("no such thing")
 """
 
@@ -47,6 +49,9 @@ def test_plugins_are_listed_with_where_from_how_they_do_and_their_last_error(run
     assert (sieve["file"], sieve["line"]) == (str(sidecar.folder / "manifests/plugins/house.py"), 7)
     assert sieve["config_schema"]["$defs"]["Settings"]["properties"]["most"] == {"type": "integer", "default": 3}
     assert 'raise KeyError("no such thing")' in sieve["last_error"]
+    assert sieve["counters"] == [{"name": "sifted", "labels": {"kind": "coarse"}, "value": 2.0}]
+    (width,) = sieve["distributions"]
+    assert (width["name"], width["count"], width["sum"], sum(width["buckets"])) == ("width", 1, 0.02, 1)
     assert found["keys"]["runs"] == 1
     assert found["keys"]["p95_ms"] >= found["keys"]["p50_ms"] > 0
     assert found["npu"]["runs"] is None
