@@ -7,7 +7,7 @@ a plain method that promises not to block, so that it may run straight on the lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
 
@@ -18,7 +18,6 @@ from plugin_sdk.messages import (
     Endpoint,
     Event,
     Exchange,
-    ModelInfo,
     Outcome,
     Principal,
     Request,
@@ -162,13 +161,9 @@ class Route(Plugin[C]):
     def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | Awaitable[Target | None] | None:
         """Pick one of `targets`, or give one of your own; None leaves it to the next plugin, or to the manifest.
 
-        For a model that no manifest declares, `targets` is empty.
+        `targets` is empty where none of them answers.
         """
         raise NotImplementedError
-
-    def models(self) -> Iterable[ModelInfo] | Awaitable[Iterable[ModelInfo]]:
-        """Models of the plugin's own, asked for now and then; by default there are none."""
-        return ()
 
     def finished(self, target: Target, outcome: Outcome) -> None:
         """What became of a request that went to `target`; for health and load. Must not block."""

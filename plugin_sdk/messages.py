@@ -185,14 +185,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
 
 
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that a Route plugin supplies, for `/v1/models`. mode: the interface that it speaks."""
-
-    name: str
-    mode: str = "chat"
-    owned_by: str = ""
-
-
 class DeviceProcess(msgspec.Struct, frozen=True):
     """A process that holds memory of a device. used_mb: None where the driver does not tell."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from plugin_sdk.errors import NotReady, PluginError, Reject
 from plugin_sdk.kinds import Filter, Plugin
-from plugin_sdk.messages import DeviceStatus, Endpoint, ModelInfo, Outcome, Principal, Request, Target, Usage
+from plugin_sdk.messages import DeviceStatus, Endpoint, Outcome, Principal, Request, Target, Usage
 from plugin_sdk.testing import samples
 from plugin_sdk.testing.common import Deaf
 from plugin_sdk.testing.harness import COMPLETION, Harness
@@ -228,9 +228,6 @@ async def requests_go_to_a_target(subject: Subject) -> None:
             for number, target in enumerate(found):
                 if set(WORD.findall(repr(target))) - {samples.caller(number)}:
                     raise Fault(f"of {samples.CALLERS} requests at once some go where another should: {_NO_SHARING}")
-        for model in await live.call("models"):
-            if not isinstance(model, ModelInfo):
-                raise Fault(f"models gave a {type(model).__name__}: return ModelInfo(name=...) for each")
 
 
 async def _resolved(live: Live, subject: Subject, number: int, targets: tuple[Target, ...]) -> Target | None:

@@ -62,7 +62,7 @@ def test_what_is_wrong_is_told(base: str, body: str, told: str) -> None:
         ("Auth", "@classmethod\ndef authenticate(cls, request): ..."),
         ("Auth", "def authenticate(self, *args, **kwargs): ..."),
         ("Auth", "def authenticate(self, request, extra=None): ...\ndef on_purpose(self): ..."),
-        ("Route", "def resolve(self, request, targets): ...\nasync def models(self): ..."),
+        ("Route", "def resolve(self, request, targets): ...\ndef finished(self, target, outcome): ..."),
         ("Filter", "def on_end(self, exchange, outcome): ..."),
         ("Interface", "provides = 'x'\nendpoints = (Endpoint('/x', 'x'),)\ndef usage(self, tail, streamed): ..."),
     ],

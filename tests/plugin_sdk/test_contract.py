@@ -53,7 +53,6 @@ BAD: list[tuple[type[Plugin[Any]], str, str]] = [
     (kinds.NeedsTargets, "requests_go_to_a_target", "expect that there may be no targets"),
     (kinds.NamesATarget, "requests_go_to_a_target", "return one of the targets, a Target of your own, or None"),
     (kinds.HalfATarget, "requests_go_to_a_target", 'it needs "http://HOST:PORT"'),
-    (kinds.ModelsAsText, "requests_go_to_a_target", "return ModelInfo(name=...) for each"),
     (kinds.KnowsItsTargets, "finished_takes_any_outcome", "expect targets that are gone"),
     (kinds.NeedsUsage, "any_outcome_can_be_recorded", "expect fields that are empty or out of range"),
     (kinds.NeedsItsSink, "any_outcome_can_be_recorded", "count what cannot be written (self.metrics.count)"),

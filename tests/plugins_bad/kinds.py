@@ -16,7 +16,6 @@ from plugin_sdk import (
     Exchange,
     Filter,
     Interface,
-    ModelInfo,
     Outcome,
     Principal,
     Reject,
@@ -175,17 +174,6 @@ class HalfATarget(Route):
     @inline
     def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | None:
         return Target(name="mine", base_url="127.0.0.1:8000")
-
-
-class ModelsAsText(Route):
-    """Not what models returns."""
-
-    @inline
-    def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | None:
-        return None
-
-    async def models(self) -> list[ModelInfo]:
-        return ["qwen"]  # type: ignore[list-item] # that is what is wrong
 
 
 class KnowsItsTargets(Route):
