@@ -74,7 +74,6 @@ def calls(subject: Subject) -> list[Call]:
         ],
         "route": [
             Call("resolve", (request, samples.TARGETS)),
-            Call("models"),
             Call("finished", (samples.TARGETS[0], outcome), on_loop=True),
         ],
         "filter": [
