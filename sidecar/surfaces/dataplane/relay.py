@@ -100,6 +100,7 @@ class Relay:
             await self._response.refuse(ApiError(502, "upstream_failed", str(error)), End.UPSTREAM_FAILED)
         except asyncio.CancelledError:
             self._response.left()
+            usage = self._usage()  # many clients leave as soon as they have seen the last event
             raise
         except Exception:
             log.exception("%s %s failed", self._incoming.method, self._incoming.path)
