@@ -1,4 +1,4 @@
-"""Names that were meant: suggestions for what is misspelt."""
+"""Names in words: suggestions for those that are misspelt, lists, articles."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def listed(names: Iterable[str]) -> str:
     """`a, b, c`, or `none`."""
     return ", ".join(sorted(names)) or "none"
+
+
+def an(noun: str) -> str:
+    """The noun behind its article: `an auth`, `a device`."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"

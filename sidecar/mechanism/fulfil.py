@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from plugin_sdk import Auth, Device, Endpoint, Filter, Interface, Plugin, Route, Stats
-from sidecar.core.names import did_you_mean, listed
+from sidecar.core.names import an, did_you_mean, listed
 from sidecar.mechanism.places import Path as Place
 
 KINDS: tuple[type[Plugin[Any]], ...] = (Device, Interface, Auth, Route, Filter, Stats)
@@ -67,7 +67,7 @@ def faults_of(cls: type[Plugin[Any]]) -> Iterator[str]:
     required = _REQUIRED.get(cls.kind)
     if required is not None and not _overrides(cls, required):
         hint = did_you_mean_instead(required, own)
-        yield f"{cls.__name__} does not define {required}, which a {cls.kind} plugin must{hint}"
+        yield f"{cls.__name__} does not define {required}, which {an(cls.kind)} plugin must{hint}"
     if cls.kind == "filter":
         yield from _filter(cls, own)
     if cls.kind in ("device", "interface"):

@@ -16,6 +16,7 @@ from plugin_sdk import Config, Plugin
 from plugin_sdk.kinds import settings_of
 from plugin_sdk.services import Services
 from sidecar.core.manifest import PluginDeclaration
+from sidecar.core.names import an
 from sidecar.mechanism import checker, finding
 from sidecar.mechanism.finding import Found
 from sidecar.mechanism.fulfil import KINDS, PluginFault
@@ -225,7 +226,7 @@ def fit(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
     if cls.kind == "auth" and declaration.on_error not in (None, "deny"):
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
     if cls.kind in ("device", "interface", "stats") and declaration.on_error == "deny":
-        faults.append(PluginFault(f'a {cls.kind} plugin does not admit requests: only "skip"', ("on_error",)))
+        faults.append(PluginFault(f'{an(cls.kind)} plugin does not admit requests: only "skip"', ("on_error",)))
     if faults or config is None:
         raise ExceptionGroup("faults", faults)
     return Loaded(name, cls, declaration, config, found.version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.core.names import did_you_mean, listed, near
+from sidecar.core.names import an, did_you_mean, listed, near
 
 KNOWN = ("nvidia", "cpu", "apple", "amd")
 
@@ -34,3 +34,7 @@ def test_the_best_suggestions_come_first_and_are_few() -> None:
 def test_a_list_of_names_is_sorted_and_none_when_it_is_empty() -> None:
     assert listed({"b", "a"}) == "a, b"
     assert listed(()) == "none"
+
+
+def test_nouns_get_the_article_that_can_be_spoken() -> None:
+    assert [an(kind) for kind in ("auth", "interface", "device")] == ["an auth", "an interface", "a device"]

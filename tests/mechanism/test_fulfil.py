@@ -24,7 +24,7 @@ def faults(base: str, body: str) -> list[str]:
 @pytest.mark.parametrize(
     ("base", "body", "told"),
     [
-        ("Auth", "...", "It does not define authenticate, which a auth plugin must"),
+        ("Auth", "...", "It does not define authenticate, which an auth plugin must"),
         ("Auth", "def authentciate(self, r): ...", 'must; is "authentciate" meant to be it?'),
         ("Auth", "def authenticate(self): ...", "It.authenticate takes (self), and is called with (self, request)"),
         ("Auth", "def authenticate(self, a, b): ...", "takes (self, a, b), and is called with (self, request)"),

@@ -135,7 +135,7 @@ def test_what_is_no_plugin_is_a_fault(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("Unfinished", "does not define authenticate, which a auth"),
+        ("Unfinished", "does not define authenticate, which an auth"),
         ("Speechless", "does not define endpoints"),
         ("Stats", "does not define record"),
     ],

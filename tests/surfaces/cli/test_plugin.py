@@ -111,7 +111,7 @@ def test_every_fault_of_a_file_is_told_with_its_line_and_what_is_meant(tmp_path:
     result = plugin("check", file, "--config", '{"wrd": "x", "times": "often"}')
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f'{file}:11: Window does not define authenticate, which a auth plugin must; is "authenticat" meant to be it?',
+        f'{file}:11: Window does not define authenticate, which an auth plugin must; is "authenticat" meant to be it?',
         f'{file}:14: Sieve.on_chunks is no hook; did you mean "on_chunk"?; hooks: on_chunk, on_end, on_event, '
         "on_request, on_response; Sieve.open must be `async def`",
         f'{file}:8: config.wrd: unknown key "wrd"; did you mean "word"?',
