@@ -11,7 +11,7 @@ import functools
 import inspect
 import queue
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from plugin_sdk.kinds import is_inline
 from sidecar.mechanism.bounded import Bounded, PluginCallError, out_of_place
 from sidecar.mechanism.watchdog import Marker
 
-__all__ = ["PluginCallError", "Threads", "bind", "contained", "direct", "runs_inline"]
+__all__ = ["PluginCallError", "Threads", "at_once", "bind", "contained", "direct", "runs_inline"]
 
 THREADS_PER_PLUGIN = 4
 
@@ -94,6 +94,17 @@ def direct(method: Callable[..., T], *args: Any, marker: Marker | None = None) -
     finally:
         if marker is not None:
             marker.leave(began)
+
+
+def at_once(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing, without a task. Raises RuntimeError if it does wait."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    call.close()
+    raise RuntimeError(f"{call!r} waits for something where nothing may")
 
 
 def runs_inline(method: Callable[..., Any]) -> bool:

@@ -5,7 +5,7 @@ A stage that cannot run is still a stage: an auth plugin that is missing, broken
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from plugin_sdk import ANONYMOUS, Outcome, Principal, Request, Route, Target
 from sidecar.mechanism import results
@@ -21,7 +21,7 @@ class Chain:
     """The stages of one model, in the manifest's order."""
 
     def __init__(self, instances: Sequence[Instance]) -> None:
-        self._auths = [_auth(instance) for instance in instances if instance.kind == "auth"]
+        self._auths = [Guard(instance) for instance in instances if instance.kind == "auth"]
         self._sinks = [instance.sink for instance in instances if instance.sink is not None]
         self._routes = [Router(instance) for instance in instances if instance.kind == "route"]
         self._filters = [instance for instance in instances if instance.kind == "filter"]
@@ -38,6 +38,21 @@ class Chain:
     def has_auth(self) -> bool:
         """Whether anybody is asked who they are."""
         return bool(self._auths)
+
+    @property
+    def auth_inline(self) -> bool:
+        """Whether nobody who is asked who they are has to wait for anything."""
+        return all(auth.inline for auth in self._auths)
+
+    @property
+    def route_inline(self) -> bool:
+        """The same of where a request goes."""
+        return all(router.inline for router in self._routes)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether anybody is told of outcomes."""
+        return bool(self._sinks or self._filters or self._routes)
 
     def passage(self, mode: str, most_bytes: int, *, events: bool = True) -> Passage | None:
         """A request's way through the filters; None without any. events: whether the mode's answers can be parsed."""
@@ -67,6 +82,26 @@ class Chain:
             sink.put(outcome)
 
 
+class Guard:
+    """One auth plugin, failing closed: clients learn that it failed, the log says how. inline: it waits for nothing."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._authenticate = Hook(instance, "authenticate", results.principal) if not instance.problem else None
+        self.inline = self._authenticate is None or self._authenticate.inline
+
+    async def __call__(self, request: Request) -> Principal:
+        """Who is calling. Raises Reject."""
+        call = self._authenticate
+        if call is None:
+            raise unavailable(self._instance, "is not available")
+        principal = await call(request)
+        if principal is None:
+            call.failed(expected("a Principal", None))
+            raise unavailable(self._instance, "failed")
+        return principal
+
+
 class Router:
     """One route plugin. One that cannot be used leaves it to the next, unless its on_error says "deny"."""
 
@@ -75,6 +110,7 @@ class Router:
         usable = not instance.problem and isinstance(instance.plugin, Route)
         self._resolve = Hook(instance, "resolve", results.target) if usable else None
         self._finished = overrides(instance.plugin, Route, "finished")
+        self.inline = self._resolve is None or self._resolve.inline
 
     async def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | None:
         """One of the targets, one of its own, or None. Raises Reject."""
@@ -107,19 +143,3 @@ class Routed:
     def finished(self, outcome: Outcome) -> None:
         """Tell whoever chose what became of it."""
         self._router.finished(self.target, outcome)
-
-
-def _auth(instance: Instance) -> Callable[[Request], Awaitable[Principal]]:
-    """The plugin's `authenticate`, failing closed: clients learn that it failed, the log says how."""
-    call = Hook(instance, "authenticate", results.principal) if not instance.problem else None
-
-    async def authenticate(request: Request) -> Principal:
-        if call is None:
-            raise unavailable(instance, "is not available")
-        principal = await call(request)
-        if principal is None:
-            call.failed(expected("a Principal", None))
-            raise unavailable(instance, "failed")
-        return principal
-
-    return authenticate

@@ -1,28 +1,26 @@
 """HTTP/1.1 connections to servers, on asyncio and httptools: kept alive, reused, and closed whatever befalls a request.
 
-`Exchange` is the seam of the data plane: who relays sees a status, headers and chunks, and need not know what brought
-them. A cancelled request closes its connection, which is how the server learns of it; a reader that is slow stops the
-connection from being read, which is how the server is slowed down.
+A connection calls back whoever asked (`Listener`); there is no task and no future for it. Bytes are handed on as they
+came, chunk framing included, and the parser is fed only to find where the answer ends; who has to see the body itself
+asks for `pieces`. A connection that is aborted before the end is how a server learns that nobody waits any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+import enum
+import socket
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
 import httptools
-import msgspec
 
-from plugin_sdk.messages import RawHeaders
+from sidecar.mechanism.origins import Origin
 
-CONNECT_S = 5.0
-IDLE_S = 4.0  # vLLM's uvicorn closes idle connections after 5 s: ours must expire before
-IDLE_MOST = 256  # kept for each server
-BUFFER_BYTES = 256 * 1024  # read ahead of a slow client, per exchange
+HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
+
+_TCP_INFO_BYTES = 128
+_BYTES_ACKED = slice(120, 128)  # struct tcp_info, tcpi_bytes_acked (linux/tcp.h)
+_HEAD_END = b"\r\n\r\n"
 
 
 class UpstreamError(Exception):
@@ -33,171 +31,126 @@ class UpstreamError(Exception):
         self.processed = processed
 
 
-class Exchange(Protocol):
-    """An answer whose head has arrived. Must be closed; closing before the end cancels the request upstream."""
+class Framing(enum.Enum):
+    """How the end of an answer is told (RFC 9112, 6.3)."""
 
-    status: int
-    headers: RawHeaders
+    NONE = "none"  # there is no body
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"
+    TUNNEL = "tunnel"  # 101: no HTTP from here on
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, undecoded. Raises UpstreamError if it breaks off."""
+
+class Listener(Protocol):
+    """Who asked. After `on_end` or `on_broken` the connection is no concern of theirs."""
+
+    def on_head(self, answer: Connection) -> None:
+        """`answer.status`, `reason`, `headers` and `framing` are known."""
         ...
 
-    async def close(self) -> None: ...
+    def on_data(self, data: bytes) -> None:
+        """Bytes of the body: as they came, or without framing if `pieces` were asked for. Never empty."""
+        ...
+
+    def on_end(self) -> None:
+        """The answer is complete."""
+        ...
+
+    def on_broken(self, error: UpstreamError) -> None:
+        """There will be no more of it."""
+        ...
+
+    def on_writable(self, writable: bool) -> None:
+        """The server is too slow for what is written to it, or has caught up."""
+        ...
 
 
-class Origin(msgspec.Struct, frozen=True):
-    """Where connections lead."""
+class Keeper(Protocol):
+    """Where connections stay between requests."""
 
-    scheme: str
-    host: str
-    port: int
+    def keep(self, connection: Connection) -> None: ...
 
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-
-class Pool:
-    """Idle connections by origin."""
-
-    def __init__(self) -> None:
-        self._idle: dict[Origin, list[Connection]] = {}
-        self._tls: ssl.SSLContext | None = None
-
-    async def exchange(self, method: str, url: str, headers: RawHeaders, body: bytes) -> Exchange:
-        """Send a request and wait for the head of the answer, for as long as the caller does. Raises UpstreamError."""
-        parts = urlsplit(url)
-        origin = Origin(parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection = self._reusable(origin) or await self._connect(origin)
-        try:
-            connection.send(method, target, parts.netloc, headers, body)
-            await connection.head
-        except BaseException:
-            connection.abort()
-            raise
-        return _Exchange(self, origin, connection)
-
-    def give_back(self, origin: Origin, connection: Connection) -> None:
-        """Keep a connection whose exchange is complete, if it can be used again."""
-        kept = self._idle.setdefault(origin, [])
-        if not connection.reusable or len(kept) >= IDLE_MOST:
-            connection.abort()
-            return
-        kept.append(connection)
-        connection.expire_in(IDLE_S, lambda: self._forget(origin, connection))
-
-    def close(self) -> None:
-        """Close what is idle."""
-        for kept in self._idle.values():
-            for connection in kept:
-                connection.abort()
-        self._idle.clear()
-
-    def _reusable(self, origin: Origin) -> Connection | None:
-        kept = self._idle.get(origin, [])
-        while kept:
-            connection = kept.pop()  # the one used last: the others may expire
-            if connection.begin_again():
-                return connection
-        return None
-
-    async def _connect(self, origin: Origin) -> Connection:
-        loop = asyncio.get_running_loop()
-        connection = Connection(origin)
-        tls = self._context() if origin.scheme == "https" else None
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=tls)
-        except TimeoutError:
-            connection.abort()
-            message = f"no connection to {origin} within {CONNECT_S:g} s"
-            raise UpstreamError(message, processed=False) from None
-        except OSError as error:
-            connection.abort()
-            raise UpstreamError(f"no connection to {origin}: {error.strerror or error}", processed=False) from error
-        except BaseException:
-            connection.abort()  # it may have been made in the very moment of the cancellation
-            raise
-        return connection
-
-    def _context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
-
-    def _forget(self, origin: Origin, connection: Connection) -> None:
-        kept = self._idle.get(origin, [])
-        if connection in kept:
-            kept.remove(connection)
-        connection.abort()
+    def forget(self, connection: Connection) -> None: ...
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one exchange at a time. httptools finds where answers end (RFC 9112, 6.3)."""
+    """One connection, one exchange at a time.
 
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
+    status, reason, headers, framing: of the latest answer, once `on_head` was called.
+    """
+
+    def __init__(self, pool: Keeper, origin: Origin) -> None:
+        self.origin = origin
+        self.idle_since = 0.0
+        self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.framing = Framing.NONE
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._closed = False
-        self._expiry: asyncio.TimerHandle | None = None
-        self._begin()
+        self._listener: Listener | None = None
+        self._whole = _Whole(self)
+        self._piecewise = _Piecewise(self)
+        self._parsing: _Parsing = self._whole
+        self._uses = 0
+        self._written = 0
+        self._reset(bodiless=False)
 
-    def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self.head: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.head.add_done_callback(_retrieved)
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.complete = False
-        self.reusable = False
-        self.error: UpstreamError | None = None
-        self.arrived = asyncio.Event()
-        self.chunks: deque[bytes] = deque()
-        self._buffered = 0
-        self._method = ""
-        self._until_close = False
+    def _reset(self, *, bodiless: bool) -> None:
+        self._bodiless = bodiless
+        self._seen = b""  # of the head, until it is whole
+        self._interim = 0
+        self._headed = False
+        self._ended = False
+        self._extra = False
+        self._left = 0  # of the body, where its length was told
+        self._before = b""  # what came last
 
     # --- requests -----------------------------------------------------------------------------------------------
 
-    def send(self, method: str, target: str, host: str, headers: RawHeaders, body: bytes) -> None:
-        """Write a request. Header names and values must come from a parser that has refused line breaks in them."""
-        self._method = method
-        lines = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")]
-        lines += [b"%s: %s\r\n" % pair for pair in headers]
-        if body or method not in ("GET", "HEAD"):
-            lines.append(b"content-length: %d\r\n" % len(body))
-        lines += [b"\r\n", body]
-        if self._transport is None or self._closed:
+    @property
+    def usable(self) -> bool:
+        """Whether another exchange may begin."""
+        return not self._closed and self._listener is None and self._transport is not None
+
+    def ask(self, listener: Listener, request: bytes, *, head_only: bool = False, pieces: bool = False) -> None:
+        """Write a request, or its head; more of it may follow by `write`. Raises UpstreamError if it is closed.
+
+        head_only: the method is HEAD, so that the answer has no body whatever its head says.
+        """
+        transport = self._transport
+        if transport is None or self._closed or transport.is_closing():
             raise UpstreamError("the connection was closed", processed=False)
-        self._transport.write(b"".join(lines))
+        self._reset(bodiless=head_only)
+        self._listener = listener
+        self._parsing = self._piecewise if pieces else self._whole
+        self._uses += 1
+        self._written += len(request)
+        transport.write(request)
 
-    def begin_again(self) -> bool:
-        """Whether the connection is still good for another exchange; then it is ready for it."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-        if self._closed or self._transport is None or self._transport.is_closing():
-            return False
-        self._begin()
-        return True
-
-    def expire_in(self, seconds: float, forget: Callable[[], None]) -> None:
-        """Call `forget` unless the connection is used again before."""
-        self._expiry = asyncio.get_running_loop().call_later(seconds, forget)
+    def write(self, data: bytes) -> None:
+        """Write more of the request."""
+        if self._transport is not None and not self._closed:
+            self._written += len(data)
+            self._transport.write(data)
 
     def abort(self) -> None:
-        """Close now. What was being exchanged is cancelled."""
+        """Close now, and call back nobody. What was being exchanged is cancelled."""
         self._closed = True
-        if self._expiry is not None:
-            self._expiry.cancel()
+        self._listener = None
         if self._transport is not None:
             self._transport.abort()
 
-    def taken(self, chunk: bytes) -> None:
-        """A chunk has been passed on."""
-        self._buffered -= len(chunk)
-        if self._buffered <= BUFFER_BYTES // 2 and self._transport is not None and not self._closed:
+    def pause(self) -> None:
+        """Read no further: whoever takes the answer is slow."""
+        if self._transport is not None and not self._closed:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self._closed:
             self._transport.resume_reading()
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------
@@ -207,106 +160,293 @@ class Connection(asyncio.Protocol):
         if self._closed:  # given up while it was being made
             self._transport.abort()
 
+    def pause_writing(self) -> None:
+        if self._listener is not None:
+            self._listener.on_writable(False)
+
+    def resume_writing(self) -> None:
+        if self._listener is not None:
+            self._listener.on_writable(True)
+
     def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail("the server switched to another protocol")
-        except httptools.HttpParserError as error:
-            self._fail(f"the server does not speak HTTP: {error}")
-        if self._buffered > BUFFER_BYTES and self._transport is not None:
-            self._transport.pause_reading()
+        listener = self._listener
+        if listener is None:
+            self._lose()  # nobody asked for anything
+        elif self.framing is Framing.TUNNEL and self._headed:
+            listener.on_data(data)
+        elif self._headed:
+            self._feed(data)
+            if self._listener is not None:
+                self._pass_on(data)
+        else:
+            self._begin(data)
+
+    def eof_received(self) -> None:
+        """The server will send no more. How much of the request it has got is known only while there is a socket."""
+        self._fail_or_end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._fail_or_end(exc)
         self._closed = True
-        if self._until_close and exc is None and self.head.done() and not self.complete:
-            self._finish()
-        elif not self.complete:
-            self._fail(str(exc) if exc is not None else "the server closed the connection")
+        self._transport = None
+        self._whole.dispose()
+        self._piecewise.dispose()
 
-    # --- httptools ----------------------------------------------------------------------------------------------
+    # --- answers ------------------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        """A response starts; if one is complete already, nobody asked for this one."""
-        if self.complete:
-            self.reusable = False
+    def _begin(self, data: bytes) -> None:
+        """Bytes of a head, and perhaps what follows it."""
+        seen = self._seen = self._seen + data if self._seen else data.lstrip(b"\r\n")
+        self._feed(data)
+        listener = self._listener
+        if listener is None:
+            return
+        if not self._headed:
+            if len(seen) > HEAD_BYTES:
+                self._fail(f"its head is larger than {HEAD_BYTES} bytes")
+            return
+        self._seen = b""
+        rest = self._after_head(seen)
+        if rest is None:
+            self._fail("it does not speak HTTP: its head has no end")
+            return
+        listener.on_head(self)
+        if self._listener is None:
+            return  # it was not wanted
+        if self.framing is Framing.TUNNEL:
+            if rest:
+                listener.on_data(rest)
+            return
+        self._pass_on(rest)
+
+    def _after_head(self, seen: bytes) -> bytes | None:
+        end = 0
+        for _ in range(self._interim + 1):
+            found = seen.find(_HEAD_END, end)
+            if found < 0:
+                return None
+            end = found + len(_HEAD_END)
+        return seen[end:]
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parsing.feed(data)
+        except httptools.HttpParserUpgrade:
+            if self.status != 101:
+                self._fail("it switched to another protocol")
+        except httptools.HttpParserError as error:
+            if self._ended:
+                self._extra = True
+            else:
+                self._fail(f"it does not speak HTTP: {error}")
+
+    def _pass_on(self, data: bytes) -> None:
+        """Bytes after the head that were fed to the parser."""
+        listener = self._listener
+        if listener is None:
+            return
+        if self._parsing.pieces:
+            data = self._parsing.take()
+        elif self._ended:
+            data = self._cut(data)
+            if self._extra and self.framing is Framing.CHUNKED:
+                self._fail("it sent more than its answer")
+                return
+        else:
+            self._left -= len(data)
+            self._before = data
+        if data:
+            listener.on_data(data)
+        if self._ended and self._listener is not None:
+            self._done()
+
+    def _cut(self, data: bytes) -> bytes:
+        """What belongs to the answer, of the bytes in which it ends. Nothing that follows may reach a client."""
+        if self.framing is Framing.NONE:
+            self._extra = self._extra or bool(data)
+            return b""
+        if self.framing is Framing.LENGTH:
+            over = len(data) - self._left
+            self._extra = self._extra or over > 0
+            return data[: self._left] if over > 0 else data
+        # The parser passes over line ends between answers, so these are all that it may not have told of.
+        last = self._before[-4:] + data if len(data) < 8 else data
+        over = len(last) - len(last.rstrip(b"\r\n")) - len(_HEAD_END)
+        return data[:-over] if over > 0 else data
+
+    def _done(self) -> None:
+        """The answer is complete; the connection may be used again if nothing speaks against it."""
+        listener, self._listener = self._listener, None
+        again = not self._extra and self._parsing.keep_alive and self.framing is not Framing.CLOSE
+        if again and self._transport is not None and not self._closed and not self._transport.is_closing():
+            if self._bodiless:
+                self._parsing.forget()  # it waits for a body that does not come
+            self.idle_since = self._loop.time()
+            self._pool.keep(self)
+        else:
+            self.abort()
+        if listener is not None:
+            listener.on_end()
+
+    def _fail_or_end(self, exc: Exception | None) -> None:
+        """No more will come."""
+        if self._listener is None:
+            self._lose()
+        elif self._headed and self._ends_by_closing(exc):
+            self._ended = True
+            self._done()
+        else:
+            why = str(exc) if exc is not None else "the server closed the connection"
+            self._fail(why, processed=not self._unnoticed(exc))
+
+    def _ends_by_closing(self, exc: Exception | None) -> bool:
+        return self.framing is Framing.TUNNEL or (self.framing is Framing.CLOSE and exc is None)
+
+    def _lose(self) -> None:
+        """An idle connection is of no use any more."""
+        if not self._closed:
+            self._pool.forget(self)
             self.abort()
 
+    def _unnoticed(self, exc: Exception | None) -> bool:
+        """Whether it is certain that the server has not read the request: it closed the connection before.
+
+        A server closes connections that were idle, perhaps in the very moment in which one is used again. Then its
+        system answers with a reset, or never acknowledges what was written. If all was acknowledged and the end came
+        in good order, the server may have acted on it, and died.
+        """
+        if self._uses < 2 or self._seen or self._headed or self._interim:
+            return False
+        if isinstance(exc, ConnectionResetError | BrokenPipeError):
+            return True
+        if exc is not None or self._transport is None or self.origin.scheme == "https" or self.origin.path:
+            return False
+        sock = self._transport.get_extra_info("socket")
+        try:
+            info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except (OSError, AttributeError):
+            return False  # no Linux, or gone already: then nothing is certain
+        acknowledged = int.from_bytes(info[_BYTES_ACKED], "little")
+        return len(info) == _TCP_INFO_BYTES and acknowledged < self._written
+
+    def _fail(self, why: str, *, processed: bool = True) -> None:
+        listener = self._listener
+        self.abort()
+        if listener is not None:
+            listener.on_broken(UpstreamError(f"{self.origin} broke off: {why}", processed=processed))
+
+    # --- from the parser ----------------------------------------------------------------------------------------
+
+    def _on_begin(self) -> None:
+        if self._ended:
+            self._extra = True  # another answer, which nobody asked for
+
+    def _on_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        if status < 200 and status != 101:
+            self._interim += 1  # the real one follows (RFC 9110, 15.2)
+            return
+        self.status, self.reason, self.headers = status, reason, headers
+        self.framing = self._framed(status, headers)
+        self._headed = True
+        if self._bodiless:
+            self._ended = True
+
+    def _framed(self, status: int, headers: list[tuple[bytes, bytes]]) -> Framing:
+        if status == 101:
+            return Framing.TUNNEL
+        if self._bodiless or status in (204, 304):
+            return Framing.NONE
+        framing = Framing.CLOSE
+        for name, value in headers:
+            lower = name.lower()
+            if lower == b"transfer-encoding":
+                codings = value.lower().replace(b" ", b"").split(b",")
+                return Framing.CHUNKED if codings[-1] == b"chunked" else Framing.CLOSE
+            if lower == b"content-length":
+                self._left = int(value)
+                framing = Framing.LENGTH
+        return framing
+
+    def _on_complete(self) -> None:
+        if self._headed:
+            self._ended = True
+
+
+class _Parsing:
+    """httptools' callbacks for one answer after the other, on one connection."""
+
+    pieces = False
+
+    def __init__(self, connection: Connection) -> None:
+        self.keep_alive = False
+        self._connection: Connection | None = connection
+        self._parser: httptools.HttpResponseParser | None = None
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._in_head = True
+
+    def feed(self, data: bytes) -> None:
+        """Raises HttpParserError, HttpParserUpgrade."""
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
+        self._parser.feed_data(data)
+
+    def take(self) -> bytes:
+        """What came of the body since the last time."""
+        return b""
+
+    def forget(self) -> None:
+        """Let the next answer have another parser."""
+        self._parser = None
+
+    def dispose(self) -> None:
+        """Let go of all that refers back to this object, so that nothing waits for the garbage collector."""
+        self._parser = self._connection = None
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+        self._reason = b""
+        self._in_head = True
+        if self._connection is not None:
+            self._connection._on_begin()
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.head.done():  # trailers come after it, and are not passed on
-            self.headers.append((name, value))
+        if self._in_head:  # trailers come later, and travel with the bytes
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-        if self.status < 200:
-            return
-        named = {name.lower() for name, _ in self.headers}
-        bodiless = self._method == "HEAD" or self.status in (204, 304)
-        self._until_close = not bodiless and not named & {b"content-length", b"transfer-encoding"}
-        if not self.head.done():
-            self.head.set_result(None)
-        if bodiless:
-            self._finish()
-
-    def on_body(self, body: bytes) -> None:
-        self.chunks.append(body)
-        self._buffered += len(body)
-        self.arrived.set()
+        self._in_head = False
+        if self._connection is not None and self._parser is not None:
+            self._connection._on_head(self._parser.get_status_code(), self._reason, self._headers)
+            self.keep_alive = self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
-        if self.status < 200:  # an interim answer (RFC 9110, 15.2): the real one follows
-            self.headers.clear()
-        elif not self.complete:
-            self.reusable = self._parser.should_keep_alive() and self._method != "HEAD"
-            self._finish()
-
-    def _finish(self) -> None:
-        self.complete = True
-        self.arrived.set()
-
-    def _fail(self, why: str) -> None:
-        if self.error is not None:
-            return  # what went wrong first is the cause; that the connection is lost follows from it
-        self.error = UpstreamError(f"{self._origin} broke off: {why}", processed=True)
-        if not self.head.done():
-            self.head.set_exception(self.error)
-        self.arrived.set()
-        self.abort()
+        if self._connection is not None:
+            self._connection._on_complete()
 
 
-class _Exchange:
-    def __init__(self, pool: Pool, origin: Origin, connection: Connection) -> None:
-        self._pool = pool
-        self._origin = origin
-        self._connection: Connection | None = connection
-        self.status = connection.status
-        self.headers: RawHeaders = tuple(connection.headers)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        connection = self._connection
-        while connection is not None:
-            while connection.chunks:
-                chunk = connection.chunks.popleft()
-                yield chunk
-                connection.taken(chunk)
-            if connection.complete:
-                return
-            if connection.error is not None:
-                raise connection.error
-            connection.arrived.clear()
-            await connection.arrived.wait()
-
-    async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if connection.complete and not connection.chunks:
-            self._pool.give_back(self._origin, connection)
-        else:
-            connection.abort()
+class _Whole(_Parsing):
+    """The bytes are passed on as they are; only where they end is of interest."""
 
 
-def _retrieved(head: asyncio.Future[None]) -> None:
-    """A request that was cancelled never asks what became of it; that is no reason for asyncio to complain."""
-    if not head.cancelled():
-        head.exception()
+class _Piecewise(_Parsing):
+    """The body is wanted without its framing."""
+
+    pieces = True
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._pieces: list[bytes] = []
+
+    def on_body(self, body: bytes) -> None:
+        self._pieces.append(body)
+
+    def take(self) -> bytes:
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        self._pieces = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

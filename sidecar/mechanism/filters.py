@@ -8,7 +8,7 @@ are never touched.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -52,6 +52,10 @@ class Filters:
             else:
                 self.steps.append(Steps(instance, why_not))
         self.see_body = any(steps.on_chunk or steps.on_event for steps in self.steps)
+        self.request_inline = _inline(steps.on_request for steps in self.steps)
+        self.answer_inline = all(_inline((steps.on_response, steps.on_chunk, steps.on_event)) for steps in self.steps)
+        self.end_inline = _inline(steps.on_end for steps in self.steps)
+        self.see_answer = self.see_body or any(steps.on_response for steps in self.steps)
 
     def passage(self, most_bytes: int) -> Passage | None:
         """The way of one request; None if there is nothing on it. most_bytes: of a body that has to be held whole."""
@@ -59,10 +63,17 @@ class Filters:
 
 
 class Passage:
-    """One request's way through the filters. answered_by: the filter that answered in the server's place."""
+    """One request's way through the filters. answered_by: the filter that answered in the server's place.
+
+    request_inline, answer_inline, end_inline: no hook of that part waits for anything.
+    """
 
     def __init__(self, filters: Filters, most_bytes: int) -> None:
         self.sees_body = filters.see_body
+        self.sees_answer = filters.see_answer
+        self.request_inline = filters.request_inline
+        self.answer_inline = filters.answer_inline
+        self.end_inline = filters.end_inline
         self.answered_by = ""
         self._filters = filters
         self._most_bytes = most_bytes
@@ -148,6 +159,10 @@ class Passage:
                 if isinstance(last, Events):
                     last.add(steps.on_event, exchange)
         return bodies
+
+
+def _inline(hooks: Iterable[Hook[Any] | None]) -> bool:
+    return all(hook is None or hook.inline for hook in hooks)
 
 
 def cannot_run(instance: Instance, mode: str, *, events: bool) -> str:

@@ -1,12 +1,16 @@
-"""Talks HTTP to servers: short probes, and exchanges whose bytes are relayed as they come."""
+"""Talks HTTP to servers: short probes, and what a proxy passes on and what not."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import httpx
 
 from plugin_sdk import Reply
 from plugin_sdk.messages import RawHeaders
-from sidecar.mechanism.connections import Exchange, Pool
+from sidecar.mechanism.pool import Pool
+
+Pair = tuple[bytes, bytes]
 
 PROBE_S = 5.0
 
@@ -19,18 +23,19 @@ HOP_BY_HOP = frozenset(
 )
 
 
+_PLAIN = frozenset(
+    (b"close", b"keep-alive", b"upgrade", b"te")
+)  # what Connection names as a rule, and is dropped anyway
+
+
 class Client:
-    """Exchanges over connections of our own, and probes over httpx."""
+    """A pool of connections for what is relayed, and probes over httpx."""
 
     def __init__(self) -> None:
-        self._pool = Pool()
+        self.pool = Pool()
         # A probe's connection is not kept: the next one may find another server on the port.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False)
-
-    async def exchange(self, method: str, url: str, headers: RawHeaders, body: bytes) -> Exchange:
-        """Send a request and wait for the head of the answer, for as long as the caller does. Raises UpstreamError."""
-        return await self._pool.exchange(method, url, headers, body)
 
     def probe(self, base_url: str, headers: RawHeaders = ()) -> ProbeUpstream:
         """The server at `base_url`, as an interface's `ready` sees it."""
@@ -38,7 +43,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._pool.close()
+        self.pool.close()
         await self._http.aclose()
 
 
@@ -67,13 +72,24 @@ class ProbeUpstream:
         return Reply(response.status_code, response.content)
 
 
-def end_to_end(headers: RawHeaders) -> RawHeaders:
+def end_to_end(headers: Iterable[Pair]) -> RawHeaders:
     """What a proxy passes on: not the hop-by-hop headers, nor those that Connection names (RFC 9110, 7.6.1)."""
-    named = {
-        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
-    }
-    drop = HOP_BY_HOP | named
-    return tuple((name, value) for name, value in headers if name.lower() not in drop)
+    return tuple(kept(headers, HOP_BY_HOP))
+
+
+def kept(headers: Iterable[Pair], dropped: frozenset[bytes]) -> list[Pair]:
+    """The headers but for those that are `dropped`, and those that Connection names."""
+    found = []
+    named: set[bytes] = set()
+    for pair in headers:
+        name = pair[0].lower()
+        if name == b"connection":
+            named.update(token.strip().lower() for token in pair[1].split(b","))
+        if name not in dropped:
+            found.append(pair)
+    if named - _PLAIN:
+        return [pair for pair in found if pair[0].lower() not in named]
+    return found
 
 
 def _origin(url: str) -> str:

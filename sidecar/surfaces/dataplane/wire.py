@@ -1,0 +1,151 @@
+"""The way back to one request's client: heads, bodies in whichever framing is due, and the ends of both."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import http
+from collections.abc import Callable, Iterable
+
+from sidecar.mechanism.upstream import Pair
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_CLOSE = b"connection: close\r\n"
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+_REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+
+
+class Sending(enum.Enum):
+    """How the body of an answer is framed."""
+
+    AS_IT_COMES = "as it comes"  # its bytes are framed already, and the head says how
+    CHUNKED = "chunked"
+    UNTIL_CLOSED = "until closed"
+
+
+class Wire:
+    """One request's turn on its client's connection.
+
+    http11: the client takes chunks. keep_alive: the connection outlives the answer. paused: the client is slow, and
+    nothing more should be written. begun, complete: how far the answer is.
+    """
+
+    __slots__ = (
+        "_done",
+        "_drained",
+        "_sending",
+        "_transport",
+        "begun",
+        "complete",
+        "expects_continue",
+        "extra",
+        "head_only",
+        "http11",
+        "keep_alive",
+        "paused",
+    )
+
+    def __init__(self, transport: asyncio.Transport, done: Callable[[Wire], None], *, http11: bool) -> None:
+        self.http11 = http11
+        self.keep_alive = http11
+        self.head_only = False
+        self.expects_continue = False
+        self.begun = False
+        self.complete = False
+        self.paused = False
+        self.extra = b""  # header lines that every answer on this connection gets
+        self._transport = transport
+        self._done = done
+        self._sending = Sending.AS_IT_COMES
+        self._drained: asyncio.Future[None] | None = None
+
+    def go_on(self) -> None:
+        """Tell a client that asked (`Expect: 100-continue`) that its body is wanted (RFC 9110, 10.1.1)."""
+        if self.expects_continue and not self.begun:
+            self.expects_continue = False
+            self._transport.write(_CONTINUE)
+
+    def start(self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending) -> None:
+        """Write the head. Names and values must be free of line breaks."""
+        self.begun = True
+        self._sending = sending
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))]
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        if sending is Sending.CHUNKED:
+            lines.append(_CHUNKED)
+        elif sending is Sending.UNTIL_CLOSED:
+            self.keep_alive = False
+        if self.expects_continue:
+            self.keep_alive = False  # whether its body comes now is not to be known
+        if not self.keep_alive:
+            lines.append(_CLOSE)
+        if self.extra:
+            lines.append(self.extra)
+        lines.append(b"\r\n")
+        self._transport.write(b"".join(lines))
+
+    def start_with(self, head: bytes) -> None:
+        """Write a head that is whole already, with a body that is framed."""
+        self.begun = True
+        self._transport.write(head)
+
+    def send(self, data: bytes) -> None:
+        """Write some of the body."""
+        if not data or self.head_only:
+            return
+        if self._sending is Sending.CHUNKED:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self.complete:
+            return
+        self.complete = True
+        if self._sending is Sending.CHUNKED and not self.head_only:
+            self._transport.write(_LAST_CHUNK)
+        if not self.keep_alive:
+            self._transport.close()
+        self._done(self)
+
+    def answer(self, status: int, headers: Iterable[Pair], body: bytes) -> None:
+        """A whole answer at once."""
+        head = list(headers)
+        if status >= 200 and status not in (204, 304):  # RFC 9110, 8.6
+            head.append((b"content-length", b"%d" % len(body)))
+        self.start(status, b"", head, Sending.AS_IT_COMES)
+        self.send(body)
+        self.end()
+
+    def break_off(self) -> None:
+        """Break the connection, so that nobody takes what was sent for the whole."""
+        if self.complete:
+            return
+        self.complete = True
+        self.keep_alive = False
+        if self._sending is Sending.UNTIL_CLOSED:
+            self._transport.abort()  # a connection that is closed in good order would be a clean end
+        else:
+            self._transport.close()
+        self._done(self)
+
+    # --- a slow client ------------------------------------------------------------------------------------------
+
+    def pause(self, paused: bool) -> None:
+        """The transport's buffer is full, or has been emptied."""
+        self.paused = paused
+        if not paused and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was written."""
+        while self.paused and not self._transport.is_closing():
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def gone(self) -> None:
+        """The client has left: whoever waits for it need not."""
+        self.pause(False)
