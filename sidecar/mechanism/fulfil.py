@@ -17,7 +17,7 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "device": {"probe": ()},
     "interface": {"ready": ("upstream",), "validate": ("request",), "usage": ("tail", "streamed")},
     "auth": {"authenticate": ("request",)},
-    "route": {"resolve": ("request", "targets"), "finished": ("target", "outcome")},
+    "route": {"resolve": ("request", "targets"), "models": (), "finished": ("target", "outcome")},
     "filter": {
         "on_request": ("exchange",),
         "on_response": ("exchange",),

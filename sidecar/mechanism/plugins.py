@@ -15,7 +15,7 @@ import msgspec
 from plugin_sdk import Config, Plugin
 from plugin_sdk.kinds import settings_of
 from plugin_sdk.services import Services
-from sidecar.core.manifest import PluginDeclaration
+from sidecar.core.manifest import PluginDeclaration, balancing
 from sidecar.core.names import an
 from sidecar.mechanism import checker, finding
 from sidecar.mechanism.finding import Found
@@ -24,7 +24,19 @@ from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.versions import fault_of
 
-__all__ = ["BUILTIN", "BUILTIN_CHAIN", "CHAIN_KINDS", "KINDS", "Catalog", "Loaded", "PluginFault", "fit", "load"]
+__all__ = [
+    "BALANCING",
+    "BUILTIN",
+    "BUILTIN_CHAIN",
+    "CHAIN_KINDS",
+    "KINDS",
+    "STRATEGIES",
+    "Catalog",
+    "Loaded",
+    "PluginFault",
+    "fit",
+    "load",
+]
 
 CHAIN_KINDS = ("auth", "route", "filter", "stats")
 
@@ -51,6 +63,11 @@ BUILTIN_CHAIN = {
     "limits": "sidecar.builtin.limits:Limits",
     "balance": "sidecar.builtin.balance:Balance",
 }
+
+
+# What `balance = "..."` of a model may say, and the route plugins that do so.
+STRATEGIES = ("round_robin", "least_busy", "weighted", "failover")
+BALANCING = {balancing(strategy): BUILTIN_CHAIN["balance"] for strategy in STRATEGIES}
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -107,6 +124,9 @@ def load(
     taken = {*declarations, *instead}
     stock = {name: path for name, path in (BUILTIN | BUILTIN_CHAIN).items() if name not in taken}
     builtin = {name: PluginDeclaration(import_path=path) for name, path in stock.items()}
+    for strategy in STRATEGIES:
+        declaration = PluginDeclaration(import_path=BUILTIN_CHAIN["balance"], config={"policy": strategy})
+        builtin[balancing(strategy)] = declaration
     catalog = Catalog({}, {}, {})
     declared: set[object] = set()
     for name, declaration in (builtin | dict(declarations)).items():

@@ -10,7 +10,7 @@ import pytest
 
 from plugin_sdk import Auth, Device
 from sidecar.core.manifest import PluginDeclaration
-from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, Catalog, load
+from sidecar.mechanism.plugins import BALANCING, BUILTIN, BUILTIN_CHAIN, Catalog, load
 from tests.support import write
 
 GOOD = """
@@ -66,7 +66,7 @@ def load_one(folder: Path, import_path: str, **more: object) -> Catalog:
 def fault(folder: Path, import_path: str, **more: object) -> tuple[str, str]:
     """The one fault of a plugin: key and message. Everything else is loaded."""
     catalog = load_one(folder, import_path, **more)
-    assert catalog.loaded.keys() == BUILTIN.keys() | BUILTIN_CHAIN.keys()
+    assert catalog.loaded.keys() == BUILTIN.keys() | BUILTIN_CHAIN.keys() | BALANCING.keys()
     assert list(catalog.faults) == ["it"]
     [found] = catalog.faults["it"]
     return ".".join(str(part) for part in found.key), str(found)
