@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import Interface, Upstream
@@ -18,6 +17,7 @@ from sidecar.core.manifest import Declaration, Model
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.listing import Listing, lists_models
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog, Loaded
 from sidecar.mechanism.services import Host, PluginServices
 from sidecar.mechanism.watchdog import Marker

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from plugin_sdk import Plugin, Reject
 from sidecar.mechanism.bounded import out_of_place
 from sidecar.mechanism.calls import runs_inline
+from sidecar.mechanism.fulfil import ON_LOOP
 from sidecar.mechanism.instance import Instance
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Hook(Generic[T]):
     ) -> None:
         method = getattr(instance.plugin, name)
         self.instance = instance
-        self.inline = runs_inline(method)
+        self.inline = name in ON_LOOP or runs_inline(method)
         self._marker = instance.marker
         self._name = name
         self._checked = checked

@@ -245,8 +245,11 @@ def fit(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
         faults.append(PluginFault("expected 1 or more failures in a row", ("disable_after",)))
     if cls.kind == "auth" and declaration.on_error not in (None, "deny"):
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
-    if cls.kind in ("device", "interface", "stats") and declaration.on_error == "deny":
-        faults.append(PluginFault(f'{an(cls.kind)} plugin does not admit requests: only "skip"', ("on_error",)))
+    if cls.kind == "stats" and declaration.on_error == "deny":
+        faults.append(PluginFault('a stats plugin does not admit requests: only "skip"', ("on_error",)))
+    if cls.kind in ("device", "interface") and declaration.on_error not in (None, "skip"):
+        why = "is asked again and again, whatever it said before"
+        faults.append(PluginFault(f'{an(cls.kind)} plugin {why}: only "skip"', ("on_error",)))
     if faults or config is None:
         raise ExceptionGroup("faults", faults)
     return Loaded(name, cls, declaration, config, found.version)

@@ -9,7 +9,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from plugin_sdk import Event, Headers, ModelInfo, Principal, Request, Response, Target
+from plugin_sdk import Event, Headers, ModelInfo, Principal, Request, Response, Target, Usage
 from plugin_sdk.messages import RawHeaders
 from plugin_sdk.sse import written
 from sidecar.mechanism.hooks import expected
@@ -122,8 +122,27 @@ def events(result: Any) -> list[Event]:
 
 
 def nothing(result: Any) -> None:
-    """What on_end gives."""
+    """What on_end and validate give."""
     raise expected("None", result)
+
+
+def truth(result: Any) -> bool:
+    """What ready gives."""
+    if not isinstance(result, bool):
+        raise expected("True or False", result)
+    return result
+
+
+def usage(result: Any) -> Usage:
+    """What usage gives."""
+    if not isinstance(result, Usage):
+        raise expected("a Usage or None", result)
+    return result
+
+
+def body(result: Any) -> bytes:
+    """What error and error_event give."""
+    return _check_bytes(result)
 
 
 def _check_texts(what: str, value: Any) -> None:

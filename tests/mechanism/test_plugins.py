@@ -191,6 +191,10 @@ def test_a_plugin_without_settings_takes_none(folder: Path) -> None:
 def test_only_auth_denies(folder: Path) -> None:
     key, message = fault(folder, "acme_test.good:Sink", on_error="deny")
     assert (key, message) == ("on_error", 'a stats plugin does not admit requests: only "skip"')
+    for path in ("sidecar.builtin.cpu:Cpu", "sidecar.builtin.interfaces:Chat"):
+        assert fault(folder, path, on_error="disable")[1].endswith(
+            'asked again and again, whatever it said before: only "skip"'
+        )
     assert "it" in load_one(folder, "acme_test.good:Sink", on_error="skip").loaded
     assert "it" in load_one(folder, "acme_test.good:Open", on_error="deny").loaded
 

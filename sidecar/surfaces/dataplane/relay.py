@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
 import msgspec
 
-from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Interface, Outcome, Principal, Reject, Request, Usage
+from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Outcome, Principal, Reject, Request, Usage
 from plugin_sdk import Response as Answer
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
 from sidecar.core.manifest import Model
 from sidecar.core.names import listed, near
-from sidecar.mechanism.calls import direct
 from sidecar.mechanism.connections import UpstreamError
 from sidecar.mechanism.filters import Passage
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.results import is_name
 from sidecar.surfaces.dataplane.asking import Asked, Asking, UnknownModelError
 from sidecar.surfaces.dataplane.body import Head, read_head

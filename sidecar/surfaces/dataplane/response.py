@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Protocol
+from typing import Protocol
 
-from plugin_sdk import End, Headers, Interface
+from plugin_sdk import End, Headers
 from plugin_sdk import Response as Head
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.clock import Clock
-from sidecar.mechanism.calls import direct
 from sidecar.mechanism.connections import Exchange, UpstreamError
 from sidecar.mechanism.filters import Passage
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.upstream import HOP_BY_HOP, end_to_end
 from sidecar.surfaces.dataplane.errors import ApiError, error_body
 from sidecar.surfaces.dataplane.tail import Tail
-
-log = logging.getLogger(__name__)
 
 ERROR_BYTES = 64 * 1024  # of a server's error, when it has to go into an event
 
@@ -65,7 +62,7 @@ class Response:
         self.end = End.OK
         self.first_byte_at: float | None = None
         self.tail = Tail(streamed=False)
-        self.interface: Interface[Any] | None = None
+        self.interface: Mode | None = None
         self._out = out
         self._clock = clock
 
@@ -181,20 +178,14 @@ class Response:
 
     def _said(self, error: ApiError) -> bytes:
         """The error in the shape of the API that was called."""
+        said = None
         if self.interface is not None:
-            try:
-                return direct(self.interface.error, error.status, error.code, error.message, error.param)
-            except Exception:
-                log.exception("the interface plugin %s cannot word an error", self.interface.name)
-        return error.body()
+            said = self.interface.error(error.status, error.code, error.message, error.param)
+        return error.body() if said is None else said
 
     def _error_event(self, error: bytes) -> bytes:
-        if self.interface is not None:
-            try:
-                return direct(self.interface.error_event, error)
-            except Exception:
-                log.exception("the interface plugin %s cannot word an error", self.interface.name)
-        return b"data: " + error + b"\n\n"
+        said = self.interface.error_event(error) if self.interface is not None else None
+        return b"data: " + error + b"\n\n" if said is None else said
 
 
 def _unframed(headers: RawHeaders) -> RawHeaders:
