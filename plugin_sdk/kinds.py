@@ -18,6 +18,7 @@ from plugin_sdk.messages import (
     Endpoint,
     Event,
     Exchange,
+    ModelInfo,
     Outcome,
     Principal,
     Request,
@@ -161,9 +162,18 @@ class Route(Plugin[C]):
     def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | Awaitable[Target | None] | None:
         """Pick one of `targets`, or give one of your own; None leaves it to the next plugin, or to the manifest.
 
-        `targets` is empty where none of them answers.
+        `targets` is empty where none of them answers; and for a model that no manifest declares, which only plugins
+        that have `models` are asked about. Then None means that there is no such model.
         """
         raise NotImplementedError
+
+    def models(self) -> list[ModelInfo] | Awaitable[list[ModelInfo]]:
+        """The models that the plugin has besides those that manifests declare, for `/v1/models`.
+
+        Asked for when somebody wants to know, at most every two seconds. If it fails, the list before stays. A model
+        that is not in the list yet is served as well, if `resolve` knows it.
+        """
+        return []
 
     def finished(self, target: Target, outcome: Outcome) -> None:
         """What became of a request that went to `target`; for health and load. Must not block."""

@@ -185,6 +185,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
 
 
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a Route plugin has besides those that manifests declare, as `/v1/models` shows it.
+
+    name: what clients ask for. aliases: other names for it. modes: the interface modes that it can be asked in, () = any.
+    created: unix seconds, 0 = not known.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    owned_by: str = "sidecar"
+    created: int = 0
+
+
 class DeviceProcess(msgspec.Struct, frozen=True):
     """A process that holds memory of a device. used_mb: None where the driver does not tell."""
 

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from plugin_sdk.errors import NotReady, PluginError, Reject
-from plugin_sdk.kinds import Filter, Plugin
-from plugin_sdk.messages import DeviceStatus, Endpoint, Outcome, Principal, Request, Target, Usage
+from plugin_sdk.kinds import Filter, Plugin, Route
+from plugin_sdk.messages import DeviceStatus, Endpoint, ModelInfo, Outcome, Principal, Request, Target, Usage
 from plugin_sdk.testing import samples
 from plugin_sdk.testing.common import Deaf
 from plugin_sdk.testing.harness import COMPLETION, Harness
@@ -34,6 +34,8 @@ def checks_of(plugin: type[Plugin[Any]]) -> tuple[Check, ...]:
     """The checks that concern a plugin of this kind, and with these hooks."""
     if issubclass(plugin, Filter) and (plugin.on_chunk, plugin.on_event) == (Filter.on_chunk, Filter.on_event):
         return (fifty_at_once_are_not_mixed_up,)
+    if issubclass(plugin, Route) and plugin.models is not Route.models:
+        return (*CHECKS["route"], models_are_listed_and_found)
     return CHECKS.get(plugin.kind, ())
 
 
@@ -232,9 +234,17 @@ async def requests_go_to_a_target(subject: Subject) -> None:
 
 async def _resolved(live: Live, subject: Subject, number: int, targets: tuple[Target, ...]) -> Target | None:
     try:
-        target = await live.call("resolve", samples.marked(subject.request, samples.caller(number)), targets)
+        return await _target_of(live, samples.marked(subject.request, samples.caller(number)), targets)
     except Reject:
         return None
+
+
+async def _target_of(live: Live, request: Request, targets: tuple[Target, ...]) -> Target | None:
+    """What resolve gives. Raises Reject if the plugin does."""
+    try:
+        target = await live.call("resolve", request, targets)
+    except Reject:
+        raise
     except Exception as error:
         remedy = "return None for what it does not know, and expect that there may be no targets"
         raise raised(f"resolve with {len(targets)} targets", error, remedy) from error
@@ -245,6 +255,26 @@ async def _resolved(live: Live, subject: Subject, number: int, targets: tuple[Ta
             f'resolve gave a target of its own with the base_url "{target.base_url}": it needs "http://HOST:PORT"'
         )
     return target
+
+
+async def models_are_listed_and_found(subject: Subject) -> None:
+    """A list of ModelInfo, each name once, and `resolve` says where each of them is."""
+    async with subject.alive() as live:
+        try:
+            found = await live.call("models")
+        except Exception as error:
+            raise raised("models", error, "return [] where there are none") from error
+        if not isinstance(found, list) or not all(isinstance(one, ModelInfo) for one in found):
+            raise Fault(f"models gave {ascii(found)[:80]}: return a list with ModelInfo(name=...) for each")
+        names = [name for one in found for name in (one.name, *one.aliases)]
+        for name in names:
+            if not isinstance(name, str) or not name or names.count(name) > 1:
+                raise Fault(f"models gave the name {name!r} {names.count(name)} times: each model needs one of its own")
+        for one in found[:SHOWN]:
+            request = msgspec.structs.replace(subject.request, model=one.name, requested_model=one.name)
+            with contextlib.suppress(Reject):
+                if await _target_of(live, request, ()) is None:
+                    raise Fault(f"resolve gave None for {one.name!r}, which models lists: give the Target where it is")
 
 
 async def finished_takes_any_outcome(subject: Subject) -> None:

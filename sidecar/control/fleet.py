@@ -21,10 +21,10 @@ from sidecar.control.leases import Lease, RefusedError, Target, Waiters
 from sidecar.control.live import LiveServer
 from sidecar.control.measurements import Measurements
 from sidecar.core.backoff import Fall, after
+from sidecar.core.conditions import READY, not_ready
 from sidecar.core.lifecycle import Cause, follow
 from sidecar.core.manifest import Model, Variant
 from sidecar.core.observed import Condition, Demand, Device, ExternalServer, Failure, Observed, ServerState, Status
-from sidecar.core.planner import READY, not_ready
 from sidecar.core.reasons import failed
 
 log = logging.getLogger(__name__)

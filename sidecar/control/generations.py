@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import Interface, Upstream
+from sidecar.control.supplied import SuppliedModels
 from sidecar.core.manifest import Declaration, Model
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
+from sidecar.mechanism.listing import Listing, lists_models
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog, Loaded
 from sidecar.mechanism.services import Host, PluginServices
 from sidecar.mechanism.watchdog import Marker
@@ -29,7 +31,7 @@ class Generation:
     """What one revision of the manifests needs at run time.
 
     behind: plugins that are still of the generation before, and why the newer ones are not in force.
-    since: the generation in which each plugin came.
+    since: the generation in which each plugin came. supplied: models that no manifest declares, but plugins have.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Generation:
         instances: dict[str, Instance],
         behind: dict[str, str],
         since: dict[str, int],
+        listings: Sequence[Listing] = (),
     ) -> None:
         self.number = number
         self.behind = behind
@@ -52,13 +55,14 @@ class Generation:
         self._chains = {name: self._chain(declaration.chain_of(model)) for name, model in declaration.models.items()}
         self._names = {alias: name for name, model in declaration.models.items() for alias in model.aliases}
         self._names |= {name: name for name in declaration.models}
+        self.supplied = SuppliedModels(listings, self._names)
         self._modes = {
             instance.loaded.provides: instance
             for instance in instances.values()
             if instance.loaded is not None and instance.kind == "interface"
         }
-        self.interfaces: dict[str, Interface[Any]] = {
-            mode: instance.plugin
+        self.interfaces = {
+            mode: Mode(instance, instance.plugin)
             for mode, instance in self._modes.items()
             if isinstance(instance.plugin, Interface) and not instance.problem
         }
@@ -78,19 +82,16 @@ class Generation:
 
     def ready(self, model: Model) -> Callable[[Upstream], Awaitable[bool]]:
         """How to find out whether a server of the model can serve: the probe of its first mode."""
-        instance = self._modes.get(model.modes[0])
-        if instance is None or instance.problem:
+        mode = self.interfaces.get(model.modes[0])
+        if mode is None:
+            instance = self._modes.get(model.modes[0])
             why = instance.problem if instance else "no such mode"
 
             async def broken(_: Upstream) -> bool:
                 raise OSError(f"the interface plugin of mode {model.modes[0]} is not available: {why}")
 
             return broken
-        return instance.bind("ready")
-
-    def marker(self, mode: str) -> Marker:
-        """The watchdog's mark of an interface plugin, for calls that are made directly."""
-        return self._modes[mode].marker
+        return mode.ready
 
     def enter(self) -> None:
         """A request begins on this generation."""
@@ -117,6 +118,7 @@ class Generations:
         self._retiring: set[asyncio.Task[None]] = set()
         self._old: list[Generation] = []
         self._services: dict[Instance, PluginServices] = {}
+        self._listings: dict[Instance, Listing] = {}
 
     async def adopt(self, declaration: Declaration, catalog: Catalog) -> Generation:
         """Build the next generation aside and put it in force. If it is cancelled, nothing has changed."""
@@ -139,7 +141,8 @@ class Generations:
             name: self.current.since[name] if self.current and before.get(name) is instance else number
             for name, instance in instances.items()
         }
-        old, self.current = self.current, Generation(number, declaration, instances, build.behind, since)
+        listings = self._listed(declaration, instances, before)
+        old, self.current = self.current, Generation(number, declaration, instances, build.behind, since, listings)
         if old is not None:
             self._old.append(old)
             task = asyncio.create_task(self._retire(old), name=f"retire generation {old.number}")
@@ -164,7 +167,7 @@ class Generations:
         for name, plugin in wanted.items():
             loaded = instances[name].loaded
             if name not in self._probers and loaded is not None:
-                self._probers[name] = Prober(plugin, loaded.declaration.deadline)
+                self._probers[name] = Prober(plugin, loaded.declaration.deadline, instances[name])
         return dict(self._probers)
 
     async def close(self) -> None:
@@ -177,6 +180,23 @@ class Generations:
         if self.current is not None:
             await asyncio.gather(*(self._close(instance) for instance in self.current.instances.values()))
         await self.host.close()
+
+    def _listed(
+        self, declaration: Declaration, instances: dict[str, Instance], before: dict[str, Instance]
+    ) -> list[Listing]:
+        """The lists of models that plugins of the default chain have; each is kept as long as its plugin is."""
+        found = []
+        for name in declaration.settings.chain:
+            instance = instances.get(name)
+            if instance is None or not lists_models(instance) or (instance.problem and not instance.out):
+                continue
+            listing = self._listings.get(instance)
+            if listing is None:
+                previous = self._listings.get(before[name]) if name in before else None
+                listing = self._listings[instance] = Listing(instance, previous)
+            listing.ask_soon()
+            found.append(listing)
+        return found
 
     async def _retire(self, old: Generation) -> None:
         try:
@@ -198,6 +218,8 @@ class Generations:
 
     async def _close(self, instance: Instance) -> None:
         """Close a plugin, and let go of what it has kept."""
+        if (listing := self._listings.pop(instance, None)) is not None:
+            await listing.close()
         await instance.close()
         if (services := self._services.pop(instance, None)) is not None:
             await services.close()

@@ -45,7 +45,7 @@ def lease(fleet: Fleet, name: str, model: Model, chosen: Target) -> Lease | None
                 if (chosen.name, chosen.base_url) == (variant.name, variant.url.rstrip("/"))
             ),
             None,
-        ) or Lease(None, _own(name, chosen), fleet.released)
+        ) or own_lease(fleet, name, chosen)
     found.target = msgspec.structs.replace(
         found.target,
         upstream_model=chosen.model or found.target.upstream_model,
@@ -53,6 +53,20 @@ def lease(fleet: Fleet, name: str, model: Model, chosen: Target) -> Lease | None
         timeout_s=chosen.timeout_s,
     )
     return found
+
+
+def own_lease(fleet: Fleet, name: str, chosen: Target) -> Lease:
+    """The lease for a target of a plugin's own, whose server nobody here starts, watches or stops."""
+    target = leases.Target(
+        model=name,
+        variant=chosen.name,
+        base_url=chosen.base_url.rstrip("/"),
+        upstream_model=chosen.model or name,
+        origin="external",
+        api_key=chosen.api_key,
+        timeout_s=chosen.timeout_s,
+    )
+    return Lease(None, target, fleet.released)
 
 
 def _ready(fleet: Fleet, name: str) -> LiveServer | None:
@@ -82,14 +96,4 @@ def _external(fleet: Fleet, name: str, variant: Variant) -> Target:
         api_key=variant.api_key,
         weight=variant.weight,
         in_flight=fleet.external_in_flight[name, variant.name],
-    )
-
-
-def _own(name: str, chosen: Target) -> leases.Target:
-    return leases.Target(
-        model=name,
-        variant=chosen.name,
-        base_url=chosen.base_url.rstrip("/"),
-        upstream_model=name,
-        origin="external",
     )

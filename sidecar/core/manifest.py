@@ -127,12 +127,13 @@ class Variant(Table, frozen=True):
 
 
 class Model(Table, frozen=True):
-    """`[models.NAME]`: what clients ask for."""
+    """`[models.NAME]`: what clients ask for. balance: how its url variants share the load, "" = in order."""
 
     variants: tuple[Variant, ...]
     mode: str | tuple[str, ...]
     aliases: tuple[str, ...] = ()
     chain: tuple[str, ...] | None = None
+    balance: str = ""
     auto_start: bool = False
     idle_timeout: Duration = Duration(600)
     queue_timeout: Duration = Duration(300)
@@ -147,6 +148,11 @@ class Model(Table, frozen=True):
     def modes(self) -> tuple[str, ...]:
         """The interface modes that the model's servers speak."""
         return (self.mode,) if isinstance(self.mode, str) else self.mode
+
+
+def balancing(strategy: str) -> str:
+    """The name of the route plugin that stands for `balance = "..."`."""
+    return f"balance:{strategy}"
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,8 +170,9 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str] = {}
 
     def chain_of(self, model: Model) -> tuple[str, ...]:
-        """The names of the model's plugin chain, in order."""
-        return self.settings.chain if model.chain is None else model.chain
+        """The names of the model's plugin chain, in order; what balances its servers has the last word on routes."""
+        chain = self.settings.chain if model.chain is None else model.chain
+        return (*chain, balancing(model.balance)) if model.balance else chain
 
     def find(self, requested: str) -> tuple[str, Model] | None:
         """The model called `requested`, by name or alias."""

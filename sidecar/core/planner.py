@@ -21,20 +21,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
+from sidecar.core.conditions import Conditions
 from sidecar.core.eviction import priced
 from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model, Variant
-from sidecar.core.observed import LEAVING, Condition, ExternalServer, Observed, Server, ServerState, Status
+from sidecar.core.observed import LEAVING, Observed, Server, ServerState
 from sidecar.core.placement import Inventory
 from sidecar.core.plan import Action, Drain, Plan, Refusal, Start, Stop
-from sidecar.core.reasons import Reasons, failed, listed_models, too_low
+from sidecar.core.reasons import Reasons, failed, listed_models
 from sidecar.core.room import Room
 from sidecar.core.turns import in_turn, is_pinned, may_go, overdue_at, resident_until
-
-READY = "Ready"  # the type of the condition that every model has
-MEMORY = "MemoryAsDeclared"  # there, and false, when a variant has taken more than it declares
 
 QUIET_S = 30.0  # a server that nobody has used for so long may move to a better variant
 
@@ -59,18 +55,13 @@ class _Round:
         ledger = Ledger(observed.devices, observed.servers, self.inventory.caps, declared.settings.headroom_mb)
         self.room = Room(ledger, self.inventory)
         self.why = Reasons(self.inventory, self.room, self.models)
-        self.server_of = {server.model: server for server in observed.servers}
+        self.conditions = Conditions(observed, now, self.inventory, self.room, self.why)
         self.demand_of = {demand.model: demand for demand in observed.demands if demand.model in self.models}
         self.failures = {(failure.model, failure.variant): failure for failure in observed.failures}
-        self.last_failure = {one.model: one for one in sorted(observed.failures, key=lambda one: (one.at, one.variant))}
-        self.probes: dict[str, list[ExternalServer]] = {}
-        for external in observed.externals:
-            self.probes.setdefault(external.model, []).append(external)
         self.load_s = {(one.model, one.variant): one.load_s for one in observed.measured}
         self.draining: set[str] = set()  # servers that this plan drains
         self.contested: set[str] = set()  # devices that a model with a promise elsewhere would rather have
         self.actions: list[Action] = []
-        self.conditions: dict[str, Condition] = {}
         self.refusals: dict[str, Refusal] = {}
         self.wakes: list[float] = []
 
@@ -79,15 +70,13 @@ class _Round:
             self._retire(server)
         for name in self._wanted():
             self._serve(name, self.models[name])
-        if not self.demand_of and not any(one.reason.startswith("Waiting") for one in self.conditions.values()):
+        if not self.demand_of and not any(one.reason.startswith("Waiting") for one in self.conditions.said.values()):
             for server in self.observed.servers:
                 self._improve(server)
-        for name, model in self.models.items():
-            if name not in self.conditions:
-                self.conditions[name] = self._at_rest(name, model)
+        self.conditions.say_at_rest(self.models, self.draining)
         return Plan(
             actions=tuple(self.actions),
-            conditions=self._all_conditions(),
+            conditions=self.conditions.all(self.models, self.revision),
             refusals=self.refusals,
             wake_at=min((wake for wake in self.wakes if wake > self.now), default=None),
         )
@@ -145,11 +134,11 @@ class _Round:
         return in_turn(names, self.models, self.demand_of, self.now)
 
     def _serve(self, name: str, model: Model) -> None:
-        if self._external(name) is True:
+        if self.conditions.external(name) is True:
             return
-        server = self.server_of.get(name)
+        server = self.conditions.server_of.get(name)
         if server is not None and not self.room.leaves(server):
-            return  # _at_rest says how it is
+            return  # which is told when all is decided
         managed = [variant for variant in model.variants if not variant.external]
         variants = [variant for variant in managed if not self._backs_off(name, variant)]
         if not variants:
@@ -170,13 +159,13 @@ class _Round:
 
     def _refuse_failed(self, name: str, managed: list[Variant]) -> None:
         """Every variant has failed and is not due yet."""
-        failure = self.last_failure.get(name)
+        failure = self.conditions.last_failure.get(name)
         if managed and failure is not None:
             soonest = min(self.failures[name, variant.name].retry_at for variant in managed)
             load_s = self.load_s.get((name, failure.variant), 0.0)
             retry_after_s = soonest - self.now + load_s if soonest < math.inf else None
             self._refuse(name, failure.reason, failure.message, retry_after_s)
-        elif not managed and (why := self._external(name)) is not None:
+        elif not managed and (why := self.conditions.external(name)) is not None:
             self._refuse(name, "ExternalUnhealthy", str(why), RETRY_AFTER_S["ExternalUnhealthy"])
 
     def _start(self, name: str, managed: list[Variant], variants: list[Variant]) -> bool:
@@ -199,7 +188,7 @@ class _Round:
                     passed_over=passed_over,
                 )
             )
-            self._say(name, "Starting", f"starting variant {variant.name} on {on}")
+            self.conditions.say(name, "Starting", f"starting variant {variant.name} on {on}")
             return True
         return False
 
@@ -234,10 +223,10 @@ class _Round:
         leaving = self.room.on(variant, self.room.leaving)
         loading = self.room.on(variant, self.room.loading)
         if leaving:
-            self._say(name, "WaitingForMemory", f"waits until {', '.join(leaving)} {_has(leaving)} stopped")
+            self.conditions.say(name, "WaitingForMemory", f"waits until {', '.join(leaving)} {_has(leaving)} stopped")
         else:
             who = ", ".join(loading) or "another model"
-            self._say(name, "WaitingForStart", f"waits until {who} {_has(loading)} loaded: exclusive_start")
+            self.conditions.say(name, "WaitingForStart", f"waits until {who} {_has(loading)} loaded: exclusive_start")
         return True
 
     def _make_room(self, name: str, variants: list[Variant]) -> None:
@@ -300,7 +289,7 @@ class _Round:
 
     def _wait_or_refuse(self, name: str, variants: list[Variant]) -> None:
         if unread := self.why.stale(variants):
-            self._say(name, "WaitingForReading", f"waits until {unread.label} has been read again")
+            self.conditions.say(name, "WaitingForReading", f"waits until {unread.label} has been read again")
             return
         shortage = "; ".join(map(self.why.shortage, variants))
         if reason := self.why.hopeless(variants):
@@ -309,7 +298,7 @@ class _Round:
         others = [one for one in self.observed.servers if one.model != name and not self.room.leaves(one)]
         in_use = [one for one in others if one.in_flight or one.model in self.demand_of]
         message = f"waits for {listed_models(in_use or others) or 'its turn'}{self._turn(name, others)}; {shortage}"
-        self._say(name, "WaitingForMemory", message)
+        self.conditions.say(name, "WaitingForMemory", message)
 
     def _turn(self, name: str, others: list[Server]) -> str:
         """When its turn comes, loads and drains aside. The plan is made anew then, and when a residency ends."""
@@ -338,80 +327,22 @@ class _Round:
 
     def _better(self, server: Server) -> list[Variant]:
         """Variants before the server's; one that has failed is tried again when there is no other server to lose."""
-        if self._external(server.model) is True:
+        if self.conditions.external(server.model) is True:
             return []  # nobody would start it again
         names = [variant.name for variant in self.models[server.model].variants]
         earlier = self.models[server.model].variants[: names.index(server.variant)]
         return [one for one in earlier if not one.external and (server.model, one.name) not in self.failures]
 
-    # --- conditions ---------------------------------------------------------------------------------------------
-
-    def _all_conditions(self) -> dict[str, tuple[Condition, ...]]:
-        found = {name: [self.conditions[name]] for name in self.models}
-        for measured in self.observed.measured:
-            if measured.model in found and (message := too_low(measured)):
-                found[measured.model].append(
-                    Condition(type=MEMORY, status=Status.FALSE, reason="DeclaredTooLow", message=message)
-                )
-        return {
-            name: tuple(msgspec.structs.replace(one, revision=self.revision) for one in conditions)
-            for name, conditions in found.items()
-        }
-
-    def _at_rest(self, name: str, model: Model) -> Condition:
-        """The condition of a model about which nothing was decided in this round."""
-        external = self._external(name)
-        if external is True:
-            return Condition(type=READY, status=Status.TRUE, reason="Serving", message="an external server is healthy")
-        failure = self.last_failure.get(name)
-        if server := self.server_of.get(name):
-            if failure and failure.server == server.id:
-                return not_ready(failure.reason, failure.message)  # what is left of it is being stopped
-            return self._of_server(server)
-        if failure and (failure.retry_at > self.now or name not in self.demand_of):
-            return not_ready(failure.reason, failure.message)
-        variants = [variant for variant in model.variants if not variant.external]
-        if not variants:
-            return not_ready("ExternalUnhealthy", external) if external else not_ready("NotProbed", "not probed yet")
-        if not self.why.fits_machine(variants):
-            reason = self.why.hopeless(variants)
-            return not_ready(reason or "DeviceUnavailable", "; ".join(map(self.why.shortage, variants)))
-        return not_ready("Stopped", "starts on demand")
-
-    def _of_server(self, server: Server) -> Condition:
-        text = f"variant {server.variant} on {self.inventory.labels(server.reserved_mb)}"
-        if server.state is ServerState.READY and not self.room.leaves(server):
-            return Condition(type=READY, status=Status.TRUE, reason="Serving", message=text)
-        if server.id in self.draining:
-            return not_ready("Draining", text)
-        states = {ServerState.STARTING: "Starting", ServerState.DRAINING: "Draining"}
-        return not_ready(states.get(server.state, "Stopping"), text)
-
-    def _external(self, name: str) -> bool | str | None:
-        """True: a url variant is healthy. Text: why none is. None: there is none, or none was probed yet."""
-        probes = self.probes.get(name)
-        if not probes:
-            return None
-        if any(external.healthy for external in probes):
-            return True
-        return "; ".join(f"{external.variant}: {external.message}" for external in probes)
+    # --- what helps the above -----------------------------------------------------------------------------------
 
     def _devices(self, variant: Variant) -> set[str]:
         return {key for name in variant.required_devices for key in self.inventory.ids(name)}
 
-    def _say(self, name: str, reason: str, message: str) -> None:
-        self.conditions[name] = not_ready(reason, message)
-
     def _refuse(self, name: str, reason: str, message: str, retry_after_s: float | None) -> None:
-        self._say(name, reason, message)
+        self.conditions.say(name, reason, message)
         if name in self.demand_of:
             self.refusals[name] = Refusal(reason=reason, message=message, retry_after_s=retry_after_s)
 
 
 def _has(models: Sequence[str]) -> str:
     return "have" if len(models) > 1 else "has"
-
-
-def not_ready(reason: str, message: str) -> Condition:
-    """A Ready condition that is false."""
-    return Condition(type=READY, status=Status.FALSE, reason=reason, message=message)

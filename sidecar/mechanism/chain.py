@@ -11,8 +11,9 @@ from plugin_sdk import ANONYMOUS, Outcome, Principal, Request, Route, Target
 from sidecar.mechanism import results
 from sidecar.mechanism.calls import direct
 from sidecar.mechanism.filters import Filters, Passage
-from sidecar.mechanism.hooks import Hook, expected, overrides, unavailable
+from sidecar.mechanism.hooks import Hook, UnavailableError, expected, overrides, unavailable
 from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.listing import lists_models
 
 __all__ = ["Chain", "Instance", "Routed"]
 
@@ -24,6 +25,7 @@ class Chain:
         self._auths = [Guard(instance) for instance in instances if instance.kind == "auth"]
         self._sinks = [instance.sink for instance in instances if instance.sink is not None]
         self._routes = [Router(instance) for instance in instances if instance.kind == "route"]
+        self._suppliers = [router for router in self._routes if router.supplies]
         self._filters = [instance for instance in instances if instance.kind == "filter"]
         self._compiled: dict[tuple[str, bool], Filters] = {}
 
@@ -76,6 +78,29 @@ class Chain:
                 return Routed(router, target)
         return None
 
+    @property
+    def supplies(self) -> bool:
+        """Whether there may be models that no manifest declares."""
+        return bool(self._suppliers)
+
+    async def supply(self, request: Request) -> Routed | None:
+        """Where the first route plugin with models of its own that knows the model sends the request.
+
+        None: there is no such model. Raises Reject; also if nobody knows it, and one that might have known has failed.
+        """
+        failed: UnavailableError | None = None
+        for router in self._suppliers:
+            try:
+                target = await router.supply(request)
+            except UnavailableError as error:
+                failed = failed or error
+                continue
+            if target is not None:
+                return Routed(router, target)
+        if failed is not None:
+            raise failed
+        return None
+
     def record(self, outcome: Outcome) -> None:
         """Tell the stats plugins, some time soon."""
         for sink in self._sinks:
@@ -111,6 +136,8 @@ class Router:
         self._resolve = Hook(instance, "resolve", results.target) if usable else None
         self._finished = overrides(instance.plugin, Route, "finished")
         self.inline = self._resolve is None or self._resolve.inline
+        self.supplies = lists_models(instance)
+        self._supply = Hook(instance, "resolve", results.own_target, deny=True) if usable and self.supplies else None
 
     async def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | None:
         """One of the targets, one of its own, or None. Raises Reject."""
@@ -119,6 +146,12 @@ class Router:
         if self._instance.on_error == "deny":
             raise unavailable(self._instance, "is not available")
         return None
+
+    async def supply(self, request: Request) -> Target | None:
+        """Where its own model is; None if it has no such model. Raises Reject."""
+        if self._supply is None or self._instance.out:
+            raise unavailable(self._instance, "is not available")
+        return await self._supply(request, ())
 
     def finished(self, target: Target, outcome: Outcome) -> None:
         """Tell it what became of a request. Never raises."""

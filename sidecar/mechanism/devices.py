@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import DeviceStatus
 from sidecar.core.observed import Device
 from sidecar.mechanism.calls import Threads, bind
+from sidecar.mechanism.instance import Instance
 
 log = logging.getLogger(__name__)
 
@@ -20,27 +22,34 @@ PROBE_DEADLINE_S = 5.0
 
 
 class Prober:
-    """The last word of one device plugin, and how to get a newer one."""
+    """The last word of one device plugin, and how to get a newer one. instance: where its calls are counted."""
 
-    def __init__(self, plugin: DevicePlugin[Any], deadline_s: float = PROBE_DEADLINE_S) -> None:
+    def __init__(
+        self, plugin: DevicePlugin[Any], deadline_s: float = PROBE_DEADLINE_S, instance: Instance | None = None
+    ) -> None:
         self.plugin = plugin
         self.devices: tuple[Device, ...] = ()
         self.problem = ""  # why the last probe failed; "" when it did not
         self._threads = Threads(f"device-{plugin.name}", most=2)
         self._deadline_s = deadline_s
-        self._call: Callable[..., Awaitable[Any]] = bind(plugin.probe, deadline_s, self._threads)
+        self._instance = instance
+        marker = instance.marker if instance is not None else None
+        self._call: Callable[..., Awaitable[Any]] = bind(plugin.probe, deadline_s, self._threads, marker)
 
     async def probe(self) -> tuple[Device, ...]:
         """The devices as they are now; those seen before are unknown, with the reason, when the plugin fails."""
+        began = perf_counter()
         try:
             statuses = _listed(await self._call(), self.plugin.provides or self.plugin.name)
-        except TimeoutError:
-            self._fail(f"the {self.plugin.name} probe did not answer within {self._deadline_s:g} s")
+        except TimeoutError as error:
+            self._fail(f"the {self.plugin.name} probe did not answer within {self._deadline_s:g} s", error)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it becomes the devices' problem
-            self._fail(f"the {self.plugin.name} probe failed: {type(error).__name__}: {error}")
+            self._fail(f"the {self.plugin.name} probe failed: {type(error).__name__}: {error}", error)
         else:
+            if self._instance is not None:
+                self._instance.ran(perf_counter() - began)
             if self.problem:
                 log.info("the %s probe answers again", self.plugin.name)
             self.problem = ""
@@ -51,7 +60,9 @@ class Prober:
         """Let the plugin's threads end."""
         self._threads.close()
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: str, error: Exception) -> None:
+        if self._instance is not None:
+            self._instance.went_wrong("probe", error)
         if problem != self.problem:
             log.warning("%s", problem)
         self.problem = problem

@@ -15,9 +15,15 @@ KINDS: tuple[type[Plugin[Any]], ...] = (Device, Interface, Auth, Route, Filter, 
 # For each kind: the methods that the sidecar calls, with what they take; those that must be there are in _REQUIRED.
 _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "device": {"probe": ()},
-    "interface": {"ready": ("upstream",), "validate": ("request",), "usage": ("tail", "streamed")},
+    "interface": {
+        "ready": ("upstream",),
+        "validate": ("request",),
+        "usage": ("tail", "streamed"),
+        "error": ("status", "code", "message", "param"),
+        "error_event": ("error",),
+    },
     "auth": {"authenticate": ("request",)},
-    "route": {"resolve": ("request", "targets"), "finished": ("target", "outcome")},
+    "route": {"resolve": ("request", "targets"), "models": (), "finished": ("target", "outcome")},
     "filter": {
         "on_request": ("exchange",),
         "on_response": ("exchange",),
@@ -29,7 +35,7 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _LIFE: dict[str, tuple[str, ...]] = {"open": (), "close": ()}
 _REQUIRED = {"device": "probe", "auth": "authenticate", "route": "resolve", "stats": "record"}
-_ON_LOOP = ("validate", "usage", "finished")  # plain functions, called between two turns of the loop
+ON_LOOP = ("validate", "usage", "error", "error_event", "finished")  # plain, called between two turns of the loop
 
 
 class PluginFault(Exception):
@@ -125,7 +131,7 @@ def _method(cls: type[Plugin[Any]], name: str, arguments: tuple[str, ...]) -> It
         return
     if name in _LIFE and not inspect.iscoroutinefunction(function):
         yield f"{shown} must be `async def`"
-    if name in _ON_LOOP and inspect.iscoroutinefunction(function):
+    if name in ON_LOOP and inspect.iscoroutinefunction(function):
         yield f"{shown} must be a plain `def`: it is called on the event loop and must not wait"
     try:
         signature = inspect.signature(function)

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from plugin_sdk import Plugin, Reject
 from sidecar.mechanism.bounded import out_of_place
 from sidecar.mechanism.calls import runs_inline
+from sidecar.mechanism.fulfil import ON_LOOP
 from sidecar.mechanism.instance import Instance
 
 T = TypeVar("T")
@@ -17,24 +18,36 @@ T = TypeVar("T")
 RETRY_S = 5.0
 
 
+class UnavailableError(Reject):
+    """A plugin that cannot do its work, where it may not be skipped."""
+
+
 class Hook(Generic[T]):
     """Call it for what the plugin returns; None if it returned that, or failed and may be skipped. Raises Reject.
 
     checked: gives back a good result, and raises TypeError or ValueError for what is none. refuses: there is a request
-    that can still be refused.
+    that can still be refused. deny: nobody can do without the result, so its failure refuses whatever on_error says.
     """
 
     __slots__ = ("_call", "_checked", "_deny", "_marker", "_name", "_refuses", "inline", "instance")
 
-    def __init__(self, instance: Instance, name: str, checked: Callable[[Any], T], *, refuses: bool = True) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        name: str,
+        checked: Callable[[Any], T],
+        *,
+        refuses: bool = True,
+        deny: bool = False,
+    ) -> None:
         method = getattr(instance.plugin, name)
         self.instance = instance
-        self.inline = runs_inline(method)
+        self.inline = name in ON_LOOP or runs_inline(method)
         self._marker = instance.marker
         self._name = name
         self._checked = checked
         self._refuses = refuses
-        self._deny = refuses and instance.on_error == "deny"
+        self._deny = deny or (refuses and instance.on_error == "deny")
         self._call = method if self.inline else instance.bind(name)
 
     async def __call__(self, *args: Any) -> T | None:
@@ -85,10 +98,10 @@ class Hook(Generic[T]):
             raise unavailable(self.instance, "did not answer in time" if isinstance(error, TimeoutError) else "failed")
 
 
-def unavailable(instance: Instance, what: str) -> Reject:
+def unavailable(instance: Instance, what: str) -> UnavailableError:
     """A guard that cannot do its work lets nobody pass: clients learn that it failed, the log says how."""
     message = f'the {instance.kind} plugin "{instance.name}" {what}'
-    return Reject(503, message, code=f"{instance.kind}_unavailable", retry_after_s=RETRY_S)
+    return UnavailableError(503, message, code=f"{instance.kind}_unavailable", retry_after_s=RETRY_S)
 
 
 def overrides(plugin: Plugin[Any] | None, base: type[Plugin[Any]], name: str) -> bool:

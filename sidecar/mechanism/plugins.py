@@ -15,7 +15,7 @@ import msgspec
 from plugin_sdk import Config, Plugin
 from plugin_sdk.kinds import settings_of
 from plugin_sdk.services import Services
-from sidecar.core.manifest import PluginDeclaration
+from sidecar.core.manifest import PluginDeclaration, balancing
 from sidecar.core.names import an
 from sidecar.mechanism import checker, finding
 from sidecar.mechanism.finding import Found
@@ -24,7 +24,19 @@ from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.versions import fault_of
 
-__all__ = ["BUILTIN", "BUILTIN_CHAIN", "CHAIN_KINDS", "KINDS", "Catalog", "Loaded", "PluginFault", "fit", "load"]
+__all__ = [
+    "BALANCING",
+    "BUILTIN",
+    "BUILTIN_CHAIN",
+    "CHAIN_KINDS",
+    "KINDS",
+    "STRATEGIES",
+    "Catalog",
+    "Loaded",
+    "PluginFault",
+    "fit",
+    "load",
+]
 
 CHAIN_KINDS = ("auth", "route", "filter", "stats")
 
@@ -51,6 +63,11 @@ BUILTIN_CHAIN = {
     "limits": "sidecar.builtin.limits:Limits",
     "balance": "sidecar.builtin.balance:Balance",
 }
+
+
+# What `balance = "..."` of a model may say, and the route plugins that do so.
+STRATEGIES = ("round_robin", "least_busy", "weighted", "failover")
+BALANCING = {balancing(strategy): BUILTIN_CHAIN["balance"] for strategy in STRATEGIES}
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -107,6 +124,9 @@ def load(
     taken = {*declarations, *instead}
     stock = {name: path for name, path in (BUILTIN | BUILTIN_CHAIN).items() if name not in taken}
     builtin = {name: PluginDeclaration(import_path=path) for name, path in stock.items()}
+    for strategy in STRATEGIES:
+        declaration = PluginDeclaration(import_path=BUILTIN_CHAIN["balance"], config={"policy": strategy})
+        builtin[balancing(strategy)] = declaration
     catalog = Catalog({}, {}, {})
     declared: set[object] = set()
     for name, declaration in (builtin | dict(declarations)).items():
@@ -225,8 +245,11 @@ def fit(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
         faults.append(PluginFault("expected 1 or more failures in a row", ("disable_after",)))
     if cls.kind == "auth" and declaration.on_error not in (None, "deny"):
         faults.append(PluginFault('an auth plugin that is skipped would open the door: only "deny"', ("on_error",)))
-    if cls.kind in ("device", "interface", "stats") and declaration.on_error == "deny":
-        faults.append(PluginFault(f'{an(cls.kind)} plugin does not admit requests: only "skip"', ("on_error",)))
+    if cls.kind == "stats" and declaration.on_error == "deny":
+        faults.append(PluginFault('a stats plugin does not admit requests: only "skip"', ("on_error",)))
+    if cls.kind in ("device", "interface") and declaration.on_error not in (None, "skip"):
+        why = "is asked again and again, whatever it said before"
+        faults.append(PluginFault(f'{an(cls.kind)} plugin {why}: only "skip"', ("on_error",)))
     if faults or config is None:
         raise ExceptionGroup("faults", faults)
     return Loaded(name, cls, declaration, config, found.version)

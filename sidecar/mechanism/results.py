@@ -9,13 +9,15 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from plugin_sdk import Event, Headers, Principal, Request, Response, Target
+from plugin_sdk import Event, Headers, ModelInfo, Principal, Request, Response, Target, Usage
 from plugin_sdk.messages import RawHeaders
 from plugin_sdk.sse import written
 from sidecar.mechanism.hooks import expected
 
 MOST_BYTES = 64 * 2**20  # that one call may return
 MOST_EVENTS = 10_000
+MOST_MODELS = 10_000
+MOST_NAME = 200  # characters of a model's name
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.1
 _NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
@@ -39,6 +41,42 @@ def target(result: Any) -> Target:
     if result.base_url and (parts.scheme not in ("http", "https") or not parts.hostname):
         raise ValueError(f'expected a base_url "http://HOST:PORT" or "https://HOST", got "{result.base_url}"')
     return result
+
+
+def own_target(result: Any) -> Target:
+    """Where a request goes whose model the plugin alone knows."""
+    found = target(result)
+    if not found.base_url:
+        raise ValueError('expected a base_url "http://HOST:PORT", since no manifest has a server for the model')
+    return found
+
+
+def models(result: Any) -> tuple[ModelInfo, ...]:
+    """The models that a plugin lists, each name once."""
+    if not isinstance(result, list | tuple):
+        raise expected("a list of ModelInfo", result)
+    if len(result) > MOST_MODELS:
+        raise ValueError(f"expected at most {MOST_MODELS} models, got {len(result)}")
+    taken: set[str] = set()
+    for one in result:
+        if not isinstance(one, ModelInfo):
+            raise expected("a list of ModelInfo", one)
+        _check_texts("modes", one.modes)
+        _check_texts("aliases", one.aliases)
+        if not isinstance(one.owned_by, str) or not isinstance(one.created, int):
+            raise TypeError(f"expected owned_by as text and created as a whole number of the model {one.name!r}")
+        for name in (one.name, *one.aliases):
+            if not isinstance(name, str) or not is_name(name):
+                raise ValueError(f"expected a name of 1 to {MOST_NAME} characters that can be seen, got {name!r:.80}")
+            if name in taken:
+                raise ValueError(f"expected each name once, got {name!r} more often")
+            taken.add(name)
+    return tuple(result)
+
+
+def is_name(text: str) -> bool:
+    """Whether a plugin's model may be called so."""
+    return 0 < len(text) <= MOST_NAME and text.isprintable() and not text.isspace()
 
 
 def request_or_response(result: Any) -> Request | Response:
@@ -84,8 +122,32 @@ def events(result: Any) -> list[Event]:
 
 
 def nothing(result: Any) -> None:
-    """What on_end gives."""
+    """What on_end and validate give."""
     raise expected("None", result)
+
+
+def truth(result: Any) -> bool:
+    """What ready gives."""
+    if not isinstance(result, bool):
+        raise expected("True or False", result)
+    return result
+
+
+def usage(result: Any) -> Usage:
+    """What usage gives."""
+    if not isinstance(result, Usage):
+        raise expected("a Usage or None", result)
+    return result
+
+
+def body(result: Any) -> bytes:
+    """What error and error_event give."""
+    return _check_bytes(result)
+
+
+def _check_texts(what: str, value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"expected {what} as a tuple of texts, got {value!r:.80}")
 
 
 def _check_bytes(value: Any) -> bytes:

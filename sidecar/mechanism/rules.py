@@ -19,7 +19,7 @@ from sidecar.mechanism import placeholders
 from sidecar.mechanism.filters import unfit
 from sidecar.mechanism.instance import on_error_of
 from sidecar.mechanism.places import Path as Place
-from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog
+from sidecar.mechanism.plugins import BUILTIN_CHAIN, CHAIN_KINDS, STRATEGIES, Catalog
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _UUID = re.compile(r"(GPU|MIG)-[0-9a-fA-F-]+.*")
@@ -36,6 +36,7 @@ class Known(msgspec.Struct, frozen=True):
     """The names that a model may use, and whether it needs an auth plugin in its chain.
 
     guards: filters that must not be left out. unparsed_modes: those whose answers no filter can read as events.
+    balancers: the plugins that are the built-in `balance`.
     """
 
     modes: frozenset[str]
@@ -46,6 +47,7 @@ class Known(msgspec.Struct, frozen=True):
     unset: dict[str, str]
     guards: dict[str, type[Filter[Any]]]
     unparsed_modes: frozenset[str]
+    balancers: frozenset[str]
     settings: Settings
     exposed: bool
 
@@ -74,6 +76,11 @@ class Known(msgspec.Struct, frozen=True):
                 mode
                 for mode, plugin in catalog.providing("interface").items()
                 if issubclass(plugin.cls, Interface) and not plugin.cls.events
+            ),
+            balancers=frozenset(
+                name
+                for name, plugin in catalog.loaded.items()
+                if plugin.declaration.import_path == BUILTIN_CHAIN["balance"]
             ),
             kinds=kinds,
             settings=settings,
@@ -200,6 +207,7 @@ def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
             hint = did_you_mean(mode, known.modes)
             yield Fault(("mode",), f'unknown mode "{mode}"{hint}; known: {listed(known.modes)}')
     yield from _check_guards(model, known)
+    yield from _check_balance(model, known)
     if model.chain is None:
         return  # it has the default chain, whose faults are told at [sidecar]
     yield from _check_chain(model.chain, known)
@@ -218,6 +226,22 @@ def _check_guards(model: Model, known: Known) -> Iterator[Fault]:
                 where: Place = ("mode",) if model.chain is None else ("chain", position)
                 remedy = f'give the model a chain without it, or set on_error = "skip" in [plugins.{name}]'
                 yield Fault(where, f'the filter "{name}" is a guard, and cannot guard this model: {why_not}; {remedy}')
+
+
+def _check_balance(model: Model, known: Known) -> Iterator[Fault]:
+    if not model.balance:
+        return
+    if model.balance not in STRATEGIES:
+        hint = did_you_mean(model.balance, STRATEGIES)
+        yield Fault(("balance",), f'unknown strategy "{model.balance}"{hint}; known: {listed(STRATEGIES)}')
+    if sum(variant.external for variant in model.variants) < 2:
+        message = "means nothing for a model with fewer than two url variants: there is nothing to share the load"
+        yield Fault(("balance",), message)
+    chain = known.settings.chain if model.chain is None else model.chain
+    for name in chain:
+        if name in known.balancers:
+            message = f'its chain has the route plugin "{name}", which would choose first; leave one of them out'
+            yield Fault(("balance",), message)
 
 
 def check_device(declaration: DeviceDeclaration, catalog: Catalog) -> Iterator[Fault]:

@@ -16,7 +16,7 @@ import msgspec
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import Attributes, AttributeValue
 
 Now = Callable[[], int]  # unix nanoseconds
@@ -43,7 +43,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Stage(trace.Span):
-    """A span that records: `set`, `fail` and `end` it.
+    """A span that records: `set`, `fail` and `end` it. It says OK only if a plugin called it so: that is `succeeded`.
 
     As `with` it is also the current span, and what is raised in it is its error. Then it must not stand across a return
     to the event loop, unless in a task of its own: the current span belongs to the task.
@@ -53,7 +53,9 @@ class Stage(trace.Span):
     ended_ns = 0
     attributes: dict[str, AttributeValue] | None = None
     notes: tuple[Note, ...] = ()
+    links: tuple[Link, ...] = ()
     failed = False
+    succeeded = False
     message = ""
     _token: Token[Context] | None = None
 
@@ -142,6 +144,10 @@ class Stage(trace.Span):
         """Something happened in it, now or at `timestamp`."""
         self.notes += (Note(name, self._now() if timestamp is None else timestamp, attributes),)
 
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        """It has to do with another span."""
+        self.links += (Link(context, attributes),)
+
     def update_name(self, name: str) -> None:
         """Call it something else."""
         self.name = name
@@ -154,6 +160,7 @@ class Stage(trace.Span):
         """The API's word for `fail`, without a type."""
         told = status if isinstance(status, Status) else Status(status, description)
         self.failed = told.status_code is StatusCode.ERROR
+        self.succeeded = told.status_code is StatusCode.OK
         self.message = told.description or ""
 
 

@@ -1,11 +1,13 @@
 """Tracing: which exporter, from the standard OTEL_* variables; none by default, and then spans cost next to nothing.
 
-Names of spans and attributes follow the GenAI semantic conventions (opentelemetry.io/docs/specs/semconv/gen-ai).
+The spans of requests are recorded by `traces`; all others (`reconcile`, `server start`, those of plugins) by the SDK's
+tracer. Both go to the same exporters, by the same sampler.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -13,12 +15,20 @@ from opentelemetry import trace
 from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from plugin_sdk.messages import RawHeaders
 from sidecar import __version__
+from sidecar.mechanism.collector import Collector, CollectorError, address_of
+from sidecar.mechanism.exports import CLOSE_S, Exporter, Exports, LimitsError, Recorded, SdkExporter, limits_of
+from sidecar.mechanism.otlp import Encoder
+from sidecar.mechanism.sampling import SamplerError, sampler_of
+from sidecar.mechanism.spans import Stage
+from sidecar.mechanism.traces import Offer, Traces
 
 _GROUP = "opentelemetry_traces_exporter"
+_SCOPE = InstrumentationScope("sidecar", __version__)
 
 
 class TelemetryError(Exception):
@@ -26,16 +36,17 @@ class TelemetryError(Exception):
 
 
 class Telemetry:
-    """The tracer, and the provider behind it if there is anything to export."""
+    """traces: of requests. tracer: for all other spans."""
 
-    def __init__(self, exporters: list[SpanExporter]) -> None:
+    def __init__(self, exporters: Sequence[SpanExporter | Exporter]) -> None:
+        """Raises TelemetryError, if variables for the sampler or for batches are wrong."""
         self._provider: TracerProvider | None = None
+        self._exports: tuple[Exports, ...] = ()
+        self.traces = Traces()
         provider: trace.TracerProvider = trace.NoOpTracerProvider()
         if exporters:
-            provider = self._provider = TracerProvider(resource=_resource())
-            for exporter in exporters:
-                self._provider.add_span_processor(BatchSpanProcessor(exporter))  # no request waits for an export
-        self.tracer = provider.get_tracer("sidecar", __version__)
+            provider = self._provider = self._record(exporters)
+        self.tracer = provider.get_tracer(_SCOPE.name, _SCOPE.version)
 
     @classmethod
     def from_environment(cls) -> Telemetry:
@@ -43,10 +54,41 @@ class Telemetry:
         names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", "none").split(",")]
         return cls([_exporter(name) for name in names if name not in ("", "none")])
 
-    def close(self) -> None:
-        """Export what is left. Blocks, with the exporter's own deadline: keep it off the event loop."""
+    @property
+    def lost(self) -> int:
+        """Spans that were dropped, or could not be delivered."""
+        return sum(exports.lost for exports in self._exports)
+
+    def close(self, deadline_s: float = CLOSE_S) -> None:
+        """Export what is left, within the deadline. Blocks: keep it off the event loop. May be repeated."""
         if self._provider is not None:
             self._provider.shutdown()
+        for exports in self._exports:
+            exports.close(deadline_s)
+
+    def _record(self, exporters: Sequence[SpanExporter | Exporter]) -> TracerProvider:
+        resource = _resource()
+        try:
+            sampler, limits = sampler_of(os.environ), limits_of(os.environ)
+        except (SamplerError, LimitsError) as error:
+            raise TelemetryError(str(error)) from None
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        sdk = [SdkExporter(each, resource, _SCOPE) if isinstance(each, SpanExporter) else each for each in exporters]
+        self._exports = tuple(Exports(exporter, limits) for exporter in sdk)
+        self.traces = Traces(sampler, _offer_to(self._exports))
+        provider.add_span_processor(Recorded(self._exports))
+        return provider
+
+
+def _offer_to(exports: tuple[Exports, ...]) -> Offer:
+    if len(exports) == 1:
+        return exports[0].offer
+
+    def offer(spans: Sequence[Stage]) -> None:
+        for each in exports:
+            each.offer(spans)
+
+    return offer
 
 
 def _resource() -> Resource:
@@ -76,16 +118,31 @@ def trace_id(span: trace.Span) -> str:
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
-def _exporter(name: str) -> SpanExporter:
+def _exporter(name: str) -> SpanExporter | Exporter:
     if name == "otlp":
-        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
-            "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-        )
-        name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+        protocol = _protocol()
+        if protocol == "http/protobuf":
+            return _collector()
+        name = "otlp_proto_grpc"
     found: list[EntryPoint] = list(entry_points(group=_GROUP, name=name))
     if not found:
         known = ", ".join(sorted({"none", "otlp", *(entry.name for entry in entry_points(group=_GROUP))}))
-        extra = ' (install "llm-sidecar[otlp]")' if name.startswith("otlp") else ""
+        extra = " (install opentelemetry-exporter-otlp-proto-grpc)" if name == "otlp_proto_grpc" else ""
         raise TelemetryError(f"OTEL_TRACES_EXPORTER: there is no exporter {name}{extra}; known: {known}")
     exporter: SpanExporter = found[0].load()()
     return exporter
+
+
+def _protocol() -> str:
+    told = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    protocol = told or "http/protobuf"
+    if protocol not in ("http/protobuf", "grpc"):
+        raise TelemetryError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not one of http/protobuf, grpc")
+    return protocol
+
+
+def _collector() -> Collector:
+    try:
+        return Collector(address_of(os.environ), Encoder(_resource(), _SCOPE))
+    except CollectorError as error:
+        raise TelemetryError(str(error)) from None

@@ -11,21 +11,20 @@ from typing import Any
 from plugin_sdk.config import schema
 from plugin_sdk.kinds import settings_of
 from sidecar.control.generations import Generation
+from sidecar.core.names import listed
 from sidecar.mechanism.finding import place_of
 from sidecar.mechanism.instance import Instance
-from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, Loaded
+from sidecar.mechanism.plugins import BALANCING, BUILTIN, BUILTIN_CHAIN, Loaded
 from sidecar.mechanism.services import Counter, Distribution, Host
 from sidecar.mechanism.versions import Version
 from sidecar.surfaces.report import PluginReport, plugin
-
-COUNTED = ("auth", "route", "filter", "stats")  # the calls of devices and interfaces belong to probes, not to requests
 
 
 class PluginDetails(PluginReport, frozen=True, kw_only=True):
     """A plugin with all that is known of it.
 
     origin: how it was found. file, line: its code. generation: the one in which this instance came. runs: calls that
-    went well, None for kinds whose calls are not counted. p50_ms, p95_ms: of the latest of them. last_error: with its
+    went well, probes of devices and servers among them. p50_ms, p95_ms: of the latest of them. last_error: with its
     traceback. state: in words. config_schema: JSON Schema of its settings. counters, distributions: what it has counted
     and measured by itself (`self.metrics`); a distribution's buckets end at services.BUCKETS, the last one nowhere.
     """
@@ -36,7 +35,7 @@ class PluginDetails(PluginReport, frozen=True, kw_only=True):
     generation: int
     deadline_s: float
     on_error: str
-    runs: int | None
+    runs: int
     p50_ms: float | None
     p95_ms: float | None
     last_error: str
@@ -79,11 +78,11 @@ def _of(instance: Instance, generation: Generation, folder: Path, unread: str) -
         "generation": generation.since[instance.name],
         "deadline_s": float(loaded.declaration.deadline) if loaded is not None else 0.0,
         "on_error": instance.on_error,
-        "runs": instance.runs if instance.kind in COUNTED else None,
+        "runs": instance.runs,
         "p50_ms": percentile_ms(durations, 0.50),
         "p95_ms": percentile_ms(durations, 0.95),
         "last_error": instance.last_error or unread,
-        "state": _state(short, instance, unread),
+        "state": _state(short, instance, unread, generation),
     }
     return values, loaded
 
@@ -106,17 +105,28 @@ def _origin(instance: Instance, generation: Generation, folder: Path) -> str:
         return f"[plugins.{name}]"
     if loaded is None:
         return "unknown"
-    if (BUILTIN | BUILTIN_CHAIN).get(name) == loaded.declaration.import_path:
+    if (BUILTIN | BUILTIN_CHAIN | BALANCING).get(name) == loaded.declaration.import_path:
         return "built-in"
     beside = isinstance(loaded.code, Version) and loaded.code.path.is_relative_to(folder)
     return "drop-in file" if beside else "entry point"
 
 
-def _state(short: PluginReport, instance: Instance, unread: str) -> str:
+def _state(short: PluginReport, instance: Instance, unread: str, generation: Generation) -> str:
     if short.behind:
         return f"the one before, since the new one cannot be used: {short.behind}"
     if instance.out:
         return short.problem
     if short.problem:
         return f"cannot be used: {short.problem}"
-    return f"its devices are unknown: {unread}" if unread else "in force"
+    return f"its devices are unknown: {unread}" if unread else "in force" + _models(short.name, generation)
+
+
+def _models(name: str, generation: Generation) -> str:
+    """What there is to say of the models that a route plugin lists."""
+    listing = generation.supplied.listings.get(name)
+    if listing is None:
+        return ""
+    hidden = generation.supplied.hidden(name)
+    stale = f"; its list of models cannot be had anew: {listing.problem}" if listing.problem else ""
+    others = f"; others have the names {listed(hidden)}" if hidden else ""
+    return f", with {len(listing.models)} models of its own{others}{stale}"

@@ -54,7 +54,9 @@ def test_plugins_are_listed_with_where_from_how_they_do_and_their_last_error(run
     assert (width["name"], width["count"], width["sum"], sum(width["buckets"])) == ("width", 1, 0.02, 1)
     assert found["keys"]["runs"] == 1
     assert found["keys"]["p95_ms"] >= found["keys"]["p50_ms"] > 0
-    assert found["npu"]["runs"] is None
+    assert (found["npu"]["runs"], found["npu"]["failed"] > 0, found["npu"]["p50_ms"]) == (0, True, None)
+    for name in ("cpu", "chat"):  # probes of devices and servers are counted, too
+        assert (found[name]["runs"] > 0, found[name]["failed"], found[name]["p50_ms"] > 0) == (True, 0, True)
     assert "no driver" in found["npu"]["last_error"]
     assert found["npu"]["state"].startswith("its devices are unknown: ")
     told = sidecar.cli("plugin", "list").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ import pytest
 from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import DeviceStatus, device
 from sidecar.mechanism.devices import Prober, probe_all
+from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.watchdog import BLOCKED_S, Watchdog
 from tests.support import PATIENCE_S, until
+from tests.support import plugin as loaded
 
 GPU = DeviceStatus(id="GPU-1", name="H200", total_mb=100, free_mb=60, index=1)
 
@@ -165,3 +169,38 @@ async def test_plugins_are_asked_side_by_side_and_a_bad_one_costs_only_its_own()
     assert time.monotonic() - began < 0.4
     for prober in (*probers, good):
         prober.close()
+
+
+async def test_probes_are_counted_with_their_durations_and_the_last_error() -> None:
+    instance = Instance("npu", loaded(Scripted, "npu"))
+    await instance.open()
+    assert isinstance(instance.plugin, Scripted)
+    prober = Prober(instance.plugin, 0.1, instance)
+    await prober.probe()
+    assert (instance.runs, instance.failed, len(instance.durations_s)) == (1, 0, 1)
+    for answer in (says(OSError("no driver")), says("16 GB"), lambda: time.sleep(0.2)):
+        instance.plugin.answer = answer
+        await prober.probe()
+    assert (instance.runs, instance.failed) == (1, 3)
+    assert "TimeoutError" in instance.last_error
+    prober.close()
+
+
+async def test_a_probe_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Blocks(DevicePlugin):
+        provides = "npu"
+
+        async def probe(self) -> DeviceStatus:
+            time.sleep(3 * BLOCKED_S)  # noqa: ASYNC251 - that is what is tested
+            return GPU
+
+    instance = Instance("npu", loaded(Blocks, "npu"))
+    await instance.open()
+    assert isinstance(instance.plugin, Blocks)
+    watchdog = Watchdog(lambda: (instance.marker,))
+    watchdog.start()
+    with caplog.at_level(logging.WARNING, "sidecar.mechanism.watchdog"):
+        await Prober(instance.plugin, PATIENCE_S, instance).probe()
+    watchdog.close()
+    assert instance.marker.blocked == 1
+    assert caplog.messages[0].startswith(f"plugin npu is blocking the event loop at {__file__}:")

@@ -51,7 +51,8 @@ def found(folder: Path, files: dict[str, str], library: Library | None = None, *
 
 def own(catalog: Catalog) -> set[str]:
     """The names of what is not built in."""
-    return catalog.loaded.keys() - plugins.BUILTIN.keys() - plugins.BUILTIN_CHAIN.keys()
+    stock = plugins.BUILTIN.keys() | plugins.BUILTIN_CHAIN.keys() | plugins.BALANCING.keys()
+    return catalog.loaded.keys() - stock
 
 
 def messages(catalog: Catalog) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 
 from plugin_sdk import Auth, Device
 from sidecar.core.manifest import PluginDeclaration
-from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, Catalog, load
+from sidecar.mechanism.plugins import BALANCING, BUILTIN, BUILTIN_CHAIN, Catalog, load
 from tests.support import write
 
 GOOD = """
@@ -66,7 +66,7 @@ def load_one(folder: Path, import_path: str, **more: object) -> Catalog:
 def fault(folder: Path, import_path: str, **more: object) -> tuple[str, str]:
     """The one fault of a plugin: key and message. Everything else is loaded."""
     catalog = load_one(folder, import_path, **more)
-    assert catalog.loaded.keys() == BUILTIN.keys() | BUILTIN_CHAIN.keys()
+    assert catalog.loaded.keys() == BUILTIN.keys() | BUILTIN_CHAIN.keys() | BALANCING.keys()
     assert list(catalog.faults) == ["it"]
     [found] = catalog.faults["it"]
     return ".".join(str(part) for part in found.key), str(found)
@@ -191,6 +191,10 @@ def test_a_plugin_without_settings_takes_none(folder: Path) -> None:
 def test_only_auth_denies(folder: Path) -> None:
     key, message = fault(folder, "acme_test.good:Sink", on_error="deny")
     assert (key, message) == ("on_error", 'a stats plugin does not admit requests: only "skip"')
+    for path in ("sidecar.builtin.cpu:Cpu", "sidecar.builtin.interfaces:Chat"):
+        assert fault(folder, path, on_error="disable")[1].endswith(
+            'asked again and again, whatever it said before: only "skip"'
+        )
     assert "it" in load_one(folder, "acme_test.good:Sink", on_error="skip").loaded
     assert "it" in load_one(folder, "acme_test.good:Open", on_error="deny").loaded
 

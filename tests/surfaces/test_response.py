@@ -16,6 +16,7 @@ from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.connections import UpstreamError
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.modes import Mode
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.response import ERROR_BYTES, Response
 from tests.support import plugin
@@ -245,6 +246,14 @@ async def filtered(*classes: type[Filter]) -> Passage:
     return way
 
 
+async def mode(cls: type[Interface]) -> tuple[Mode, Instance]:
+    """An interface in use, and what is counted of it."""
+    instance = Instance(cls.__name__, plugin(cls))
+    await instance.open()
+    assert isinstance(instance.plugin, Interface)
+    return Mode(instance, instance.plugin), instance
+
+
 LONG: RawHeaders = (*JSON, (b"Content-Length", b"9"))
 
 
@@ -309,23 +318,29 @@ async def test_a_filters_own_answer_is_sent_whole(client: Client, response: Resp
 
 async def test_errors_have_the_shape_of_the_interface_that_was_called(client: Client, response: Response) -> None:
     class Own(Interface):
+        provides = "own"
+
         def error(self, status: int, code: str, message: str, param: str | None = None) -> bytes:
             return f"{status} {code}".encode()
 
         def error_event(self, error: bytes) -> bytes:
             return b"event: error\ndata: " + error + b"\n\n"
 
-    response.interface = Own()
+    response.interface, instance = await mode(Own)
     await response.comment(COMMENT)
     await response.refuse(ApiError(503, "exited", "exited with code 7"))
     assert client.body == COMMENT + b"\n\nevent: error\ndata: 503 exited\n\n"
+    assert (instance.runs, instance.failed) == (2, 0)
 
 
 async def test_an_interface_that_cannot_word_an_error_does_not_hide_it(client: Client, response: Response) -> None:
     class Mute(Interface):
+        provides = "mute"
+
         def error(self, status: int, code: str, message: str, param: str | None = None) -> bytes:
             raise SystemExit(3)
 
-    response.interface = Mute()
+    response.interface, instance = await mode(Mute)
     await response.refuse(ApiError(503, "exited", "exited with code 7"))
     assert json.loads(client.body)["error"]["code"] == "exited"
+    assert (instance.runs, instance.failed) == (0, 1)

@@ -19,7 +19,7 @@ from sidecar.core.manifest import PluginDeclaration
 from sidecar.mechanism import finding
 from sidecar.mechanism.calls import runs_inline
 from sidecar.mechanism.finding import Found
-from sidecar.mechanism.fulfil import KINDS, methods_of
+from sidecar.mechanism.fulfil import KINDS, ON_LOOP, methods_of
 from sidecar.mechanism.places import shown
 from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, PluginFault, fit
 from sidecar.mechanism.source import PLUGIN_FOLDER
@@ -140,11 +140,10 @@ def docs(name: str | None, folder: Path) -> None:
 
 
 def _row(one: PluginDetails) -> tuple[str, ...]:
-    counted = "" if one.runs is None else str(one.runs)
     origin = one.origin if one.origin != "drop-in file" else f"{one.file}:{one.line}"
     spent = ("" if value is None else f"{value:g}" for value in (one.p50_ms, one.p95_ms))
     state = one.state.splitlines()[0] + (f" ({one.dropped} outcomes dropped)" if one.dropped else "")
-    numbers = (counted, str(one.failed), str(one.blocked), *spent)
+    numbers = (str(one.runs), str(one.failed), str(one.blocked), *spent)
     return (one.name, one.kind, origin, str(one.generation), one.on_error, *numbers, state)
 
 
@@ -232,7 +231,7 @@ def _how(cls: type[Plugin[Any]], name: str) -> str:
     method = getattr(cls, name)
     if inspect.iscoroutinefunction(method):
         return "async, on the loop"
-    if runs_inline(method) or name in ("validate", "usage", "finished"):
+    if runs_inline(method) or name in ON_LOOP:
         return "plain, on the loop"
     return "plain, in a thread"
 

@@ -13,7 +13,7 @@ from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
 from sidecar.control.leases import Lease, RefusedError, Target
 from sidecar.control.targets import lease as lease_of
-from sidecar.control.targets import targets
+from sidecar.control.targets import own_lease, targets
 from sidecar.core.manifest import Model
 from sidecar.mechanism.chain import Chain, Routed
 from sidecar.mechanism.connections import Exchange, UpstreamError
@@ -33,11 +33,18 @@ ATTEMPTS = 3  # connections tried in all, if there are no more servers than that
 _NOT_PASSED_ON = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
 
 
+class UnknownModelError(Exception):
+    """There is no such model: no manifest declares it, and no plugin knows it."""
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked, of which model: the request as the filters left it, and what matters of its body."""
+    """What is asked, of which model: the request as the filters left it, and what matters of its body.
+
+    model: as a manifest declares it; None = none does, and a route plugin has to know where it is.
+    """
 
     name: str
-    model: Model
+    model: Model | None
     request: Request
     head: Head
     chain: Chain
@@ -59,10 +66,15 @@ class Asking:
         self._tried: frozenset[str] = frozenset()
 
     async def run(self) -> None:
-        """Ask, and again if it cannot have been noticed; then pass on the answer. Raises UpstreamError, ApiError."""
-        attempts = max(ATTEMPTS, len(self._asked.model.variants))
+        """Ask, and again if it cannot have been noticed; then pass on the answer.
+
+        Raises UpstreamError, ApiError, Reject, UnknownModelError.
+        """
+        model = self._asked.model
+        attempts = max(ATTEMPTS, len(model.variants) if model is not None else 0)
         for attempt in range(1, attempts + 1):
-            lease = await self._lease()
+            lease = await (self._lease(model) if model is not None else self._supplied())
+            self.target = lease.target
             try:
                 await self._ask(lease.target)
                 return
@@ -74,7 +86,7 @@ class Asking:
             finally:
                 lease.release()
             self._tried |= {lease.target.variant}
-            if lease.target.origin == "managed" or not self._others():
+            if lease.target.origin == "managed" or not self._others(model):
                 await asyncio.sleep(0.05 * attempt)  # a server that has just died is noticed in this time
 
     def finished(self, outcome: Outcome) -> None:
@@ -89,38 +101,46 @@ class Asking:
 
     # --- choosing -----------------------------------------------------------------------------------------------
 
-    def _others(self) -> bool:
+    def _others(self, model: Model | None) -> bool:
         """Whether there are servers that were not tried yet."""
-        asked = self._asked
-        return bool(targets(self._controller.fleet, asked.name, asked.model, self._tried))
+        return model is not None and bool(targets(self._controller.fleet, self._asked.name, model, self._tried))
 
-    async def _lease(self) -> Lease:
+    async def _supplied(self) -> Lease:
+        """The lease of what the plugin gives that has the model."""
         asked = self._asked
-        lease = await self._chosen() if asked.chain.has_route else None
+        with self._trace.stage("route"):
+            routed = await asked.chain.supply(asked.request)
+        if routed is None:
+            raise UnknownModelError(asked.name)
+        self._routed.append((routed, routed.target.name))
+        return own_lease(self._controller.fleet, asked.name, routed.target)
+
+    async def _lease(self, model: Model) -> Lease:
+        asked = self._asked
+        lease = await self._chosen(model) if asked.chain.has_route else None
         if lease is None:
-            lease = self._controller.activator.try_acquire(asked.name, asked.model, self._tried)
+            lease = self._controller.activator.try_acquire(asked.name, model, self._tried)
         if lease is None:
-            lease = await self._queue()
+            lease = await self._queue(model)
             if asked.chain.has_route and lease.target.origin == "external":
-                lease = await self._chosen_instead(lease)
-        self.target = lease.target
+                lease = await self._chosen_instead(model, lease)
         return lease
 
-    async def _chosen(self) -> Lease | None:
+    async def _chosen(self, model: Model) -> Lease | None:
         """The lease of what route plugins choose; None if they leave it to the manifest, or it has to be waited for."""
         asked, fleet = self._asked, self._controller.fleet
-        found = targets(fleet, asked.name, asked.model, self._tried)
+        found = targets(fleet, asked.name, model, self._tried)
         with self._trace.stage("route"):
             routed = await asked.chain.resolve(asked.request, found)
         if routed is None:
             return None
         self._routed.append((routed, routed.target.name))
-        return lease_of(fleet, asked.name, asked.model, routed.target)
+        return lease_of(fleet, asked.name, model, routed.target)
 
-    async def _chosen_instead(self, lease: Lease) -> Lease:
+    async def _chosen_instead(self, model: Model, lease: Lease) -> Lease:
         """While it was waited for, there was nothing to choose from; now there is."""
         try:
-            chosen = await self._chosen()
+            chosen = await self._chosen(model)
         except BaseException:
             lease.release()
             raise
@@ -129,11 +149,11 @@ class Asking:
         lease.release()
         return chosen
 
-    async def _queue(self) -> Lease:
+    async def _queue(self, model: Model) -> Lease:
         began = self._clock.monotonic()
         with self._trace.stage("queue") as span:
             try:
-                lease = await self._wait()
+                lease = await self._wait(model)
             except RefusedError as error:
                 raise ApiError.refused(error, self._asked.name) from None
             finally:
@@ -145,10 +165,10 @@ class Asking:
                 raise
         return lease
 
-    async def _wait(self) -> Lease:
+    async def _wait(self, model: Model) -> Lease:
         asked = self._asked
-        leasing = self._controller.activator.acquire(asked.name, asked.model)
-        if not (asked.model.loading_events and asked.head.streams and asked.request.method == "POST"):
+        leasing = self._controller.activator.acquire(asked.name, model)
+        if not (model.loading_events and asked.head.streams and asked.request.method == "POST"):
             return await leasing
         began = self._clock.monotonic()
 

@@ -8,63 +8,156 @@ import msgspec
 
 from sidecar.surfaces.dataplane import forms
 from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.scan import ObjectScan, Place
+
+INCLUDE_USAGE = b'"include_usage":true'
 
 
-class Head(msgspec.Struct):
-    """The keys that matter; everything else is skipped over, not decoded. stream: whatever stands there."""
+class Options(msgspec.Struct, frozen=True, gc=False):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool | None = None
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """The keys that matter; everything else is skipped over, not decoded."""
 
     model: str | None = None
-    stream: msgspec.Raw = msgspec.Raw()
+    stream: bool | None = None
+    stream_options: Options | None = None
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is to come as a stream of events. What is no boolean is for the server to judge."""
-        return bytes(self.stream) == b"true"
+        """Whether the answer is to come as a stream of events."""
+        return self.stream is True
+
+    @property
+    def asks_usage(self) -> bool:
+        """Whether the client wants an event with the token counts at the end of the stream."""
+        return self.stream_options is not None and self.stream_options.include_usage is True
+
+
+class _Loose(msgspec.Struct, gc=False):
+    """A head whose flags are of other types. What is no boolean is for the server to judge."""
+
+    model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw()
+    stream_options: msgspec.Raw = msgspec.Raw()
+
+
+_NOTHING = msgspec.Raw()
+
+
+class _Keys(msgspec.Struct, gc=False):
+    """Whether there is a model, whatever it is."""
+
+    model: msgspec.Raw = _NOTHING
 
 
 _decode = msgspec.json.Decoder(Head).decode
-_decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_OPEN = re.compile(rb"\s*\{\s*")
-_KEY = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:\s*')
-_NEXT = re.compile(rb"\s*,\s*")
+_decode_loose = msgspec.json.Decoder(_Loose).decode
+_decode_keys = msgspec.json.Decoder(_Keys).decode
+_options = msgspec.json.Decoder(Options).decode
+_SPACE = rb"[ \t\n\r]*+"
+_MODEL = re.compile(rb'"model"' + _SPACE + rb":" + _SPACE + rb'("(?:[^"\\]++|\\.)*+")')
+_OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
+_WANTED_MODEL = frozenset({b"model"})
+_WANTED_OPTIONS = frozenset({b"stream_options"})
+_WANTED_USAGE = frozenset({b"include_usage"})
 
 
 def read_head(body: bytes, content_type: str = "") -> Head:
-    """What matters of a JSON object, or of a form if the content type says that it is one. Raises ApiError."""
-    if boundary := forms.boundary_of(content_type):
-        streams = forms.value(body, boundary, "stream") == "true"
-        return Head(forms.value(body, boundary, "model"), msgspec.Raw(b"true" if streams else b"false"))
+    """What matters of a JSON object, or of a form if the content type says that it is one.
+
+    Raises ApiError; also if the model stands there more than once, for servers differ in which one they take.
+    """
+    if forms.may_be_form(content_type) and (boundary := forms.boundary_of(content_type)):
+        model, stream = forms.values(body, boundary, "model", "stream")
+        return Head(model, stream == "true")
     try:
-        return _decode(body)
-    except msgspec.ValidationError as error:
-        raise ApiError(400, "invalid_type", f"the body is not as expected: {error}") from error
+        head = _decode(body)
+    except msgspec.ValidationError:
+        head = _loose_head(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
+    if head.model is not None:
+        _place_of_model(body)
+    return head
 
 
 def with_model(body: bytes, name: str, content_type: str = "") -> bytes:
     """The body with the model's name replaced in place, every other byte as it was.
 
-    Raises ApiError if the key stands there more than once: then servers differ in which one they take.
+    `read_head` has found a model in it. Raises ApiError if there is another.
     """
-    if boundary := forms.boundary_of(content_type):
+    if forms.may_be_form(content_type) and (boundary := forms.boundary_of(content_type)):
         return forms.with_value(body, boundary, "model", name)
     start, end = _place_of_model(body)
-    spliced = body[:start] + msgspec.json.encode(name) + body[end:]
-    if start == end or _decode(spliced).model != name:
-        raise ApiError(400, "invalid_json", "the body has a key twice", param="model")
-    return spliced
+    return body[:start] + msgspec.json.encode(name) + body[end:]
 
 
-def _place_of_model(body: bytes) -> tuple[int, int]:
-    """Where the value of the top-level "model" starts and ends; (0, 0) if the keys are not what they seem."""
-    found = _OPEN.match(body)
-    for key, raw in _decode_keys(body).items():
-        named = _KEY.match(body, found.end()) if found else None
-        if named is None or msgspec.json.decode(named.group(1)) != key:
-            break
-        end = named.end() + len(memoryview(raw))
-        if key == "model":
-            return named.end(), end
-        found = _NEXT.match(body, end)
-    return 0, 0
+def with_usage(body: bytes) -> bytes:
+    """The body of a stream's request, so that its last event tells the token counts; other options are kept.
+
+    Options that are no object stay as they are, for the server to judge. Raises ApiError if they stand there twice.
+    """
+    if b'"stream_options"' not in body:
+        return _with_member(body, b'"stream_options":{' + INCLUDE_USAGE + b"}")
+    place = _only(body, _WANTED_OPTIONS)
+    if place is None:
+        return _with_member(body, b'"stream_options":{' + INCLUDE_USAGE + b"}")
+    start, end = place
+    options = body[start:end]
+    if options == b"null":
+        options = b"{" + INCLUDE_USAGE + b"}"
+    elif options.startswith(b"{"):
+        flag = _only(options, _WANTED_USAGE)
+        options = options[: flag[0]] + b"true" + options[flag[1] :] if flag else _with_member(options, INCLUDE_USAGE)
+    return body[:start] + options + body[end:]
+
+
+def _loose_head(body: bytes) -> Head:
+    try:
+        loose = _decode_loose(body)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, "invalid_type", f"the body is not as expected: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
+    try:
+        options = _options(loose.stream_options)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        options = None  # not an object, or not there
+    return Head(loose.model, bytes(loose.stream) == b"true", options)
+
+
+def _place_of_model(body: bytes) -> Place:
+    """Where the value of the top-level "model" is. Raises ApiError if there is not exactly one."""
+    if found := _MODEL.search(body):
+        without = bytearray(body)
+        without[found.start() + 1] = 0x58  # "Xodel": if the object has no model any more, it was this one alone
+        if _decode_keys(without).model is _NOTHING:
+            return found.span(1)
+    place = _only(body, _WANTED_MODEL)
+    if place is None:
+        raise ApiError(400, "model_missing", 'the body must name a "model"', param="model")
+    return place
+
+
+def _only(body: bytes, wanted: frozenset[bytes]) -> Place | None:
+    scan = ObjectScan(wanted)
+    scan.feed(body)
+    scan.finish()
+    [key] = wanted
+    places = scan.places.get(key, [])
+    if len(places) > 1:
+        raise ApiError(400, "invalid_json", "the body has a key twice", param=key.decode())
+    return places[0] if places else None
+
+
+def _with_member(text: bytes, member: bytes) -> bytes:
+    """A JSON object with another member, as its first."""
+    opening = _OPEN.match(text)
+    if opening is None:
+        raise ApiError(400, "invalid_json", "the body is no JSON object")
+    at = opening.end()
+    return text[:at] + member + (b"" if text.startswith(b"}", at) else b",") + text[at:]

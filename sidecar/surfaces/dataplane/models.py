@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from plugin_sdk import Headers, Reject, Request
+from plugin_sdk import Headers, ModelInfo, Reject, Request
 from sidecar.control.controller import Controller
+from sidecar.control.generations import Generation
 from sidecar.core.manifest import Model
 from sidecar.core.names import near
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -17,7 +18,7 @@ _LIST = "/v1/models"
 
 
 class ModelList:
-    """The declared models in OpenAI's shape, for callers that the default chain admits."""
+    """The models in OpenAI's shape, for callers that the default chain admits: those declared, then plugins' own."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -45,15 +46,36 @@ class ModelList:
         except Reject as reject:
             raise ApiError.rejected(reject) from None
         wanted = incoming.path.removeprefix(_LIST).strip("/")
-        if not wanted:
-            entries = [self._entry(name, model) for name, model in generation.declaration.models.items()]
-            return 200, msgspec.json.encode({"object": "list", "data": entries})
+        return 200, msgspec.json.encode(await (self._one(generation, wanted) if wanted else self._all(generation)))
+
+    async def _all(self, generation: Generation) -> dict[str, Any]:
+        entries = [self._entry(name, model) for name, model in generation.declaration.models.items()]
+        await generation.supplied.fresh()
+        entries += [self._supplied(model) for model in generation.supplied.models()]
+        return {"object": "list", "data": entries}
+
+    async def _one(self, generation: Generation, wanted: str) -> dict[str, Any]:
         found = generation.find(wanted)
-        if found is None:
-            meant = near(wanted, generation.names())
-            hint = f"; near it: {', '.join(meant)}" if meant else ""
-            raise ApiError(404, "model_not_found", f'there is no model "{wanted[:200]}"{hint}', param="model")
-        return 200, msgspec.json.encode(self._entry(*found))
+        if found is not None:
+            return self._entry(*found)
+        await generation.supplied.fresh()
+        supplied = generation.supplied.find(wanted)
+        if supplied is not None:
+            return self._supplied(supplied)
+        meant = near(wanted, [*generation.names(), *generation.supplied.names()])
+        hint = f"; near it: {', '.join(meant)}" if meant else ""
+        raise ApiError(404, "model_not_found", f'there is no model "{wanted[:200]}"{hint}', param="model")
+
+    def _supplied(self, model: ModelInfo) -> dict[str, Any]:
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created or self._created,
+            "owned_by": model.owned_by,
+            "aliases": list(model.aliases),
+            "modes": list(model.modes),
+            "ready": None,  # nobody watches its server
+        }
 
     def _entry(self, name: str, model: Model) -> dict[str, Any]:
         return {

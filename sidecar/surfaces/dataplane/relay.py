@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
 import msgspec
 
-from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Interface, Outcome, Principal, Reject, Request, Usage
+from plugin_sdk import ANONYMOUS, End, Endpoint, Headers, Outcome, Principal, Reject, Request, Usage
 from plugin_sdk import Response as Answer
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
 from sidecar.core.manifest import Model
 from sidecar.core.names import listed, near
-from sidecar.mechanism.calls import direct
 from sidecar.mechanism.connections import UpstreamError
 from sidecar.mechanism.filters import Passage
-from sidecar.surfaces.dataplane.asking import Asked, Asking
+from sidecar.mechanism.modes import Mode
+from sidecar.mechanism.results import is_name
+from sidecar.surfaces.dataplane.asking import Asked, Asking, UnknownModelError
 from sidecar.surfaces.dataplane.body import Head, read_head
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.response import Downstream, Response
@@ -48,7 +48,7 @@ class Found(msgspec.Struct, frozen=True):
 
     mode: str
     endpoint: Endpoint
-    interface: Interface[Any]
+    interface: Mode
 
 
 def find_endpoints(generation: Generation, path: str) -> list[Found]:
@@ -80,6 +80,7 @@ class Relay:
         )
         self._chain = self._generation.default_chain
         self._model = ""
+        self._is_model = True  # and not merely what somebody has called one
         self._principal: Principal = ANONYMOUS
         self._passage: Passage | None = None
         self._asking: Asking | None = None
@@ -126,7 +127,7 @@ class Relay:
     async def _answer(self, body: bytes) -> None:
         request, head, model = await self._admit(body)
         interface = self._found.interface
-        direct(interface.validate, request, marker=self._generation.marker(self._found.mode))
+        interface.validate(request)
         limit = self._generation.declaration.settings.max_body
         self._passage = self._chain.passage(self._found.mode, limit, events=interface.events)
         if self._passage is not None:
@@ -145,7 +146,10 @@ class Relay:
             passage=self._passage,
         )
         self._asking = Asking(self._controller, asked, self._response, self._trace)
-        await self._asking.run()
+        try:
+            await self._asking.run()
+        except UnknownModelError as error:
+            raise self._unknown(str(error)) from None
 
     async def _filter(self, passage: Passage, request: Request) -> Request | None:
         """The request as it goes on; None if a filter has answered it."""
@@ -156,8 +160,11 @@ class Relay:
             return None
         return result
 
-    async def _admit(self, body: bytes) -> tuple[Request, Head, Model]:
-        """Who asks for what. Nobody learns which models there are before the default chain has let them in."""
+    async def _admit(self, body: bytes) -> tuple[Request, Head, Model | None]:
+        """Who asks for what. Nobody learns which models there are before the default chain has let them in.
+
+        The model is None if no manifest declares it; then a route plugin may know it.
+        """
         request = Request(
             method=self._incoming.method,
             path=self._incoming.path,
@@ -174,26 +181,42 @@ class Relay:
             await self._authenticate(request)
             raise
         if found is None:
-            await self._authenticate(request)
-            raise self._unknown(head)
+            return await self._admit_undeclared(request, head.model or ""), head, None
         name, model = found
-        self._model = name
-        self._trace.asks_for(head.model or name)
-        self._found = next((found for found in self._candidates if found.mode in model.modes), self._found)
-        self._response.interface = self._found.interface
         self._chain = self._generation.chain(name)
-        request = msgspec.structs.replace(request, model=name, requested_model=head.model or "", mode=self._found.mode)
-        await self._authenticate(request)
-        if self._found.mode not in model.modes:
-            raise ApiError(400, "wrong_mode", self._wrong_mode(name, model), param="model")
-        return msgspec.structs.replace(request, principal=self._principal), head, model
+        self._trace.asks_for(head.model or name)
+        return await self._admit_to(request, name, head.model or "", model.modes), head, model
 
-    def _unknown(self, head: Head) -> ApiError:
-        if not head.model:
+    async def _admit_undeclared(self, request: Request, requested: str) -> Request:
+        """The request if a plugin may know the model."""
+        if not (self._chain.supplies and is_name(requested)):
+            await self._authenticate(request)
+            raise self._unknown(requested)
+        await self._generation.supplied.first()
+        listed_as = self._generation.supplied.find(requested)
+        self._is_model = listed_as is not None
+        name, modes = (requested, ()) if listed_as is None else (listed_as.name, listed_as.modes)
+        request = await self._admit_to(request, name, requested, modes)
+        self._trace.asks_for(requested)
+        return request
+
+    async def _admit_to(self, request: Request, name: str, requested: str, modes: tuple[str, ...]) -> Request:
+        """The request for a model that has these modes, () = any; authenticated."""
+        self._model = name
+        self._found = next((found for found in self._candidates if found.mode in modes), self._found)
+        self._response.interface = self._found.interface
+        request = msgspec.structs.replace(request, model=name, requested_model=requested, mode=self._found.mode)
+        await self._authenticate(request)
+        if modes and self._found.mode not in modes:
+            raise ApiError(400, "wrong_mode", self._wrong_mode(name, modes), param="model")
+        return msgspec.structs.replace(request, principal=self._principal)
+
+    def _unknown(self, requested: str) -> ApiError:
+        if not requested:
             return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
-        shown = head.model[:200]
+        shown = requested[:200]
         self._trace.asks_for(shown)
-        meant = near(head.model, self._generation.names())
+        meant = near(requested, [*self._generation.names(), *self._generation.supplied.names()])
         hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
         return ApiError(404, "model_not_found", f'there is no model "{shown}"{hint}', param="model")
 
@@ -207,34 +230,29 @@ class Relay:
                 span.set_attribute("error.type", reject.code)
                 raise ApiError.rejected(reject) from None
 
-    def _wrong_mode(self, name: str, model: Model) -> str:
+    def _wrong_mode(self, name: str, modes: tuple[str, ...]) -> str:
         paths = [
             endpoint.path
-            for mode in model.modes
+            for mode in modes
             if mode in self._generation.interfaces
             for endpoint in self._generation.interfaces[mode].endpoints
         ]
-        modes = listed(model.modes)
-        return f'the model "{name}" is of mode {modes}, not {self._found.mode}: it answers at {listed(paths)}'
+        return f'the model "{name}" is of mode {listed(modes)}, not {self._found.mode}: it answers at {listed(paths)}'
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
     def _usage(self) -> Usage | None:
         if self._asking is None:
             return None  # no server has counted anything
-        tail, marker = self._response.tail, self._generation.marker(self._found.mode)
-        try:
-            return direct(self._found.interface.usage, tail.read(), tail.streamed, marker=marker)
-        except Exception:
-            log.exception("the interface plugin of mode %s cannot read usage", self._found.mode)
-            return None
+        tail = self._response.tail
+        return self._found.interface.usage(tail.read(), tail.streamed)
 
     def _outcome(self, bytes_in: int, usage: Usage | None) -> Outcome:
         asking, response = self._asking, self._response
         target = asking.target if asking else None
         first_byte_at = response.first_byte_at
         return Outcome(
-            model=self._model,
+            model=self._model if self._is_model or target is not None else "",
             variant=target.variant if target else "",
             mode=self._found.mode,
             path=self._incoming.path,

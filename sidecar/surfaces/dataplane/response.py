@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
-from typing import Any
 
-from plugin_sdk import End, Interface
+from plugin_sdk import End
 from plugin_sdk import Response as Head
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.clock import Clock
-from sidecar.mechanism.calls import direct
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.upstream import HOP_BY_HOP, Pair
-from sidecar.mechanism.watchdog import Marker
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.tail import Tail
 from sidecar.surfaces.dataplane.wire import Sending, Wire
-
-log = logging.getLogger(__name__)
 
 EVENT_STREAM = b"text/event-stream"
 FRAMING = HOP_BY_HOP | {b"content-length"}
@@ -32,11 +27,11 @@ class Response:
     """One answer on its way.
 
     status: what came of the request, 0 while that is not known; the head says something else if it had to be sent
-    before. first_byte_at: when the server's body began (monotonic clock). tail: of that body. interface, marker: whose
-    errors it speaks.
+    before. first_byte_at: when the server's body began (monotonic clock). tail: of that body. interface: whose errors
+    it speaks.
     """
 
-    __slots__ = ("_clock", "_wire", "code", "end", "first_byte_at", "interface", "marker", "status", "tail")
+    __slots__ = ("_clock", "_wire", "code", "end", "first_byte_at", "interface", "status", "tail")
 
     def __init__(self, wire: Wire, clock: Clock) -> None:
         self.status = 0
@@ -44,8 +39,7 @@ class Response:
         self.end = End.OK
         self.first_byte_at: float | None = None
         self.tail = Tail(streamed=False)
-        self.interface: Interface[Any] | None = None
-        self.marker: Marker | None = None
+        self.interface: Mode | None = None
         self._wire = wire
         self._clock = clock
 
@@ -105,22 +99,14 @@ class Response:
 
     def _said(self, error: ApiError) -> bytes:
         """The error in the shape of the API that was called."""
+        said = None
         if self.interface is not None:
-            try:
-                return direct(
-                    self.interface.error, error.status, error.code, error.message, error.param, marker=self.marker
-                )
-            except Exception:
-                log.exception("the interface plugin %s cannot word an error", self.interface.name)
-        return error.body()
+            said = self.interface.error(error.status, error.code, error.message, error.param)
+        return error.body() if said is None else said
 
     def _error_event(self, error: bytes) -> bytes:
-        if self.interface is not None:
-            try:
-                return direct(self.interface.error_event, error, marker=self.marker)
-            except Exception:
-                log.exception("the interface plugin %s cannot word an error", self.interface.name)
-        return b"data: " + error + b"\n\n"
+        said = self.interface.error_event(error) if self.interface is not None else None
+        return b"data: " + error + b"\n\n" if said is None else said
 
 
 def unframed(headers: Iterable[Pair]) -> list[Pair]:

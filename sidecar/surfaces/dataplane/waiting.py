@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from sidecar.control.leases import Lease
+from sidecar.core.conditions import READY
 from sidecar.core.observed import Condition, Status
-from sidecar.core.planner import READY
 
 FIRST_S = 0.5  # a wait that is over by then stays silent, and its answer keeps the server's own head
 EVERY_S = 3.0

@@ -1,0 +1,69 @@
+"""An interface plugin in use: its methods, each watched and counted, and what holds where one of them fails."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from plugin_sdk import Interface, NotReady, Request, Upstream, Usage
+from sidecar.mechanism import results
+from sidecar.mechanism.hooks import Hook, expected, overrides
+from sidecar.mechanism.instance import Instance
+
+
+class Mode:
+    """One mode of talking to servers. instance: an interface plugin that is open."""
+
+    def __init__(self, instance: Instance, interface: Interface[Any]) -> None:
+        self.endpoints = interface.endpoints
+        self.events = interface.events
+        self._instance = instance
+        self._ready = instance.bind("ready")
+        self._usage = Hook(instance, "usage", results.usage, refuses=False)
+        self._error = Hook(instance, "error", results.body, refuses=False)
+        self._error_event = Hook(instance, "error_event", results.body, refuses=False)
+        self._validate = None
+        if overrides(interface, Interface, "validate"):
+            self._validate = Hook(instance, "validate", results.nothing, deny=True)
+
+    async def ready(self, upstream: Upstream) -> bool:
+        """Whether the server can serve. Raises what the plugin raises, and TimeoutError.
+
+        That a server does not answer, or says that it is not ready, is no failure of the plugin's.
+        """
+        began = perf_counter()
+        try:
+            ready = results.truth(await self._ready(upstream))
+        except (NotReady, OSError):
+            self._instance.ran(perf_counter() - began)
+            raise
+        except Exception as error:
+            self._instance.went_wrong("ready", error)
+            raise
+        self._instance.ran(perf_counter() - began)
+        return ready
+
+    def validate(self, request: Request) -> None:
+        """Raises Reject if the mode cannot serve the request, or cannot say whether it can."""
+        if self._validate is not None:
+            self._validate.now(request)
+
+    def usage(self, tail: bytes, streamed: bool) -> Usage | None:
+        """The token counts at the end of an answer; None also where they cannot be read. Never raises."""
+        return self._usage.now(tail, streamed)
+
+    def error(self, status: int, code: str, message: str, param: str | None) -> bytes | None:
+        """The body of an error; None if the plugin has no words for it. Never raises."""
+        return _worded(self._error, status, code, message, param)
+
+    def error_event(self, error: bytes) -> bytes | None:
+        """The event that ends a stream which breaks off; None as above. Never raises."""
+        return _worded(self._error_event, error)
+
+
+def _worded(hook: Hook[bytes], *args: Any) -> bytes | None:
+    failures = hook.instance.failed
+    said = hook.now(*args)
+    if said is None and hook.instance.failed == failures:
+        hook.failed(expected("bytes", None))
+    return said
