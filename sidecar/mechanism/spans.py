@@ -7,7 +7,7 @@ its own, and begins spans below it.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from random import getrandbits
 from types import TracebackType
@@ -86,7 +86,7 @@ class Stage(trace.Span):
     def end(self, end_time: int | None = None) -> None:
         """It ends now, or did at `end_time`. Only the first call counts."""
         if not self.ended_ns:
-            self.ended_ns = self._now() if end_time is None else end_time
+            self.ended_ns = self._now() if end_time is None else _moment(end_time)
 
     def record_exception(
         self,
@@ -132,17 +132,19 @@ class Stage(trace.Span):
         return SpanContext(int(origin.trace_id, 16), self.span_id, False, TraceFlags(origin.flags), state)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        """The API's word for `set`."""
-        self.set(key, value)
+        """The API's word for `set`; a plugin may give anything."""
+        self.set(str(key), _plain(value))
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Say several things of it."""
         for key, value in attributes.items():
-            self.set(key, value)
+            self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Something happened in it, now or at `timestamp`."""
-        self.notes += (Note(name, self._now() if timestamp is None else timestamp, attributes),)
+        at_ns = self._now() if timestamp is None else _moment(timestamp)
+        told = {str(key): _plain(value) for key, value in (attributes or {}).items()}
+        self.notes += (Note(str(name), at_ns, told),)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         """It has to do with another span."""
@@ -150,7 +152,7 @@ class Stage(trace.Span):
 
     def update_name(self, name: str) -> None:
         """Call it something else."""
-        self.name = name
+        self.name = str(name)
 
     def is_recording(self) -> bool:
         """Until it ends."""
@@ -161,7 +163,20 @@ class Stage(trace.Span):
         told = status if isinstance(status, Status) else Status(status, description)
         self.failed = told.status_code is StatusCode.ERROR
         self.succeeded = told.status_code is StatusCode.OK
-        self.message = told.description or ""
+        self.message = str(told.description or "")
+
+
+def _plain(value: object) -> AttributeValue:
+    """A value that can be encoded whatever it was: an odd one of a plugin must not cost others their spans."""
+    if isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return tuple(item if isinstance(item, (str, bool, int, float)) else str(item) for item in value)
+    return str(value)
+
+
+def _moment(unix_ns: int) -> int:
+    return max(0, int(unix_ns))
 
 
 # Of a trace that no sampler of the SDK keeps: neither for its parent's sake, nor by the last bits of its id.

@@ -7,6 +7,7 @@ tracer. Both go to the same exporters, by the same sampler.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -63,8 +64,9 @@ class Telemetry:
         """Export what is left, within the deadline. Blocks: keep it off the event loop. May be repeated."""
         if self._provider is not None:
             self._provider.shutdown()
+        until = time.monotonic() + deadline_s
         for exports in self._exports:
-            exports.close(deadline_s)
+            exports.close(max(0.0, until - time.monotonic()))
 
     def _record(self, exporters: Sequence[SpanExporter | Exporter]) -> TracerProvider:
         resource = _resource()

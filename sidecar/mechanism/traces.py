@@ -48,21 +48,21 @@ class Untraced:
 
     def begin(
         self,
-        name: str,  # noqa: ARG002  nothing of it is recorded
-        kind: SpanKind = SpanKind.INTERNAL,  # noqa: ARG002  nothing of it is recorded
-        parent: AnyStage | None = None,  # noqa: ARG002  nothing of it is recorded
+        name: str,  # noqa: ARG002 - nothing of it is recorded
+        kind: SpanKind = SpanKind.INTERNAL,  # noqa: ARG002 - nothing of it is recorded
+        parent: AnyStage | None = None,  # noqa: ARG002 - nothing of it is recorded
     ) -> NoStage:
         """A stage that records nothing."""
         return NO_STAGE
 
-    def stage(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> NoStage:  # noqa: ARG002  nothing of it is recorded
+    def stage(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> NoStage:  # noqa: ARG002 - nothing of it is recorded
         """A stage that records nothing, nor what plugins do in it."""
         return NO_STAGE
 
     def cold_start(self, target: Cold, parent: AnyStage) -> None:
         """Nothing."""
 
-    def carry(self, headers: RawHeaders, stage: AnyStage) -> RawHeaders:  # noqa: ARG002  nothing of it is recorded
+    def carry(self, headers: RawHeaders, stage: AnyStage) -> RawHeaders:  # noqa: ARG002 - nothing of it is recorded
         """The headers as they are."""
         return headers
 
@@ -75,7 +75,7 @@ class Unsampled(Untraced):
 
     __slots__ = ()
 
-    def stage(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> NoStage:  # noqa: ARG002  nothing of it is recorded
+    def stage(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> NoStage:  # noqa: ARG002 - nothing of it is recorded
         """A stage that records nothing, nor what plugins do in it."""
         return MutedStage()
 
