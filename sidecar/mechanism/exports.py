@@ -76,6 +76,10 @@ class Exports:
         self._thread = threading.Thread(target=self._run, name="sidecar-traces", daemon=True)
         self._thread.start()
 
+    def __len__(self) -> int:
+        """Spans that wait."""
+        return len(self._queue)
+
     def offer(self, spans: Sequence[Ended]) -> None:
         """Take them if there is room for them. Never waits."""
         waiting = len(self._queue) + len(spans)

@@ -27,6 +27,7 @@ _IDS = struct.Struct(">2s16s2sQ2sQ")  # trace_id = 1, span_id = 2, parent_span_i
 _ROOT_IDS = struct.Struct(">2s16s2sQ")
 _TIMES = struct.Struct("<cQcQ2sI")  # start = 7, end = 8, flags = 16
 _DOUBLE = struct.Struct("<cd")
+_FIXED32 = struct.Struct("<cI")
 _FIXED64 = struct.Struct("<cQ")
 
 _PARENT_IS_KNOWN = 0x100  # SpanFlags: whether the parent is remote is said ...
@@ -94,7 +95,9 @@ def _link(link: Link) -> bytes:
     context = link.context
     ids = _ROOT_IDS.pack(b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id)
     state = context.trace_state.to_header()
-    return b"".join((ids, _text(b"\x1a", state) if state else b"", *_attributes(b"\x22", link.attributes or {})))
+    flags = _PARENT_IS_KNOWN | context.trace_flags | (_PARENT_IS_REMOTE if context.is_remote else 0)
+    parts = [ids, _text(b"\x1a", state) if state else b"", *_attributes(b"\x22", link.attributes or {})]
+    return b"".join((*parts, _FIXED32.pack(b"\x35", flags)))
 
 
 # --- values -------------------------------------------------------------------------------------------------------
