@@ -59,7 +59,7 @@ _decode_loose = msgspec.json.Decoder(_Loose).decode
 _decode_keys = msgspec.json.Decoder(_Keys).decode
 _options = msgspec.json.Decoder(Options).decode
 _SPACE = rb"[ \t\n\r]*+"
-_MODEL = re.compile(rb'"model"' + _SPACE + rb":" + _SPACE + rb'("(?:[^"\\]++|\\.)*+")')
+_MODEL = re.compile(rb'"model"' + _SPACE + rb":" + _SPACE + rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
 _OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
 _WANTED_MODEL = frozenset({b"model"})
 _WANTED_OPTIONS = frozenset({b"stream_options"})
@@ -88,10 +88,12 @@ def read_head(body: bytes, content_type: str = "") -> Head:
 def with_model(body: bytes, name: str, content_type: str = "") -> bytes:
     """The body with the model's name replaced in place, every other byte as it was.
 
-    `read_head` has found a model in it. Raises ApiError if there is another.
+    `read_head` has read it. Raises ApiError if there is not exactly one model in it.
     """
     if forms.may_be_form(content_type) and (boundary := forms.boundary_of(content_type)):
         return forms.with_value(body, boundary, "model", name)
+    if _decode_keys(body).model is _NOTHING:
+        raise ApiError(400, "model_missing", 'the body must name a "model"', param="model")
     start, end = _place_of_model(body)
     return body[:start] + msgspec.json.encode(name) + body[end:]
 
@@ -131,15 +133,14 @@ def _loose_head(body: bytes) -> Head:
 
 
 def _place_of_model(body: bytes) -> Place:
-    """Where the value of the top-level "model" is. Raises ApiError if there is not exactly one."""
+    """Where the value of the top-level "model" is, which it has. Raises ApiError if there is another."""
     if found := _MODEL.search(body):
         without = bytearray(body)
         without[found.start() + 1] = 0x58  # "Xodel": if the object has no model any more, it was this one alone
         if _decode_keys(without).model is _NOTHING:
             return found.span(1)
     place = _only(body, _WANTED_MODEL)
-    if place is None:
-        raise ApiError(400, "model_missing", 'the body must name a "model"', param="model")
+    assert place is not None, "it has one"  # noqa: S101 - a law of this module
     return place
 
 

@@ -96,7 +96,7 @@ class FormScan:
         line_end = found.end() if found else at
         if data.startswith(b"\r\n", line_end):
             self._step = FormScan._part_head
-            return line_end
+            return self._part_head(data, line_end)
         if len(data) - at > MOST_HEADER_BYTES or data[line_end : line_end + 2] not in (b"", b"\r"):
             raise _invalid("a boundary does not end its line")
         return at
@@ -116,12 +116,12 @@ class FormScan:
         self._step = FormScan._content
         return end + 2  # the empty line's end may begin the next boundary
 
-    def _after_all(self, data: bytes, at: int) -> int:
+    def _after_all(self, data: bytes, _at: int) -> int:
         return len(data)
 
 
 def values(body: bytes, boundary: bytes, *names: str) -> list[str | None]:
-    """The values of fields, None if they are not there. Raises ApiError if one stands there twice, or is no short text."""
+    """The values of fields, None if they are not there. Raises ApiError if one is there twice, or is no short text."""
     places = _places(body, boundary, names)
     return [text(body[places[name][0] : places[name][1]], name) if name in places else None for name in names]
 
@@ -170,7 +170,10 @@ def _plain_name(head: bytes) -> bytes:
     name = message.get_param("name", header="content-disposition")
     if name is None or message.get_filename() is not None:
         return b""
-    return collapse_rfc2231_value(name).encode("utf-8", "replace")
+    plain = collapse_rfc2231_value(name)
+    if "\\" in plain:
+        raise _invalid("a field's name has a backslash")
+    return plain.encode("utf-8", "replace")
 
 
 def _invalid(why: str) -> ApiError:
