@@ -10,16 +10,13 @@ import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from plugin_sdk.messages import RawHeaders
 from sidecar import __version__
 from sidecar.mechanism.collector import Collector, CollectorError, address_of
 from sidecar.mechanism.exports import CLOSE_S, Exporter, Exports, LimitsError, Recorded, SdkExporter, limits_of
@@ -97,27 +94,6 @@ def _resource() -> Resource:
     """What the OTEL_* variables say about this service; `sidecar` where they do not name it."""
     said = OTELResourceDetector().detect()
     return Resource.create({SERVICE_NAME: "sidecar", SERVICE_VERSION: __version__, **said.attributes})
-
-
-def parent_of(headers: RawHeaders) -> Any:
-    """The trace context that the caller sent (W3C `traceparent`, `tracestate`)."""
-    return extract({name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers})
-
-
-def traced(headers: RawHeaders, context: Any) -> RawHeaders:
-    """The headers with the trace context of `context` in place of the caller's."""
-    carrier: dict[str, str] = {}
-    inject(carrier, context)
-    if not carrier:
-        return headers
-    kept = tuple((name, value) for name, value in headers if name.decode("latin-1").lower() not in carrier)
-    return (*kept, *((name.encode(), value.encode()) for name, value in carrier.items()))
-
-
-def trace_id(span: trace.Span) -> str:
-    """32 hexadecimal digits, or "" outside any trace."""
-    context = span.get_span_context()
-    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def _exporter(name: str) -> SpanExporter | Exporter:

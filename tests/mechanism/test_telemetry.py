@@ -1,4 +1,4 @@
-"""Which exporter, from the standard variables; and trace contexts that pass through with or without one."""
+"""Which exporter and sampler, from the standard variables; and that all spans go the same way."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from collections.abc import Iterator
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext
 
+from plugin_sdk import Outcome
 from plugin_sdk.messages import RawHeaders
 from sidecar import __version__
-from sidecar.mechanism.telemetry import Telemetry, TelemetryError, parent_of, trace_id, traced
+from sidecar.mechanism.telemetry import Telemetry, TelemetryError
+from sidecar.mechanism.traces import UNTRACED
 from sidecar.mechanism.upstream import Client
 from tests.servers import HTTP_SERVER
-from tests.support import serving
+from tests.support import free_port, serving
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -39,15 +43,6 @@ def recording() -> Iterator[tuple[Telemetry, InMemorySpanExporter]]:
     telemetry.close()
 
 
-def forwarded(telemetry: Telemetry, headers: RawHeaders) -> RawHeaders:
-    """What a request with these headers says upstream, from within a span."""
-    context = parent_of(headers)
-    span = telemetry.tracer.start_span("chat", context=context)
-    result = traced(headers, trace.set_span_in_context(span, context))
-    span.end()
-    return result
-
-
 # --- exporters ----------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +53,7 @@ def test_by_default_nothing_is_recorded(value: str | None, monkeypatch: pytest.M
     telemetry = Telemetry.from_environment()
     span = telemetry.tracer.start_span("x")
     assert not span.is_recording()
-    assert trace_id(span) == ""
+    assert not span.get_span_context().is_valid
     telemetry.close()
 
 
@@ -76,7 +71,7 @@ def test_an_exporter_that_is_not_there_is_named_with_those_that_are(
 def test_otlp_over_grpc_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    with pytest.raises(TelemetryError, match="install"):
+    with pytest.raises(TelemetryError, match="install opentelemetry-exporter-otlp-proto-grpc"):
         Telemetry.from_environment()
 
 
@@ -140,57 +135,92 @@ def test_closing_exports_what_is_left_and_may_be_repeated(recording: tuple[Telem
     assert len(exporter.get_finished_spans()) == 3
 
 
-# --- trace contexts -----------------------------------------------------------------------------------------------
+# --- traces of requests -------------------------------------------------------------------------------------------
 
 
-def test_the_callers_trace_is_passed_on_even_without_an_exporter() -> None:
-    telemetry = Telemetry.from_environment()
-    headers = {name.lower(): value for name, value in forwarded(telemetry, CALLERS)}
-    assert headers[b"traceparent"] == SENT.encode()
-    assert headers[b"tracestate"] == b"vendor=1"
-    assert headers[b"x-other"] == b"kept"
-    assert len(forwarded(telemetry, CALLERS)) == 3
+def test_by_default_no_request_is_traced() -> None:
+    assert Telemetry.from_environment().traces.begin(CALLERS, "chat", "POST", "/x").id == TRACE
+    assert Telemetry.from_environment().traces.begin((), "chat", "POST", "/x") is UNTRACED
 
 
-def test_the_id_of_the_callers_trace_is_known_even_without_an_exporter() -> None:
-    telemetry = Telemetry.from_environment()
-    assert trace_id(telemetry.tracer.start_span("chat", context=parent_of(CALLERS))) == TRACE
-
-
-def test_with_an_exporter_the_server_hears_of_our_span_in_the_callers_trace(
+def test_requests_and_plugins_spans_are_exported_alike(
     recording: tuple[Telemetry, InMemorySpanExporter],
 ) -> None:
     telemetry, exporter = recording
-    headers = forwarded(telemetry, CALLERS)
+    request = telemetry.traces.begin(CALLERS, "chat", "POST", "/v1/chat/completions")
+    with request.stage("filters"):
+        telemetry.tracer.start_span("mine").end()
+    request.end(Outcome(model="parrot", status=200))
     telemetry.close()
-    [span] = exporter.get_finished_spans()
-    assert span.context is not None
-    own = f"00-{TRACE}-{trace.format_span_id(span.context.span_id)}-01".encode()
-    assert [value for name, value in headers if name.lower() == b"traceparent"] == [own]
-    assert (b"X-Other", b"kept") in headers
-    assert span.parent is not None
-    assert trace.format_span_id(span.parent.span_id) == "b7ad6b7169203331"
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    server, stage, mine = spans["chat"], spans["filters"], spans["mine"]
+    assert [trace.format_trace_id(span.context.trace_id) for span in (server, stage, mine) if span.context] == [
+        TRACE
+    ] * 3
+    assert (parent(mine), parent(stage)) == (stage.context, server.context)
+    assert server.parent is not None
+    assert (trace.format_span_id(server.parent.span_id), server.parent.is_remote) == ("b7ad6b7169203331", True)
+    assert server.context is not None
+    assert server.context.trace_state.to_header() == "vendor=1"
+    assert {span.resource for span in (server, stage, mine)} == {mine.resource}
+    assert {span.instrumentation_scope for span in (server, stage, mine)} == {mine.instrumentation_scope}
 
 
-def test_a_caller_without_a_trace_gets_none_without_an_exporter() -> None:
-    headers = ((b"X-Other", b"kept"),)
-    assert forwarded(Telemetry.from_environment(), headers) == headers
+def parent(span: ReadableSpan) -> SpanContext | None:
+    """As a span's own context looks."""
+    found = span.parent
+    return found and SpanContext(found.trace_id, found.span_id, False, found.trace_flags, found.trace_state)
 
 
-def test_a_caller_without_a_trace_gets_ours_with_an_exporter(
-    recording: tuple[Telemetry, InMemorySpanExporter],
-) -> None:
-    assert b"traceparent" in dict(forwarded(recording[0], ()))
-
-
-@pytest.mark.parametrize("sent", [b"", b"nonsense", b"00-0-0-0", b"\xff\xfe", f"00-{'0' * 32}-{'0' * 16}-01".encode()])
-def test_a_callers_nonsense_is_no_trace(sent: bytes) -> None:
-    telemetry = Telemetry.from_environment()
-    assert trace_id(telemetry.tracer.start_span("x", context=parent_of(((b"traceparent", sent),)))) == ""
+def test_every_exporter_gets_every_span() -> None:
+    exporters = [InMemorySpanExporter(), InMemorySpanExporter()]
+    telemetry = Telemetry(exporters)
+    telemetry.traces.begin((), "chat", "POST", "/x").end(Outcome(model="parrot", status=200))
+    telemetry.tracer.start_span("server start").end()
+    telemetry.close()
+    for exporter in exporters:
+        assert [span.name for span in exporter.get_finished_spans()] == ["chat", "server start"]
 
 
 def test_a_callers_choice_not_to_sample_is_respected(recording: tuple[Telemetry, InMemorySpanExporter]) -> None:
     telemetry, exporter = recording
-    forwarded(telemetry, ((b"traceparent", SENT.replace("-01", "-00").encode()),))
+    headers = ((b"traceparent", SENT.replace("-01", "-00").encode()),)
+    with telemetry.traces.begin(headers, "chat", "POST", "/x").stage("filters"):
+        telemetry.tracer.start_span("mine").end()
     telemetry.close()
     assert exporter.get_finished_spans() == ()
+
+
+def test_the_sampler_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    telemetry = Telemetry([InMemorySpanExporter()])
+    assert telemetry.traces.begin(CALLERS, "chat", "POST", "/x").id == TRACE
+    assert telemetry.traces.begin((), "chat", "POST", "/x") is UNTRACED
+    assert not telemetry.tracer.start_span("x").is_recording()
+    telemetry.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_TRACES_SAMPLER", "xray"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "lots"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_an_error(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TelemetryError, match=f"{name}.*{value}"):
+        Telemetry.from_environment()
+
+
+def test_spans_that_are_lost_are_counted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    telemetry = Telemetry.from_environment()
+    telemetry.tracer.start_span("server start").end()
+    telemetry.close()
+    assert telemetry.lost == 1
+    assert "spans are lost, 1 so far: http://127.0.0.1:" in caplog.text
