@@ -9,6 +9,8 @@ STREAM_BYTES = 8 * 1024  # the last events of a stream
 WHOLE_BYTES = 64 * 1024  # a JSON body that is read whole; of a larger one only the ends are looked at
 
 _size_line = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")  # RFC 9112, 7.1
+_size_after_line = re.compile(rb"\r\n(?=[0-9A-Fa-f]{1,15}[;\r])")
+_cut_size = re.compile(rb"[0-9A-Fa-f]+(?:;[^\r\n]*)?\r?").fullmatch
 
 
 class Tail:
@@ -46,10 +48,10 @@ class Tail:
         """
         last = b"".join(self._chunks)
         if not self._dropped:
-            return _dechunked(last, 0) if chunked else last
+            return b"".join(_walked(last, 0)[0]) if chunked else last
         last = last[-self._limit :]
         if chunked:
-            return _dechunked(self._head, 0) + b"\n\n" + _dechunked_end(last)
+            return b"".join(_walked(self._head, 0)[0]) + b"\n\n" + _dechunked_end(last)
         return self._head + b"\n\n" + last
 
     def _drop(self) -> None:
@@ -64,37 +66,27 @@ class Tail:
 
 def _dechunked_end(text: bytes) -> bytes:
     """The data of chunks whose beginning is cut off. What looks like a size is one if all the others follow from it."""
+    data, follows = _walked(text, 0)
     start = 0
-    while (found := _size_line.search(text, start)) is not None:
-        begins = found.start()
-        if (begins == 0 or text[begins - 2 : begins] == b"\r\n") and _leads_on(text, found):
-            return text[: max(0, begins - 2)] + _dechunked(text, begins)
-        start = begins + 1
-    return text
+    while not follows and (found := _size_after_line.search(text, start)) is not None:
+        start = found.start() + 1
+        data, follows = _walked(text, found.start() + 2)
+        data.insert(0, text[: found.start()])
+    return b"".join(data) if follows else text
 
 
-def _leads_on(text: bytes, found: re.Match[bytes]) -> bool:
-    """Whether a size is followed by as much, and so on to the last chunk, or to the end of what there is."""
-    while int(found.group(1), 16):
-        after = found.end() + int(found.group(1), 16)
-        if after + 2 >= len(text):
-            return True
-        line = _size_line.match(text, after + 2)
-        if text[after : after + 2] != b"\r\n" or line is None:
-            return _begins_a_size(text, after)
-        found = line
-    return True
-
-
-def _begins_a_size(text: bytes, after: int) -> bool:
-    """Whether what there is of the next size's line is cut off."""
-    return text[after : after + 2] == b"\r\n" and re.fullmatch(rb"[0-9A-Fa-f]+\r?", text[after + 2 :]) is not None
-
-
-def _dechunked(text: bytes, at: int) -> bytes:
-    """The data of the chunks from there on, as far as there are any; the last may be cut off."""
+def _walked(text: bytes, at: int) -> tuple[list[bytes], bool]:
+    """The data of the chunks from there on, and whether they go on to the last one, or to the end of what there is."""
     data: list[bytes] = []
-    while (found := _size_line.match(text, at)) is not None and (size := int(found.group(1), 16)):
-        data.append(text[found.end() : found.end() + size])
-        at = found.end() + size + 2
-    return b"".join(data)
+    while (found := _size_line.match(text, at)) is not None:
+        size = int(found.group(1), 16)
+        if not size:
+            return data, True
+        at = found.end() + size
+        data.append(text[found.end() : at])
+        if at + 2 >= len(text):
+            return data, True
+        if not text.startswith(b"\r\n", at):
+            return data, False
+        at += 2
+    return data, bool(data) and _cut_size(text, at) is not None
