@@ -112,6 +112,7 @@ class Interface(Plugin[C]):
     provides: ClassVar[str] = ""
     endpoints: ClassVar[tuple[Endpoint, ...]] = ()
     events: ClassVar[bool] = True  # answers are text: JSON or server-sent events, which `on_event` filters can read
+    usage_on_request: ClassVar[bool] = False  # streams tell usage only if `stream_options.include_usage` asks for it
 
     async def ready(self, upstream: Upstream) -> bool:
         """Whether the server can serve. By default `/health`, or `/v1/models` where there is no such path.

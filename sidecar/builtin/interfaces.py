@@ -11,6 +11,7 @@ class Chat(Interface):
     """Conversations: OpenAI's chat completions."""
 
     provides = "chat"
+    usage_on_request = True
     endpoints = (Endpoint("/v1/chat/completions", "chat"),)
 
 
@@ -18,6 +19,7 @@ class Base(Interface):
     """Plain continuation of a prompt: OpenAI's completions."""
 
     provides = "base"
+    usage_on_request = True
     endpoints = (Endpoint("/v1/completions", "text_completion"),)
 
 

@@ -47,6 +47,12 @@ class Settings(Table, frozen=True):
     max_body: ByteSize = ByteSize(64 * 2**20)
     server_log_limit: ByteSize = ByteSize(16 * 2**20)
     drain_timeout: Duration = Duration(30)
+    max_connections: int = 10_000
+    header_timeout: Duration = Duration(20)
+    body_timeout: Duration = Duration(60)
+    send_timeout: Duration = Duration(600)
+    request_timeout: Duration = Duration(0)
+    cors_origins: tuple[str, ...] = ()
     allow_empty: bool = False
 
 
@@ -141,6 +147,7 @@ class Model(Table, frozen=True):
     max_wait: Duration = Duration(30)
     min_residency: Duration = Duration(10)
     loading_events: bool = False
+    count_streams: bool = False
     priority: int = 0
     pinned: bool = False
 

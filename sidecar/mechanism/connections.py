@@ -24,11 +24,16 @@ _HEAD_END = b"\r\n\r\n"
 
 
 class UpstreamError(Exception):
-    """The server could not be reached, or broke off. processed: whether any of the request may have been acted on."""
+    """The server could not be reached, or broke off.
 
-    def __init__(self, message: str, *, processed: bool) -> None:
+    processed: whether any of the request may have been acted on. reused: it has closed a connection that was idle, in
+    the moment in which it was used again.
+    """
+
+    def __init__(self, message: str, *, processed: bool, reused: bool = False) -> None:
         super().__init__(message)
         self.processed = processed
+        self.reused = reused
 
 
 class Framing(enum.Enum):
@@ -122,7 +127,7 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         if transport is None or self._closed or transport.is_closing():
-            raise UpstreamError("the connection was closed", processed=False)
+            raise UpstreamError("the connection was closed", processed=False, reused=True)
         self._reset(bodiless=head_only)
         self._listener = listener
         self._parsing = self._piecewise if pieces else self._whole
@@ -333,7 +338,8 @@ class Connection(asyncio.Protocol):
         listener = self._listener
         self.abort()
         if listener is not None:
-            listener.on_broken(UpstreamError(f"{self.origin} broke off: {why}", processed=processed))
+            message = f"{self.origin} broke off: {why}"
+            listener.on_broken(UpstreamError(message, processed=processed, reused=not processed))
 
     # --- from the parser ----------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ class Mode:
     def __init__(self, instance: Instance, interface: Interface[Any]) -> None:
         self.endpoints = interface.endpoints
         self.events = interface.events
+        self.usage_on_request = interface.usage_on_request
         self._instance = instance
         self._ready = instance.bind("ready")
         self._usage = Hook(instance, "usage", results.usage, refuses=False)

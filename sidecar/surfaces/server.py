@@ -8,33 +8,20 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from sidecar import __version__
 from sidecar.control.controller import Controller
+from sidecar.mechanism.traces import Traces
 from sidecar.surfaces.control_api import control_app
-from sidecar.surfaces.dataplane.asgi import DataPlane, Receive, Scope, Send
+from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.dataplane.protocol import factory
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75  # longer than clients keep connections in their pools, so that they are the ones to close them
 
 log = logging.getLogger(__name__)
-
-
-class Edge:
-    """Inference goes to the data plane, everything else to Litestar."""
-
-    def __init__(self, controller: Controller) -> None:
-        self._data_plane = DataPlane(controller)
-        self._control: Any = control_app(controller)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._data_plane.owns(scope["path"]):
-            await self._data_plane(scope, receive, send)
-        else:
-            await self._control(scope, receive, send)
 
 
 class HttpServer(uvicorn.Server):
@@ -92,12 +79,13 @@ class Shutdown:
         self.asked = True
 
 
-async def serve(controller: Controller, listener: socket.socket, shutdown: Shutdown) -> None:
+async def serve(controller: Controller, listener: socket.socket, shutdown: Shutdown, traces: Traces) -> None:
     """Serve until `shutdown` is asked for. The controller is open, and stays so."""
+    plane = Plane(controller, traces)
     config = uvicorn.Config(
-        Edge(controller),
+        cast(Any, control_app(controller)),
         loop="uvloop",
-        http="httptools",
+        http=cast(Any, factory(plane)),  # called like the class of a protocol
         ws="none",
         lifespan="off",
         log_config=None,
@@ -105,10 +93,8 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(controller.declaration.settings.drain_timeout)),
     )
-    logging.getLogger("uvicorn.error").addFilter(_unlike_broken_off)
     server = HttpServer(config)
     shutdown.of(server)
     listener.listen(BACKLOG)  # from here on connections are kept until they are served, so the next line is true
@@ -116,9 +102,8 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     shown = f"[{host}]" if ":" in host else host
     models = len(controller.declaration.models)
     log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
-    await server.serve(sockets=[listener])
-
-
-def _unlike_broken_off(record: logging.LogRecord) -> bool:
-    """Drop uvicorn's complaint about a response without an end: that is how a broken-off answer is passed on."""
-    return "returned without completing response" not in record.getMessage()
+    plane.look_after()
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await plane.close()

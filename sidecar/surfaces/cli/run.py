@@ -109,7 +109,7 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry
     watchdog.start()
     try:
         await controller.open(start.loaded, start.before)
-        await serve(controller, listener, shutdown)
+        await serve(controller, listener, shutdown, telemetry.traces)
     finally:
         listener.close()
         await controller.close()

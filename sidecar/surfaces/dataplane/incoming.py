@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
-from plugin_sdk import Endpoint, Interface
+from plugin_sdk import Endpoint
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.generations import Generation
+from sidecar.mechanism.modes import Mode
 
 
 class Incoming(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class Found(msgspec.Struct, frozen=True):
 
     mode: str
     endpoint: Endpoint
-    interface: Interface[Any]
+    interface: Mode
 
 
 class Paths:

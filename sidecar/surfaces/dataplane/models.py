@@ -12,7 +12,7 @@ from sidecar.control.generations import Generation
 from sidecar.core.manifest import Model
 from sidecar.core.names import near
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.relay import Incoming
+from sidecar.surfaces.dataplane.incoming import Incoming
 
 _LIST = "/v1/models"
 
@@ -28,12 +28,11 @@ class ModelList:
         """Whether the path is the list's, or one of its entries'."""
         return path.rstrip("/") == _LIST or path.startswith(_LIST + "/")
 
-    async def answer(self, incoming: Incoming) -> tuple[int, bytes]:
+    async def answer(self, incoming: Incoming, generation: Generation) -> tuple[int, bytes]:
         """(status, JSON body). Raises ApiError."""
         if incoming.method not in ("GET", "HEAD"):
             message = f"{_LIST} takes GET, not {incoming.method}"
             raise ApiError(405, "method_not_allowed", message, headers=((b"allow", b"GET, HEAD"),))
-        generation = self._controller.generation
         request = Request(
             method=incoming.method,
             path=incoming.path,

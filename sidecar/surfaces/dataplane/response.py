@@ -27,18 +27,20 @@ class Response:
     """One answer on its way.
 
     status: what came of the request, 0 while that is not known; the head says something else if it had to be sent
-    before. first_byte_at: when the server's body began (monotonic clock). tail: of that body. interface: whose errors
+    before. first_byte_at: when the server's body began (monotonic clock). tail: of that body.
+    chunked: it holds the framing of the server's chunks. interface: whose errors
     it speaks.
     """
 
-    __slots__ = ("_clock", "_wire", "code", "end", "first_byte_at", "interface", "status", "tail")
+    __slots__ = ("_clock", "_wire", "chunked", "code", "end", "first_byte_at", "interface", "status", "tail")
 
     def __init__(self, wire: Wire, clock: Clock) -> None:
         self.status = 0
         self.code = ""
         self.end = End.OK
         self.first_byte_at: float | None = None
-        self.tail = Tail(streamed=False)
+        self.tail = Tail(False)
+        self.chunked = False
         self.interface: Mode | None = None
         self._wire = wire
         self._clock = clock
@@ -51,7 +53,7 @@ class Response:
     def comment(self, comment: bytes) -> None:
         """Send an event stream's comment, which clients skip, and before the first one the stream's head."""
         if not self._wire.begun:
-            self.tail = Tail(streamed=True)
+            self.tail = Tail(True)
             self._wire.start(200, b"", _EVENTS_HEAD, self.framed())
         self._wire.send(comment)
 
@@ -73,7 +75,7 @@ class Response:
     def give(self, given: Head, code: str) -> None:
         """A filter's answer in the server's place."""
         self.status, self.code = given.status, code
-        self.tail = Tail(streamed=given.streamed)
+        self.tail = Tail(given.streamed)
         self.note(given.body)
         self._wire.answer(given.status, unframed(given.headers.raw), given.body)
 

@@ -34,6 +34,7 @@ class Wire:
     __slots__ = (
         "_done",
         "_drained",
+        "_hang_up",
         "_sending",
         "_transport",
         "begun",
@@ -46,7 +47,9 @@ class Wire:
         "paused",
     )
 
-    def __init__(self, transport: asyncio.Transport, done: Callable[[Wire], None], *, http11: bool) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, hang_up: Callable[[], None], done: Callable[[Wire], None], *, http11: bool
+    ) -> None:
         self.http11 = http11
         self.keep_alive = http11
         self.head_only = False
@@ -56,6 +59,7 @@ class Wire:
         self.paused = False
         self.extra = b""  # header lines that every answer on this connection gets
         self._transport = transport
+        self._hang_up = hang_up
         self._done = done
         self._sending = Sending.AS_IT_COMES
         self._drained: asyncio.Future[None] | None = None
@@ -86,10 +90,10 @@ class Wire:
         lines.append(b"\r\n")
         self._transport.write(b"".join(lines))
 
-    def start_with(self, head: bytes) -> None:
-        """Write a head that is whole already, with a body that is framed."""
-        self.begun = True
-        self._transport.write(head)
+    def reframe(self, filling: bytes) -> None:
+        """The bytes that come were framed by the server, and will be by us from here on: `filling` ends its chunk."""
+        self._transport.write(filling)
+        self._sending = Sending.CHUNKED
 
     def send(self, data: bytes) -> None:
         """Write some of the body."""
@@ -108,7 +112,7 @@ class Wire:
         if self._sending is Sending.CHUNKED and not self.head_only:
             self._transport.write(_LAST_CHUNK)
         if not self.keep_alive:
-            self._transport.close()
+            self._hang_up()
         self._done(self)
 
     def answer(self, status: int, headers: Iterable[Pair], body: bytes) -> None:

@@ -1,0 +1,219 @@
+"""Who asks for what, and whether they may: from the bytes of a request to what is to be asked of a server."""
+
+from __future__ import annotations
+
+import msgspec
+
+from plugin_sdk import ANONYMOUS, Headers, Principal, Reject, Request
+from plugin_sdk import Response as Answer
+from sidecar.control.generations import Generation
+from sidecar.core.manifest import Model
+from sidecar.core.names import listed, near
+from sidecar.mechanism.chain import Chain
+from sidecar.mechanism.filters import Passage
+from sidecar.mechanism.results import is_name
+from sidecar.mechanism.traces import AnyTrace
+from sidecar.surfaces.dataplane.body import Head, read_head
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.incoming import Found, Incoming
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked, of which model: the request as the filters left it, and what matters of its body.
+
+    model: as a manifest declares it; None = none does, and a route plugin has to know where it is.
+    """
+
+    name: str
+    model: Model | None
+    request: Request
+    head: Head
+    chain: Chain
+    passage: Passage | None
+
+
+class Given(msgspec.Struct, frozen=True):
+    """An answer that a filter gives in the server's place."""
+
+    answer: Answer
+    by: str
+
+
+class Admission:
+    """One request on its way in. First `identify`, then `admit`.
+
+    name, chain, found: the model, its plugins and its interface, as far as they are known. principal, passage: once
+    they are.
+    """
+
+    __slots__ = (
+        "_candidates",
+        "_error",
+        "_generation",
+        "_head",
+        "_incoming",
+        "_is_model",
+        "_model",
+        "_requested",
+        "_trace",
+        "chain",
+        "found",
+        "name",
+        "passage",
+        "principal",
+    )
+
+    def __init__(self, generation: Generation, incoming: Incoming, candidates: list[Found], trace: AnyTrace) -> None:
+        self.name = ""
+        self.chain = generation.default_chain
+        self.found = candidates[0]
+        self.principal: Principal = ANONYMOUS
+        self.passage: Passage | None = None
+        self._generation = generation
+        self._incoming = incoming
+        self._candidates = candidates
+        self._trace = trace
+        self._head = Head()
+        self._model: Model | None = None
+        self._requested = ""
+        self._is_model = True
+        self._error: ApiError | None = None
+
+    @property
+    def known_name(self) -> str:
+        """The model's name; "" for what somebody has merely called one."""
+        return self.name if self._is_model else ""
+
+    def identify(self, body: bytes, model: str | None = None) -> None:
+        """Find the model and its chain. What is wrong is told by `admit`, to whom the default chain has let in.
+
+        model: as the path or the query names it; None = the body does.
+        """
+        try:
+            self._head = read_head(body, _content_type(self._incoming)) if model is None else Head(model)
+            self._requested = self._head.model or ""
+            found = self._generation.find(self._requested)
+        except ApiError as error:
+            self._error = error
+            return
+        if found is not None:
+            self.name, self._model = found
+            self.chain = self._generation.chain(self.name)
+            self._choose(self._model.modes)
+            self._trace.asks_for(self._requested)
+            self.passage = self._passage()
+        elif not (self.chain.supplies and is_name(self._requested)):
+            self._error = self._unknown()
+
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether `admit` needs no task to run in."""
+        if self._model is None and self._error is None:
+            return False
+        return self.chain.auth_inline and (self.passage is None or self.passage.request_inline)
+
+    async def admit(self, body: bytes) -> Asked | Given:
+        """Ask the plugins. Raises ApiError and Reject.
+
+        Nobody learns which models there are before the default chain has let them in.
+        """
+        if self._model is None and self._error is None:
+            await self._find_supplied()
+        request = await self._authenticated(body)
+        if self._error is not None:
+            raise self._error
+        if self._model is not None and self.found.mode not in self._model.modes:
+            raise ApiError(400, "wrong_mode", self._wrong_mode(self._model.modes), param="model")
+        self.found.interface.validate(request)
+        passage, head = self.passage, self._head
+        if passage is not None:
+            with self._trace.stage("filters"):
+                result = await passage.request(request)
+            if isinstance(result, Answer):
+                return Given(result, passage.answered_by)
+            if result.body is not body:
+                head = _reread(result)
+            request = result
+        return Asked(name=self.name, model=self._model, request=request, head=head, chain=self.chain, passage=passage)
+
+    def unknown_model(self) -> ApiError:
+        """What to say when nobody knows the model."""
+        return self._unknown()
+
+    def _passage(self) -> Passage | None:
+        settings = self._generation.declaration.settings
+        interface = self.found.interface
+        return self.chain.passage(self.found.mode, settings.max_body, events=interface.events)
+
+    async def _find_supplied(self) -> None:
+        """A model that no manifest declares, but a plugin may know."""
+        supplied = self._generation.supplied
+        await supplied.first()
+        listed_as = supplied.find(self._requested)
+        self._is_model = listed_as is not None
+        self.name, modes = (self._requested, ()) if listed_as is None else (listed_as.name, listed_as.modes)
+        self._choose(modes)
+        self._trace.asks_for(self._requested)
+        self.passage = self._passage()
+        if modes and self.found.mode not in modes:
+            self._error = ApiError(400, "wrong_mode", self._wrong_mode(modes), param="model")
+
+    def _choose(self, modes: tuple[str, ...]) -> None:
+        """Of the interfaces on the path, the one that the model speaks."""
+        if self.found.mode not in modes:
+            self.found = next((found for found in self._candidates if found.mode in modes), self.found)
+
+    async def _authenticated(self, body: bytes) -> Request:
+        incoming = self._incoming
+        request = Request(
+            method=incoming.method,
+            path=incoming.path,
+            query=incoming.query,
+            headers=Headers(incoming.headers),
+            body=body,
+            model=self.name,
+            requested_model=self._requested,
+            mode=self.found.mode,
+            client=incoming.client,
+        )
+        if not self.chain.has_auth:
+            return request
+        with self._trace.stage("auth") as stage:
+            try:
+                self.principal = await self.chain.authenticate(request)
+            except Reject as reject:
+                stage.set("error.type", reject.code)
+                raise ApiError.rejected(reject) from None
+        return msgspec.structs.replace(request, principal=self.principal)
+
+    def _unknown(self) -> ApiError:
+        requested = self._requested
+        if not requested:
+            return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
+        shown = requested[:200]
+        self._trace.asks_for(shown)
+        meant = near(requested, [*self._generation.names(), *self._generation.supplied.names()])
+        hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
+        return ApiError(404, "model_not_found", f'there is no model "{shown}"{hint}', param="model")
+
+    def _wrong_mode(self, modes: tuple[str, ...]) -> str:
+        interfaces = self._generation.interfaces
+        paths = [endpoint.path for mode in modes if mode in interfaces for endpoint in interfaces[mode].endpoints]
+        return (
+            f'the model "{self.name}" is of mode {listed(modes)}, not {self.found.mode}: it answers at {listed(paths)}'
+        )
+
+
+def _content_type(incoming: Incoming) -> str:
+    for name, value in incoming.headers:
+        if name.lower() == b"content-type":
+            return value.decode("latin-1")
+    return ""
+
+
+def _reread(request: Request) -> Head:
+    """What matters of a request that filters have changed."""
+    try:
+        return read_head(request.body, request.headers.get("content-type"))
+    except ApiError as error:
+        raise ApiError(500, "filter_failed", f"a filter has made of the request what cannot be sent: {error}") from None

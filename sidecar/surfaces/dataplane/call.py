@@ -1,0 +1,373 @@
+"""One inference request from its first byte to its outcome, whoever carries its bytes.
+
+Find the interface by path and the model by name; authenticate; let the filters have their say; ask a server, starting
+one if need be, and relay its answer; whatever happens, give back what was held, record the outcome and end the trace.
+What needs not wait for anything happens in the calls of the connections. What has to wait gets a task, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+
+from plugin_sdk import End, Outcome, Reject, Usage
+from sidecar.control.leases import Lease, Target
+from sidecar.mechanism.calls import at_once
+from sidecar.mechanism.connections import Connection, UpstreamError
+from sidecar.mechanism.spans import AnyStage
+from sidecar.surfaces.dataplane.admission import Admission, Asked, Given
+from sidecar.surfaces.dataplane.body import with_model, with_usage
+from sidecar.surfaces.dataplane.choosing import Choosing, UnknownModelError
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.incoming import Found, Incoming
+from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.dataplane.relaying import Relaying
+from sidecar.surfaces.dataplane.request import headers_for, written
+from sidecar.surfaces.dataplane.response import Response
+from sidecar.surfaces.dataplane.waiting import to_the_end
+from sidecar.surfaces.dataplane.wire import Wire
+from sidecar.surfaces.dataplane.withheld import UsageWithheld
+
+log = logging.getLogger(__name__)
+
+
+class Call:
+    """One request. `begin` it when its body is there; the wire is answered, and the outcome recorded."""
+
+    def __init__(self, plane: Plane, incoming: Incoming, candidates: list[Found], wire: Wire) -> None:
+        self._plane = plane
+        self._generation = plane.generation
+        self._generation.enter()
+        self._incoming = incoming
+        self._wire = wire
+        self._clock = plane.controller.clock
+        self._response = Response(wire, self._clock)
+        self._started = self._clock.monotonic()
+        self._started_unix = self._clock.unix()
+        endpoint = candidates[0].endpoint
+        self._trace = plane.traces.begin(incoming.headers, endpoint.operation, incoming.method, incoming.path)
+        self._admission = Admission(self._generation, incoming, candidates, self._trace)
+        self._response.interface = self._admission.found.interface
+        self._choosing: Choosing | None = None
+        self._asked: Asked | None = None
+        self._lease: Lease | None = None
+        self._target: Target | None = None
+        self._relaying: Relaying | None = None
+        self._stage: AnyStage | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._attempt = 0
+        self._fresh = False  # no connection that was used before
+        self._bytes_in = 0
+        self._finished = False
+
+    # --- from the client ----------------------------------------------------------------------------------------
+
+    def begin(self, body: bytes) -> None:
+        """The request is complete."""
+        self._bytes_in = len(body)
+        try:
+            admission = self._admission
+            admission.identify(body)
+            self._response.interface = admission.found.interface
+            if not admission.waits_for_nothing:
+                self.spawn(self._course(body))
+                return
+            if self._take(at_once(admission.admit(body))) and not self._ask_at_once():
+                self.spawn(self._ask())
+        except Exception as error:  # noqa: BLE001 - answered, and logged if it is nobody's refusal
+            self._fail(error)
+
+    def left(self) -> None:
+        """The client has gone."""
+        if self._finished:
+            return
+        self._response.left()
+        self._stop_relaying()
+        if self._task is not None:
+            self._task.cancel()  # and then it is finished
+        else:
+            self._finish()
+
+    def slow(self, paused: bool) -> None:
+        """The client does not keep up, or has caught up."""
+        if self._relaying is not None:
+            self._relaying.slow(paused)
+
+    def cut_off(self, error: ApiError) -> None:
+        """End the request now, whatever it waits for."""
+        if self._finished:
+            return
+        self._stop_relaying()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        self._fail(error)
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    async def _course(self, body: bytes) -> None:
+        if self._take(await self._admission.admit(body)) and not self._ask_at_once():
+            await self._ask()
+
+    def _take(self, admitted: Asked | Given) -> bool:
+        """Whether a server is to be asked."""
+        self._response.interface = self._admission.found.interface
+        if isinstance(admitted, Given):
+            self._response.give(admitted.answer, f"answered_by:{admitted.by}")
+            self._finish()
+            return False
+        self._asked = admitted
+        self._choosing = Choosing(self._plane.controller, admitted, self._response, self._trace)
+        return True
+
+    def _ask_at_once(self) -> bool:
+        """Ask if a server and a connection to it are there; whether it was."""
+        choosing = self._choosing
+        if choosing is None:
+            return False
+        self._lease = choosing.at_once()
+        if self._lease is None:
+            return False
+        self._target = self._lease.target
+        connection = self._plane.pool.take(self._plane.origin(self._target.base_url))
+        if connection is None:
+            return False
+        self._send(connection)
+        return True
+
+    async def _ask(self, error: UpstreamError | None = None) -> None:
+        """Ask, and again if it cannot have been noticed. error: why the attempt before has failed."""
+        choosing = self._choosing
+        if choosing is None:
+            return
+        while True:
+            try:
+                if error is not None:
+                    await self._again(error, choosing)
+                asked_routes = self._attempt == 0 and self._asked is not None and self._asked.chain.route_inline
+                self._lease = self._lease or await choosing.lease(asked_routes=asked_routes)
+                self._target = self._lease.target
+                origin = self._plane.origin(self._target.base_url)
+                pool = self._plane.pool
+                connection = (None if self._fresh else pool.take(origin)) or await pool.connect(origin)
+                self._send(connection)
+                return
+            except UpstreamError as failed:
+                error = failed
+
+    async def _again(self, error: UpstreamError, choosing: Choosing) -> None:
+        """Get ready for another attempt. Raises UpstreamError if there is none to be had."""
+        self._attempt += 1
+        lease, target = self._lease, self._target
+        if error.processed or lease is None or target is None or self._attempt >= choosing.attempts:
+            why = await lease.last_words() if lease is not None else ""
+            raise UpstreamError(f"{error}; {why}" if why else str(error), processed=True) from error
+        log.info("%s: %s; trying again", self._admission.name, error)
+        if error.reused:
+            self._fresh = True  # the server closes idle connections: there is nothing wrong with it
+            return
+        self._release()
+        choosing.tried |= {target.variant}
+        if target.origin == "managed" or not choosing.others():
+            await asyncio.sleep(0.05 * self._attempt)  # a server that has just died is noticed in this time
+
+    def _send(self, connection: Connection) -> None:
+        """Raises UpstreamError, ApiError."""
+        asked, target = self._asked, self._target
+        if asked is None or target is None:
+            raise RuntimeError("nothing is asked of nobody")
+        request = asked.request
+        body, withheld = request.body, None
+        if asked.head.model != target.upstream_model:
+            body = with_model(body, target.upstream_model, request.headers.get("content-type"))
+        if self._counts_itself(asked):
+            body, withheld = with_usage(body), UsageWithheld()
+        passage = asked.passage if asked.passage is not None and asked.passage.sees_answer else None
+        relaying = Relaying(self, self._response, self._wire, passage, withheld)
+        plain = self._response.begun or withheld is not None or (passage is not None and passage.sees_body)
+        stage = self._stage = self._trace.begin("upstream", SpanKind.CLIENT)
+        stage.set("url.full", target.base_url + request.path)
+        headers = self._trace.carry(tuple(headers_for(target, request.headers.raw, plain=plain)), stage)
+        path = f"{request.path}?{request.query}" if request.query else request.path
+        data = written(request.method, path, connection.origin, headers, body)
+        connection.ask(relaying, data, head_only=request.method == "HEAD", pieces=relaying.pieces)
+        relaying.connection = connection
+        self._relaying = relaying
+        if self._wire.paused:
+            connection.pause()
+        if target.timeout_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(target.timeout_s, self._too_late, target)
+
+    def _counts_itself(self, asked: Asked) -> bool:
+        """Whether the stream is to tell its usage to us, though the client has not asked for it."""
+        wanted = asked.model is not None and asked.model.count_streams and asked.head.streams
+        return wanted and not asked.head.asks_usage and self._admission.found.interface.usage_on_request
+
+    def _too_late(self, target: Target) -> None:
+        """The server has not answered within the target's timeout."""
+        self._stop_relaying()
+        message = f"{target.base_url} did not answer within {target.timeout_s:g} s"
+        self._fail(UpstreamError(message, processed=True))
+
+    # --- from the server (relaying.Owner) -----------------------------------------------------------------------
+
+    def headed(self, status: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stage is not None:
+            self._stage.set("http.response.status_code", status)
+
+    def answered(self) -> None:
+        self._relaying = None
+        self._finish()
+        self._wire.end()
+
+    def broken(self, error: UpstreamError) -> None:
+        relaying = self._relaying
+        if relaying is None or relaying.headed:
+            self._fail(error)
+            return
+        self._end_stage(error)
+        self._relaying = None
+        self.spawn(self._ask(error))
+
+    def refused(self, error: Exception) -> None:
+        self._relaying = None
+        self._fail(error)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = self._plane.loop.create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self._task is asyncio.current_task():
+                self._task = None
+                self._finish()
+            raise
+        except Exception as error:  # noqa: BLE001 - answered, and logged if it is nobody's refusal
+            self._task = None
+            self._fail(error)
+        finally:
+            if self._task is asyncio.current_task():
+                self._task = None
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        """Answer with an error, or break off."""
+        if self._finished:
+            return
+        self._end_stage(error)
+        relaying, self._relaying = self._relaying, None
+        # Nothing may be framed by us as long as the server's own framing is open.
+        at_boundary = relaying is None or relaying.end_chunk()
+        if relaying is not None:
+            relaying.stop()
+        refusal, end = self._worded(error)
+        if not at_boundary:
+            self._response.tail.streamed = False
+        self._response.refuse(refusal, end)
+        self._finish()
+
+    def _worded(self, error: Exception) -> tuple[ApiError, End]:
+        if isinstance(error, ApiError):
+            return error, End.REFUSED
+        if isinstance(error, Reject):
+            return ApiError.rejected(error), End.REFUSED
+        if isinstance(error, UnknownModelError):
+            return self._admission.unknown_model(), End.REFUSED
+        if isinstance(error, UpstreamError):
+            log.warning("%s: %s", self._admission.name, error)
+            return ApiError(502, "upstream_failed", str(error)), End.UPSTREAM_FAILED
+        log.error("%s %s failed", self._incoming.method, self._incoming.path, exc_info=error)
+        message = "the sidecar failed on this request; its log says how"
+        return ApiError(500, "internal_error", message), End.REFUSED
+
+    def _finish(self) -> None:
+        """Give back what is held, and tell everybody what came of it; the plugins are in use until then."""
+        if self._finished:
+            return
+        self._finished = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._release()
+        if self._stage is not None:
+            self._stage.end()
+            self._stage = None
+        outcome = self._outcome()
+        self._plane.count(outcome)
+        if self._choosing is not None:
+            self._choosing.finished(outcome)
+        self._admission.chain.record(outcome)
+        self._trace.end(outcome)
+        passage = self._admission.passage
+        if passage is None or not passage.has_end:
+            self._generation.leave()
+        elif passage.end_inline:
+            at_once(passage.end(outcome))
+            self._generation.leave()
+        else:
+            self._plane.later(self._ended(passage.end(outcome)))
+
+    async def _ended(self, end: Coroutine[Any, Any, None]) -> None:
+        try:
+            await to_the_end(end)
+        finally:
+            self._generation.leave()
+
+    def _release(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+    def _stop_relaying(self) -> None:
+        relaying, self._relaying = self._relaying, None
+        if relaying is not None:
+            relaying.stop()
+
+    def _end_stage(self, error: Exception) -> None:
+        stage, self._stage = self._stage, None
+        if stage is not None:
+            stage.fail(type(error).__name__, str(error))
+            stage.end()
+
+    def _usage(self) -> Usage | None:
+        if self._asked is None or self._response.first_byte_at is None:
+            return None  # no server has counted anything
+        response = self._response
+        tail = response.tail.read(chunked=response.chunked)
+        return self._admission.found.interface.usage(tail, response.tail.streamed)
+
+    def _outcome(self) -> Outcome:
+        admission, response, target = self._admission, self._response, self._target
+        first_byte_at = response.first_byte_at
+        now = self._clock.monotonic()
+        return Outcome(
+            model=admission.name if target is not None else admission.known_name,
+            variant=target.variant if target is not None else "",
+            mode=admission.found.mode,
+            path=self._incoming.path,
+            principal=admission.principal.id,
+            end=response.end,
+            status=response.status,
+            code=response.code,
+            streamed=response.tail.streamed,
+            cold=target is not None and target.cold is not None,
+            started_s=self._started_unix,
+            duration_s=now - self._started,
+            queue_s=self._choosing.queue_s if self._choosing is not None else 0.0,
+            first_byte_s=None if first_byte_at is None else first_byte_at - self._started,
+            bytes_in=self._bytes_in,
+            bytes_out=response.tail.total,
+            usage=self._usage(),
+            trace_id=self._trace.id,
+        )

@@ -1,0 +1,121 @@
+"""What all requests share: the generation's paths, connections to servers, traces, and counts of how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from plugin_sdk import End, Outcome
+from sidecar.control.controller import Controller
+from sidecar.control.generations import Generation
+from sidecar.core.manifest import Settings
+from sidecar.mechanism.origins import Origin
+from sidecar.mechanism.traces import Traces
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.incoming import Found, Paths
+from sidecar.surfaces.dataplane.models import ModelList
+
+SWEEP_S = 0.5
+ORIGINS_MOST = 4096  # remembered; route plugins may make up any number
+
+
+class Connected(Protocol):
+    """A client's connection."""
+
+    def look_after(self, now: float, settings: Settings) -> None:
+        """End it, if nothing has moved for too long. now: the loop's clock."""
+        ...
+
+    def cut_off(self, error: ApiError) -> None:
+        """End what is being answered, and the connection."""
+        ...
+
+
+class Plane:
+    """The data plane of one sidecar. ended: requests by how they ended. accepted: all that began.
+
+    listed: requests for the list of models. malformed: what was no request. refused_connections: beyond the most.
+    """
+
+    def __init__(self, controller: Controller, traces: Traces) -> None:
+        self.controller = controller
+        self.traces = traces
+        self.pool = controller.client.pool
+        self.models = ModelList(controller)
+        self.loop = asyncio.get_running_loop()
+        self.accepted = 0
+        self.ended: Counter[End] = Counter()
+        self.listed = 0
+        self.malformed = 0
+        self.refused_connections = 0
+        self._connections: set[Connected] = set()
+        self._paths: Paths | None = None
+        self._origins: dict[str, Origin] = {}
+        self._later: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    @property
+    def generation(self) -> Generation:
+        """The generation in force."""
+        return self.controller.generation
+
+    @property
+    def max_body(self) -> int:
+        """The most bytes of a request's body."""
+        return self.controller.declaration.settings.max_body
+
+    def connected(self, connection: Connected) -> bool:
+        """Whether one more client may be served."""
+        if len(self._connections) >= self.controller.declaration.settings.max_connections:
+            self.refused_connections += 1
+            return False
+        self._connections.add(connection)
+        return True
+
+    def disconnected(self, connection: Connected) -> None:
+        """A client has gone."""
+        self._connections.discard(connection)
+
+    def look_after(self) -> None:
+        """End connections on which nothing moves, from now on."""
+        now, settings = self.loop.time(), self.controller.declaration.settings
+        for connection in list(self._connections):
+            connection.look_after(now, settings)
+        self._sweep = self.loop.call_later(SWEEP_S, self.look_after)
+
+    async def close(self) -> None:
+        """End whatever is still being answered."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        error = ApiError(503, "shutting_down", "the sidecar is shutting down", retry_after_s=10.0)
+        for connection in list(self._connections):
+            connection.cut_off(error)
+        await asyncio.gather(*self._later, return_exceptions=True)
+
+    def find(self, path: str) -> list[Found]:
+        """The interfaces that serve a path."""
+        paths = self._paths
+        if paths is None or paths.generation is not self.controller.generation:
+            paths = self._paths = Paths(self.controller.generation)
+        return paths.find(path)
+
+    def origin(self, base_url: str) -> Origin:
+        """Where a server's base URL leads."""
+        origin = self._origins.get(base_url)
+        if origin is None:
+            if len(self._origins) >= ORIGINS_MOST:
+                self._origins.clear()
+            origin = self._origins[base_url] = Origin.of(base_url)
+        return origin
+
+    def count(self, outcome: Outcome) -> None:
+        """A request has ended."""
+        self.ended[outcome.end] += 1
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """What is left to do for a request that has ended."""
+        task = self.loop.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)

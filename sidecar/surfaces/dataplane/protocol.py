@@ -1,0 +1,406 @@
+"""One client's connection. Requests to inference paths are served in its own calls, all others by uvicorn as ever.
+
+A subclass of uvicorn's protocol on httptools. What is stricter here is said where it is: a proxy must not pass on what
+others might read in another way (RFC 9112, 11.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sidecar.core.manifest import Settings
+from sidecar.mechanism.upstream import Pair
+from sidecar.surfaces.dataplane.call import Call
+from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.heads import BadRequestError, checked, target
+from sidecar.surfaces.dataplane.incoming import Incoming
+from sidecar.surfaces.dataplane.listing import ListingCall
+from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.dataplane.turn import Turn
+from sidecar.surfaces.dataplane.wire import Wire
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/v1/"
+HEAD_BYTES = 64 * 1024
+KEEP_ALIVE_S = 75.0  # longer than clients keep connections in their pools, so that they are the ones to close them
+LINGER_S = 2.0
+LINGER_BYTES = 2 * 2**20
+
+_NOT_THE_APPLICATIONS: Any = None
+
+
+class Phase(enum.Enum):
+    """What a connection is waiting for, so that none is held for ever by a client that says nothing."""
+
+    IDLE = "a request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    BUSY = "an answer"
+    LINGER = "the client to hang up"
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """phase, since (of the loop's clock): for whoever looks after connections that stand still."""
+
+    def __init__(self, plane: Plane, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.plane = plane
+        self.phase = Phase.IDLE
+        self.since = self.loop.time()
+        # Without the leniency that uvicorn allows: what comes after the last request is no request.
+        self.parser = httptools.HttpRequestParser(self)
+        self._turn: Turn | None = None  # whose request comes in, if it is one of ours
+        self._turns: list[Turn] = []  # of ours, unfinished, in order
+        self._in_head = False
+        self._head_bytes = 0
+        self._deaf = False  # nothing that comes counts any more
+        self._discarded = 0
+        self._last = False
+
+    # --- the connection -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.since = self.loop.time()
+        if not self.plane.connected(self):
+            error = ApiError(
+                503, "too_many_connections", "the sidecar has as many connections as it may (max_connections)"
+            )
+            self._deaf = True
+            wire = Wire(self.transport, self._hang_up, _ignore, http11=True)
+            wire.keep_alive = False
+            wire.answer(error.status, error.response_headers(), error.body())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.plane.disconnected(self)
+        self._deaf = True
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            turn.wire.gone()
+            if turn.answering is not None:
+                turn.answering.left()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+        self._turn = None
+        self.cycle = _NOT_THE_APPLICATIONS
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            self._discard(data)
+            return
+        if self.phase is Phase.IDLE:
+            self._unset_keepalive_if_required()
+            self.phase = Phase.HEAD
+            self.since = self.loop.time()
+        elif self.phase is Phase.BODY:
+            self.since = self.loop.time()
+        try:
+            if self._in_head:
+                self._head_bytes += len(data)
+            self.parser.feed_data(data)
+            if self._in_head and self._head_bytes > HEAD_BYTES:
+                raise BadRequestError(431, f"the head of the request is larger than {HEAD_BYTES} bytes")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._after_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if not isinstance(cause, BadRequestError):
+                cause = BadRequestError(400, f"this is not an HTTP request: {error}")
+            self._malformed(cause)
+        except BadRequestError as error:
+            self._malformed(error)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._tell_slow(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._tell_slow(False)
+
+    def _tell_slow(self, paused: bool) -> None:
+        turn = self._turns[0] if self._turns else None
+        if turn is None:
+            return
+        turn.wire.pause(paused)
+        if paused:
+            self.since = self.loop.time()
+        if turn.answering is not None:
+            turn.answering.slow(paused)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the client takes nothing of what is being sent to it."""
+        return bool(self._turns) and self._turns[0].wire.paused
+
+    def cut_off(self, error: ApiError) -> None:
+        """End what is being answered, and the connection."""
+        for turn in list(self._turns):
+            turn.wire.keep_alive = turn.wire.keep_alive and turn.wire.begun
+            if turn.answering is not None:
+                turn.answering.cut_off(error)
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server ends: what is being answered is the last."""
+        self._last = True
+        if self._turns:
+            for turn in self._turns:
+                turn.wire.keep_alive = False
+        else:
+            super().shutdown()
+
+    def look_after(self, now: float, settings: Settings) -> None:
+        """End it, if nothing has moved for too long."""
+        stood_s = now - self.since
+        if self.phase is Phase.IDLE:
+            if stood_s > KEEP_ALIVE_S:
+                self.transport.close()
+        elif self.phase is Phase.LINGER:
+            if stood_s > LINGER_S:
+                self.transport.close()
+        elif self.phase is Phase.HEAD:
+            if stood_s > settings.header_timeout:
+                self._malformed(BadRequestError(408, "the head of the request did not come (header_timeout)"))
+        elif self.phase is Phase.BODY:
+            if self._turn is not None and stood_s > settings.body_timeout:
+                self._malformed(BadRequestError(408, "the body of the request did not come (body_timeout)"))
+        elif self.stalled and stood_s > settings.send_timeout:
+            self.transport.abort()
+        elif settings.request_timeout and self._turns and now - self._turns[0].began > settings.request_timeout:
+            self.cut_off(ApiError(504, "request_timeout", "the request took too long (request_timeout)"))
+
+    # --- from the parser ----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self._turn = None
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers mean nothing to anybody, and end here (RFC 9110, 6.5.1)
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        http11, self.expect_100_continue = checked(self.parser.get_http_version(), self.headers)
+        method = self.parser.get_method().decode("ascii")
+        path, query = target(self.url)
+        plane = self.plane
+        found = plane.find(path)
+        if not found and not path.startswith(PREFIX):
+            self._hand_over()
+            return
+        client = self.client
+        incoming = Incoming(method, path, query, tuple(self.headers), client[0] if client else "")
+        wire = Wire(self.transport, self._hang_up, self._answered, http11=http11)
+        turn = self._turn = Turn(wire, incoming, found, self.loop.time())
+        wire.keep_alive = http11 and self.parser.should_keep_alive()
+        wire.head_only = method == "HEAD"
+        wire.expects_continue = self.expect_100_continue and http11
+        plane.accepted += 1
+        self.phase = Phase.BODY
+        turn.error = self._refusal(turn)
+        before, self.cycle = self.cycle, cast(Any, turn)
+        self._turns.append(turn)
+        if before is not None and not before.response_complete:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
+        else:
+            self._welcome(turn)
+
+    def on_body(self, body: bytes) -> None:
+        turn = self._turn
+        if turn is None:
+            super().on_body(body)
+            return
+        turn.size += len(body)
+        if turn.error is None and turn.size > self.plane.max_body:
+            turn.error = self._too_large()
+            turn.body.clear()
+            self._welcome(turn)
+        elif turn.error is None:
+            turn.body.append(body)
+
+    def on_message_complete(self) -> None:
+        turn = self._turn
+        if turn is None:
+            self.phase = Phase.BUSY
+            super().on_message_complete()
+            return
+        turn.received = True
+        self.phase = Phase.BUSY
+        if self._turns and self._turns[0] is turn and turn.answering is None and self._first(turn):
+            self._begin(turn)
+
+    # --- turns --------------------------------------------------------------------------------------------------
+
+    def _welcome(self, turn: Turn) -> None:
+        """It is the request's turn: refuse it before its body has come, or let it come."""
+        if not self._first(turn):
+            return
+        if turn.error is not None or turn.received:
+            self._begin(turn)
+        else:
+            turn.wire.go_on()
+
+    def _first(self, turn: Turn) -> bool:
+        """Whether nothing before it is unanswered."""
+        return not any(cast(Any, cycle) is turn for cycle, _ in self.pipeline)
+
+    def _begin(self, turn: Turn) -> None:
+        if turn.answering is not None or turn.wire.complete:
+            return
+        error, wire = turn.error, turn.wire
+        if error is not None:
+            if not turn.received:
+                wire.keep_alive = False
+            turn.body.clear()
+            wire.answer(error.status, error.response_headers(), error.body())
+            return
+        if self.plane.models.owns(turn.incoming.path):
+            listing = ListingCall(self.plane, turn.incoming, wire)
+            turn.answering = listing
+            listing.begin()
+            return
+        call = Call(self.plane, turn.incoming, turn.found, wire)
+        turn.answering = call
+        call.begin(turn.whole())
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """The turn of a request that had to wait for those before it."""
+        if isinstance(cycle, Turn):
+            self._welcome(cycle)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _answered(self, wire: Wire) -> None:
+        """An answer is complete, or broken off."""
+        if self._turns and self._turns[0].wire is wire:
+            turn = self._turns.pop(0)
+            turn.answering = None
+            if turn is self._turn and turn.received:
+                self._turn = None
+        self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """What uvicorn does here, without a timer for each request: connections are looked after together."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self._last and not self.pipeline:
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        elif self.phase is Phase.BUSY:
+            self.phase = Phase.IDLE
+            self.since = self.loop.time()
+
+    def _hang_up(self) -> None:
+        """Close the connection; but what was not read would have the system tear it down, and the answer with it."""
+        if self.phase is Phase.BODY or (self._turn is not None and not self._turn.received):
+            self._deaf = True
+            self.phase = Phase.LINGER
+            self.since = self.loop.time()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+                self.flow.resume_reading()
+                return
+        self.transport.close()
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > LINGER_BYTES:
+            self.transport.close()
+
+    # --- what is no request of ours -----------------------------------------------------------------------------
+
+    def _hand_over(self) -> None:
+        """Let uvicorn have it, in the form that it expects."""
+        url, expects = self.url, self.expect_100_continue
+        headers = [(name.lower(), value) for name, value in self.headers]
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        self.phase = Phase.BODY
+        super().on_headers_complete()
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        """The client offers to speak something else, which nobody has to take up (RFC 9110, 7.8)."""
+        if rest:
+            self.data_received(rest)
+
+    def _malformed(self, error: BadRequestError) -> None:
+        """Answer what is no request, after those that were; then hang up."""
+        log.debug("a client sent what is no request: %s", error)
+        self.plane.malformed += 1
+        self._deaf = True
+        turn = self._turn if self._turn is not None and not self._turn.received else None
+        if turn is None:
+            wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
+            turn = Turn(wire, Incoming("", "", "", (), ""), [], self.loop.time())
+            before, self.cycle = self.cycle, cast(Any, turn)
+            self._turns.append(turn)
+            if before is not None and not before.response_complete:
+                self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
+        turn.error = ApiError(error.status, "bad_request", str(error))
+        turn.wire.keep_alive = False
+        self.phase = Phase.BODY  # so that what is still on its way is waited for
+        self._welcome(turn)
+
+    # --- refusals -----------------------------------------------------------------------------------------------
+
+    def _refusal(self, turn: Turn) -> ApiError | None:
+        """Why the request need not be looked at."""
+        incoming = turn.incoming
+        if self.plane.models.owns(incoming.path):
+            return None
+        if not turn.found:
+            return ApiError(404, "unknown_path", f"no interface serves {incoming.path[:200]}")
+        found = [one for one in turn.found if one.endpoint.method == incoming.method]
+        if not found:
+            methods = ", ".join(sorted({one.endpoint.method for one in turn.found}))
+            message = f"{incoming.path} takes {methods}, not {incoming.method}"
+            return ApiError(405, "method_not_allowed", message, headers=((b"allow", methods.encode()),))
+        turn.found = found
+        declared = _length(incoming.headers)
+        return self._too_large() if declared > self.plane.max_body else None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "body_too_large", f"the body is larger than {self.plane.max_body} bytes")
+
+
+def _length(headers: tuple[Pair, ...]) -> int:
+    for name, value in headers:
+        if len(name) == 14 and name.lower() == b"content-length":
+            return int(value)
+    return 0
+
+
+def _ignore(_: Wire) -> None:
+    """Nobody waits for it to be answered."""
+
+
+Factory = Callable[..., EdgeProtocol]
+
+
+def factory(plane: Plane) -> Factory:
+    """What makes uvicorn a protocol for each connection."""
+
+    def make(**uvicorns: Any) -> EdgeProtocol:
+        return EdgeProtocol(plane, **uvicorns)
+
+    return make

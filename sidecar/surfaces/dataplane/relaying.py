@@ -1,0 +1,372 @@
+"""Passes one server's answer on to the client: the very bytes where nobody changes them, else through the filters.
+
+Where no filter waits for anything, all of it happens in the connection's own calls. Else the steps are queued, and a
+task takes them one after the other, which slows the server down when the filters are slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from plugin_sdk import Headers
+from plugin_sdk import Response as Head
+from sidecar.mechanism.calls import at_once
+from sidecar.mechanism.chunks import ChunkPosition
+from sidecar.mechanism.connections import Connection, Framing, UpstreamError
+from sidecar.mechanism.filters import Passage
+from sidecar.mechanism.upstream import HOP_BY_HOP, Pair, kept
+from sidecar.surfaces.dataplane.errors import error_body
+from sidecar.surfaces.dataplane.response import EVENT_STREAM, Response, framed_as, unframed
+from sidecar.surfaces.dataplane.tail import Tail
+from sidecar.surfaces.dataplane.wire import Sending, Wire
+from sidecar.surfaces.dataplane.withheld import UsageWithheld
+
+log = logging.getLogger(__name__)
+
+ERROR_BYTES = 64 * 1024  # of a server's error, when it has to go into an event
+QUEUE_BYTES = 256 * 1024  # of an answer, waiting for filters
+FILL_BYTES = 64 * 1024  # to end a chunk in which a server died
+
+_FRAMED = HOP_BY_HOP - {b"transfer-encoding", b"trailer"}  # dropped where the framing stays as it is
+
+
+class Owner(Protocol):
+    """Whose answer it is. Exactly one of the first three is called, once, unless it was stopped."""
+
+    def answered(self) -> None:
+        """All of it is passed on, but for the end."""
+        ...
+
+    def broken(self, error: UpstreamError) -> None: ...
+
+    def refused(self, error: Exception) -> None:
+        """A filter refused it, or failed; ApiError, Reject, or whatever went wrong."""
+        ...
+
+    def headed(self, status: int) -> None:
+        """The server has answered."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it in the request's task."""
+        ...
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """The head of an answer, kept: the connection may be on its next one before the filters have seen it."""
+
+    status: int
+    reason: bytes
+    headers: tuple[Pair, ...]
+    framing: Framing
+
+    def header(self, wanted: bytes) -> bytes:
+        """The value of a header in lower case, b"" without it."""
+        return next((value.lower() for name, value in self.headers if name.lower() == wanted), b"")
+
+
+class Relaying:
+    """One server's answer on its way (`connections.Listener`)."""
+
+    def __init__(
+        self, owner: Owner, response: Response, wire: Wire, passage: Passage | None, withheld: UsageWithheld | None
+    ) -> None:
+        self.connection: Connection | None = None
+        self._owner: Owner | None = owner
+        self._response = response
+        self._wire = wire
+        self._passage = passage
+        self._withheld = withheld
+        # Whether the body has to be seen without its framing.
+        self.pieces = (
+            not wire.http11 or response.begun or withheld is not None or (passage is not None and passage.sees_body)
+        )
+        self._position: ChunkPosition | None = None
+        self._verbatim = False
+        self._headed = False
+        self._error_body: list[bytes] | None = None  # of an answer that cannot follow what was sent already
+        self._given: Head | None = None  # a head that waits for its body
+        self._steps: Steps | None = None
+
+    @property
+    def headed(self) -> bool:
+        """Whether the server has begun to answer."""
+        return self._headed
+
+    def stop(self) -> None:
+        """Nobody waits for it any more."""
+        self._owner = None
+        if self.connection is not None:
+            self.connection.abort()
+            self.connection = None
+
+    def slow(self, paused: bool) -> None:
+        """The client is slow, or has caught up."""
+        if self.connection is None:
+            return
+        if paused:
+            self.connection.pause()
+        elif self._steps is None or not self._steps.full:
+            self.connection.resume()
+
+    def end_chunk(self) -> bool:
+        """Get to where a chunk of our own may follow those of the server; False if there is no such place."""
+        if not self._verbatim:
+            return True
+        filling = self._position.to_boundary(FILL_BYTES) if self._position is not None else None
+        if filling is None:
+            return False
+        self._wire.reframe(filling)
+        self._verbatim = False
+        return True
+
+    # --- from the connection ------------------------------------------------------------------------------------
+
+    def on_head(self, answer: Connection) -> None:
+        self._headed = True
+        owner = self._owner
+        if owner is None:
+            return
+        owner.headed(answer.status)
+        passage = self._passage
+        if passage is None and not self._response.begun:
+            self._start(answer.status, answer.reason, answer.headers, answer.framing)
+            return
+        answered = Answered(answer.status, answer.reason, tuple(answer.headers), answer.framing)
+        if self._response.begun and not _can_follow(answered):
+            self._fall_short(answered)
+        elif passage is None:
+            self._response.status = answered.status
+            self._verbatim = False
+        else:
+            if not passage.answer_inline:
+                self._steps = Steps(self._wire)
+                owner.spawn(self._steps.run(self._failed))
+            self._take(lambda: self._head_through(passage, answered))
+
+    def on_data(self, data: bytes) -> None:
+        if self._verbatim:
+            self._response.note(data)
+            if self._position is not None:
+                self._position.feed(data)
+            self._wire.send(data)
+        elif self._error_body is not None:
+            self._keep_error(data)
+        else:
+            self._take(lambda: self._data_through(data), len(data))
+            if self._steps is not None and self._steps.full and self.connection is not None:
+                self.connection.pause()
+                self._steps.when_empty = self._go_on
+
+    def on_end(self) -> None:
+        self.connection = None
+        if self._verbatim:
+            self._done()
+        elif self._error_body is not None:
+            self._tell_error()
+        else:
+            self._take(self._end_through)
+
+    def on_broken(self, error: UpstreamError) -> None:
+        self.connection = None
+        if self._steps is not None:
+
+            async def broken() -> None:
+                raise error
+
+            self._steps.put(broken, 0)
+        elif self._owner is not None:
+            self._owner.broken(error)
+
+    def on_writable(self, writable: bool) -> None:
+        """The request has been written whole before the answer came; there is nothing to slow down."""
+
+    # --- passing on ---------------------------------------------------------------------------------------------
+
+    def _start(self, status: int, reason: bytes, headers: list[Pair], framing: Framing) -> None:
+        """The head as it came, and then the body in its own framing if the client can take it."""
+        response = self._response
+        response.status = status
+        streamed = _is_stream(headers)
+        as_it_comes = framing in (Framing.LENGTH, Framing.NONE) or (framing is Framing.CHUNKED and not self.pieces)
+        if self.pieces and self._withheld is not None:
+            as_it_comes = framing is Framing.NONE
+        response.tail = Tail(streamed)
+        response.chunked = as_it_comes and framing is Framing.CHUNKED
+        if as_it_comes:
+            self._verbatim = self._withheld is None or framing is Framing.NONE
+            if streamed and framing is Framing.CHUNKED:
+                self._position = ChunkPosition()
+            response.start(status, reason, kept(headers, _FRAMED), Sending.AS_IT_COMES)
+        else:
+            response.start(status, reason, unframed(kept(headers, HOP_BY_HOP)), response.framed())
+
+    async def _head_through(self, passage: Passage, answered: Answered) -> None:
+        response = self._response
+        streamed = answered.header(b"content-type").startswith(EVENT_STREAM)
+        original = Headers(tuple(kept(answered.headers, HOP_BY_HOP)))
+        encoding = answered.header(b"content-encoding")
+        came = Head(status=answered.status, headers=original, streamed=streamed)
+        head = await passage.response(came, "" if encoding == b"identity" else encoding.decode("latin-1"))
+        response.status = head.status
+        if response.begun:
+            return
+        response.tail = Tail(streamed)
+        if not passage.sees_body and self._withheld is None:
+            headers = (
+                list(answered.headers) if head.headers is original else framed_as(answered.headers, head.headers.raw)
+            )
+            self._start(
+                head.status, answered.reason if head.status == answered.status else b"", headers, answered.framing
+            )
+        elif passage.holds:
+            self._given = head
+        else:
+            response.start(head.status, b"", unframed(head.headers.raw), response.framed())
+
+    async def _data_through(self, data: bytes) -> None:
+        response = self._response
+        response.note(data)
+        if self._withheld is not None:
+            data = self._withheld.feed(data)
+        if data and self._passage is not None:
+            data = await self._passage.chunk(data)
+        self._pass_on(data)
+
+    async def _end_through(self) -> None:
+        rest = self._withheld.finish() if self._withheld is not None else b""
+        if self._passage is not None and self._passage.sees_body:
+            rest = (await self._passage.chunk(rest) if rest else b"") + await self._passage.finish()
+        if self._given is not None and not self._response.begun:
+            head, length = self._given, b"%d" % len(rest)
+            headers = [*unframed(head.headers.raw), (b"content-length", length)]
+            self._response.start(head.status, b"", headers, Sending.AS_IT_COMES)
+        self._pass_on(rest)
+        self._done()
+
+    def _pass_on(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._given is not None:  # it did not become whole: a body that is too large is passed on as it is
+            self._response.start(self._given.status, b"", unframed(self._given.headers.raw), self._response.framed())
+            self._given = None
+        self._wire.send(data)
+
+    def _take(self, step: Callable[[], Coroutine[Any, Any, None]], size: int = 0) -> None:
+        """Do the step: now if nothing in it waits for anything, else when its turn has come."""
+        if self._steps is not None:
+            self._steps.put(step, size)
+            return
+        if self._owner is None:
+            return
+        try:
+            at_once(step())
+        except Exception as error:  # noqa: BLE001 - whoever owns the request says what becomes of it
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        owner = self._owner
+        self.stop()
+        if owner is None:
+            return
+        if isinstance(error, UpstreamError):
+            owner.broken(error)
+        else:
+            owner.refused(error)
+
+    def _done(self) -> None:
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.answered()
+
+    def _go_on(self) -> None:
+        if self.connection is not None and not self._wire.paused:
+            self.connection.resume()
+
+    # --- an answer that comes too late for a head of its own -----------------------------------------------------
+
+    def _fall_short(self, answered: Answered) -> None:
+        """The client was promised events, and the server has none: its error becomes the only one."""
+        self._response.status = answered.status
+        if answered.status >= 300:
+            self._error_body = []
+            return
+        sent = b" ".join(filter(None, (answered.header(b"content-encoding"), answered.header(b"content-type"))))
+        kind = sent[:100].decode("latin-1") or "no content type"
+        self._response.status = 0
+        self._failed(UpstreamError(f"the server answered with {kind}, not with a plain event stream", processed=True))
+
+    def _keep_error(self, data: bytes) -> None:
+        kept_bytes = self._error_body if self._error_body is not None else []
+        kept_bytes.append(data)
+        if sum(map(len, kept_bytes)) > ERROR_BYTES:
+            self._tell_error()
+
+    def _tell_error(self) -> None:
+        body = b"".join(self._error_body or [])
+        owner = self._owner
+        self.stop()
+        if owner is not None:
+            self._response.break_off(error_body(self._response.status, body))
+            owner.answered()
+
+
+class Steps:
+    """What is to be done with an answer, one after the other, in a task."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.when_empty: Callable[[], None] | None = None
+        self._wire = wire
+        self._queue: deque[tuple[Callable[[], Coroutine[Any, Any, None]], int]] = deque()
+        self._bytes = 0
+        self._more = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether more than enough waits."""
+        return self._bytes > QUEUE_BYTES
+
+    def put(self, step: Callable[[], Coroutine[Any, Any, None]], size: int) -> None:
+        """Have it done in its turn."""
+        self._queue.append((step, size))
+        self._bytes += size
+        self._more.set()
+
+    async def run(self, failed: Callable[[Exception], None]) -> None:
+        """Until a step is the last one, which ends the request and with it this task, or one has failed."""
+        try:
+            while True:
+                while not self._queue:
+                    self._more.clear()
+                    await self._more.wait()
+                step, size = self._queue.popleft()
+                await step()
+                self._bytes -= size
+                if self._wire.complete:
+                    return
+                if self._wire.paused:
+                    await self._wire.drained()
+                if not self._queue and self.when_empty is not None:
+                    resume, self.when_empty = self.when_empty, None
+                    resume()
+        except Exception as error:  # noqa: BLE001 - whoever owns the request says what becomes of it
+            failed(error)
+
+
+def _is_stream(headers: list[Pair]) -> bool:
+    for name, value in headers:
+        if len(name) == 12 and name.lower() == b"content-type":
+            return value.lower().startswith(EVENT_STREAM)
+    return False
+
+
+def _can_follow(answered: Answered) -> bool:
+    """Whether the body continues an event stream whose head said nothing of an encoding."""
+    encoded = answered.header(b"content-encoding") not in (b"", b"identity")
+    return answered.status < 300 and not encoded and answered.header(b"content-type").startswith(EVENT_STREAM)
