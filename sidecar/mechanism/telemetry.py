@@ -49,7 +49,9 @@ class Telemetry:
     @classmethod
     def from_environment(cls) -> Telemetry:
         """Exporters as OTEL_TRACES_EXPORTER names them (`none`, `console`, `otlp`). Raises TelemetryError."""
-        names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", "none").split(",")]
+        disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        told = "none" if disabled else os.environ.get("OTEL_TRACES_EXPORTER", "none")
+        names = [name.strip() for name in told.split(",")]
         return cls([_exporter(name) for name in names if name not in ("", "none")])
 
     @property

@@ -143,6 +143,12 @@ def test_by_default_no_request_is_traced() -> None:
     assert Telemetry.from_environment().traces.begin((), "chat", "POST", "/x") is UNTRACED
 
 
+def test_telemetry_that_is_disabled_exports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    assert Telemetry.from_environment().traces.begin((), "chat", "POST", "/x") is UNTRACED
+
+
 def test_requests_and_plugins_spans_are_exported_alike(
     recording: tuple[Telemetry, InMemorySpanExporter],
 ) -> None:
