@@ -83,11 +83,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one request, as the server counted them. response_model: the model name that the server gave."""
+    """Tokens of one request, as the server counted them. response_model: the model name that the server gave.
+
+    cached_tokens are among the input's, reasoning_tokens among the output's. Speeds are None if it did not tell them.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    input_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
     response_model: str = ""
 
 

@@ -1,12 +1,14 @@
-"""Token counts as bodies tell them, in the shapes of OpenAI's and Anthropic's APIs.
+"""Token counts as bodies tell them, in the shapes of OpenAI's, Cohere's and Anthropic's APIs, and llama.cpp's timings.
 
-Every reader takes (tail, streamed): the whole JSON body or its end, or the last kilobytes of the event stream. It gives
-None when there is no usage, or it is cut off. Input tokens include those that came from a cache, as OpenAI counts them.
+Every reader takes (tail, streamed): the whole JSON body, or the event stream; of long ones both ends, and between them
+an empty line. Lines that are no event do no harm. It gives None when there is no usage, or it is cut off. Input tokens
+include those that came from a cache, as OpenAI counts them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,28 +17,65 @@ import msgspec
 from plugin_sdk.messages import Usage
 
 
-class _OpenAIUsage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+class _Tokens(msgspec.Struct):
+    """Cohere's, in chats and rankings: whole numbers that it writes as 5.0."""
+
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+
+class _Counts(msgspec.Struct):
+    """What may stand in `usage`. The same counts have other names with other servers."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
     prompt_tokens_details: dict[str, Any] | None = None
-
-
-class _WithOpenAIUsage(msgspec.Struct):
-    usage: _OpenAIUsage | None = None
-    model: str = ""
-
-
-class _ResponsesUsage(msgspec.Struct):
-    input_tokens: int
-    output_tokens: int = 0
+    completion_tokens_details: dict[str, Any] | None = None
     input_tokens_details: dict[str, Any] | None = None
+    output_tokens_details: dict[str, Any] | None = None
+    reasoning_tokens: int | None = None  # SGLang
+    cached_tokens: int | None = None  # Moonshot
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek
+    avg_prompt_tok_per_sec: float | None = None  # mistral.rs
+    avg_compl_tok_per_sec: float | None = None
+    tokens: _Tokens | None = None  # Cohere
+    billed_units: _Tokens | None = None
 
 
-class _WithResponsesUsage(msgspec.Struct):
-    usage: _ResponsesUsage | None = None
-    model: str = ""
-    response: _WithResponsesUsage | None = None
+class _Timings(msgspec.Struct):
+    """llama.cpp's: prompt_n are the tokens that were not in its cache, cache_n those that were."""
+
+    prompt_n: int = 0
+    cache_n: int = 0
+    predicted_n: int = 0
+    prompt_per_second: float | None = None
+    predicted_per_second: float | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _Counts | None = None
+    timings: _Timings | None = None
+    meta: _Counts | None = None  # Cohere's rankings
+    model: str | None = None
+
+
+class _ResponsesBody(_Body):
+    response: _Body | None = None
+
+
+class _PlainCounts(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+class _PlainBody(msgspec.Struct):
+    """What is left to read where a server means something else by one of those names."""
+
+    usage: _PlainCounts | None = None
 
 
 class _AnthropicUsage(msgspec.Struct):
@@ -52,39 +91,48 @@ class _WithAnthropicUsage(msgspec.Struct):
     message: _WithAnthropicUsage | None = None
 
 
-_openai = msgspec.json.Decoder(_WithOpenAIUsage)
-_responses = msgspec.json.Decoder(_WithResponsesUsage)
+_NOTHING = _Counts()
+_NO_TIMINGS = _Timings()
+_body = msgspec.json.Decoder(_Body)
+_responses = msgspec.json.Decoder(_ResponsesBody)
 _anthropic = msgspec.json.Decoder(_WithAnthropicUsage)
+_plain = msgspec.json.Decoder(_PlainBody)
 _object_at = json.JSONDecoder().raw_decode
+_line = re.compile(rb"[^\r\n]*+").match
 
 
 def openai_usage(tail: bytes, streamed: bool) -> Usage | None:
-    """The `usage` object of an OpenAI-shaped body, or of the last event with one (`stream_options.include_usage`)."""
+    """What an OpenAI-shaped body tells, or the last event that tells it (`stream_options.include_usage`).
+
+    So do completions, embeddings and rankings, whether in OpenAI's, Jina's or Cohere's shape. Without `usage`,
+    llama.cpp's `timings` are taken.
+    """
+    timings: Usage | None = None
     for text in _candidates(tail, streamed):
-        found = _read(_openai, text)
-        if found is not None and found.usage is not None:
-            usage = found.usage
-            return Usage(
-                input_tokens=usage.prompt_tokens or max(0, usage.total_tokens - usage.completion_tokens),
-                output_tokens=usage.completion_tokens,
-                cached_tokens=_cached(usage.prompt_tokens_details),
-                response_model=found.model,
-            )
-    return None
+        body = _read_body(_body, text)
+        if body is None:
+            continue
+        usage = _told(body)
+        if usage is not None and body.usage is not None:
+            return usage
+        timings = timings or usage
+    if timings is None and not streamed and b"\n\n" in tail:
+        return _of_cut(tail)  # its middle is missing, as of long lists of vectors
+    return timings
 
 
 def responses_usage(tail: bytes, streamed: bool) -> Usage | None:
     """That of OpenAI's Responses API, which its images and transcriptions share: `input_tokens`, `output_tokens`.
 
     The last event of a stream repeats the whole answer, and an image is in its body: where the beginning has been cut
-    off, the object alone is looked for. It cannot be mistaken for text, in which quotes are escaped.
+    off, the object alone is looked for.
     """
     for text in _candidates(tail, streamed):
-        found = _read(_responses, text)
-        if found is not None and found.response is not None:
-            found = found.response
-        if found is not None and found.usage is not None:
-            return _of_responses(found.usage, found.model)
+        body = _read_body(_responses, text)
+        if isinstance(body, _ResponsesBody) and body.response is not None:
+            body = body.response
+        if body is not None and (usage := _told(body)) is not None:
+            return usage
     return _of_cut(tail)
 
 
@@ -118,9 +166,13 @@ def _candidates(tail: bytes, streamed: bool) -> Iterator[bytes]:
     if not streamed:
         yield tail
         return
-    for line in reversed(tail.splitlines()):
-        if line.startswith(b"data:") and b'"usage"' in line:
-            yield line[5:].strip()
+    places = {key: tail.rfind(key) for key in (b'"usage"', b'"timings"')}
+    while (at := max(places.values())) >= 0:
+        start = max(tail.rfind(b"\n", 0, at), tail.rfind(b"\r", 0, at)) + 1
+        found = _line(tail, start)
+        if found is not None and tail.startswith(b"data:", start):
+            yield found.group()[5:]
+        places = {key: tail.rfind(key, 0, start) if place >= start else place for key, place in places.items()}
 
 
 def _read(decoder: msgspec.json.Decoder[Any], text: bytes) -> Any:
@@ -130,32 +182,79 @@ def _read(decoder: msgspec.json.Decoder[Any], text: bytes) -> Any:
         return None  # not JSON, cut off, or of another shape: then there is no usage to read
 
 
+def _read_body(decoder: msgspec.json.Decoder[Any], text: bytes) -> _Body | None:
+    try:
+        body: _Body = decoder.decode(text)
+    except msgspec.ValidationError:
+        plain = _read(_plain, text)
+        counts = plain and plain.usage
+        return counts and _Body(usage=_Counts(counts.prompt_tokens, counts.completion_tokens, counts.total_tokens))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return body
+
+
 def _of_cut(tail: bytes) -> Usage | None:
+    """What the last `usage` object of a body tells. It cannot be mistaken for text, in which quotes are escaped."""
     _, key, rest = tail.rpartition(b'"usage":')
     if not key or not (text := rest.decode("utf-8", "replace").lstrip()).startswith("{"):
         return None
     try:
-        usage = msgspec.convert(_object_at(text)[0], _ResponsesUsage)
+        counts = msgspec.convert(_object_at(text)[0], _Counts)
     except (ValueError, RecursionError):  # msgspec's and json's errors are ValueErrors
         return None
-    return _of_responses(usage, "")
+    return _told(_Body(usage=counts))
 
 
-def _of_responses(usage: _ResponsesUsage, model: str) -> Usage:
+def _told(body: _Body) -> Usage | None:
+    counts, timings = body.usage or body.meta or _NOTHING, body.timings or _NO_TIMINGS
+    counted = _counted(counts)
+    if counted is None:
+        if body.timings is None:
+            return None
+        counted = max(0, timings.prompt_n) + timings.cache_n, max(0, timings.predicted_n)
     return Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=_cached(usage.input_tokens_details),
-        response_model=model,
+        input_tokens=counted[0],
+        output_tokens=counted[1],
+        cached_tokens=_cached(counts) or timings.cache_n,
+        reasoning_tokens=_reasoning(counts),
+        input_tokens_per_s=timings.prompt_per_second or counts.avg_prompt_tok_per_sec,
+        output_tokens_per_s=timings.predicted_per_second or counts.avg_compl_tok_per_sec,
+        response_model=body.model or "",
     )
+
+
+def _counted(counts: _Counts) -> tuple[int, int] | None:
+    """The input and the output. The input follows from the total where it is not given."""
+    given = counts.input_tokens if counts.prompt_tokens is None else counts.prompt_tokens
+    made = counts.output_tokens if counts.completion_tokens is None else counts.completion_tokens
+    if given is None and made is None and (tokens := counts.tokens or counts.billed_units) is not None:
+        given, made = _whole(tokens.input_tokens), _whole(tokens.output_tokens)
+    if not given and counts.total_tokens is not None:
+        given = max(0, counts.total_tokens - (made or 0))
+    return None if given is None and made is None else (given or 0, made or 0)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _cached(counts: _Counts) -> int:
+    details = counts.prompt_tokens_details or counts.input_tokens_details
+    return _detail(details, "cached_tokens") or counts.cached_tokens or counts.prompt_cache_hit_tokens or 0
+
+
+def _reasoning(counts: _Counts) -> int:
+    details = counts.completion_tokens_details or counts.output_tokens_details
+    return _detail(details, "reasoning_tokens") or counts.reasoning_tokens or 0
+
+
+def _detail(details: dict[str, Any] | None, name: str) -> int:
+    value = details.get(name) if details else None
+    return value if isinstance(value, int) else 0
 
 
 def _later(one: _AnthropicUsage, later: _AnthropicUsage) -> _AnthropicUsage:
     """Counts are running totals: a later one stands instead of an earlier one."""
     told = {name: value for name, value in msgspec.structs.asdict(later).items() if value is not None}
     return msgspec.structs.replace(one, **told)
-
-
-def _cached(details: dict[str, Any] | None) -> int:
-    cached = (details or {}).get("cached_tokens")
-    return cached if isinstance(cached, int) else 0

@@ -18,7 +18,7 @@ import msgspec
 
 from plugin_sdk import Config, Duration, Outcome, PluginError, Stats, inline
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FLUSH_S = 0.25
 BUSY_S = 1.0  # for a database that somebody else writes to; after that it is tried again with the next batch
 CLOSE_S = 5.0
@@ -43,6 +43,9 @@ COLUMNS = {
     "input_tokens": "INTEGER",  # NULL: the server did not tell
     "output_tokens": "INTEGER",
     "cached_tokens": "INTEGER",
+    "reasoning_tokens": "INTEGER",
+    "input_tokens_per_s": "REAL",
+    "output_tokens_per_s": "REAL",
     "response_model": "TEXT",
     "bytes_in": "INTEGER NOT NULL",
     "bytes_out": "INTEGER NOT NULL",
@@ -54,6 +57,11 @@ _TYPED = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
 _CREATE = (
     f"CREATE TABLE requests (id INTEGER PRIMARY KEY, {_TYPED})",
     "CREATE INDEX requests_by_time ON requests (started_s)",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_SINCE_VERSION_1 = ("reasoning_tokens", "input_tokens_per_s", "output_tokens_per_s")
+_UPDATE = (
+    *(f'ALTER TABLE requests ADD COLUMN "{name}" {COLUMNS[name]}' for name in _SINCE_VERSION_1),
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _INSERT = f"INSERT INTO requests ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - constants alone
@@ -245,23 +253,29 @@ def connect(path: Path) -> sqlite3.Connection:
         # https://sqlite.org/wal.html: readers do not keep the writer waiting, and what is written survives the program
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
-        [version] = database.execute("PRAGMA user_version").fetchone()
+        version = _version(database)
         if version > SCHEMA_VERSION:
             raise PluginError(f"{path} has version {version}, and this program knows none above {SCHEMA_VERSION}")
-        if version == 0:
-            _create(database)
+        if version < SCHEMA_VERSION:
+            _update(database)
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _create(database: sqlite3.Connection) -> None:
+def _update(database: sqlite3.Connection) -> None:
     with database:
         database.execute("BEGIN IMMEDIATE")  # of two programs that begin at once, the second finds it done
-        if database.execute("PRAGMA user_version").fetchone() == (0,):
-            for statement in _CREATE:
-                database.execute(statement)
+        statements = {0: _CREATE, 1: _UPDATE}.get(_version(database), ())
+        for statement in statements:
+            database.execute(statement)
+
+
+def _version(database: sqlite3.Connection) -> int:
+    """0: it has no tables yet."""
+    [version] = database.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def row(outcome: Outcome) -> tuple[Any, ...]:

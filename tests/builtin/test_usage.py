@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ OUTCOME = Outcome(
     first_byte_s=0.5,
     bytes_in=100,
     bytes_out=2000,
-    usage=Tokens(input_tokens=7, output_tokens=4, cached_tokens=2, response_model="qwen3"),
+    usage=Tokens(
+        input_tokens=7,
+        output_tokens=4,
+        cached_tokens=2,
+        reasoning_tokens=3,
+        output_tokens_per_s=40.5,
+        response_model="qwen3",
+    ),
     trace_id="0af7",
 )
 
@@ -99,6 +107,9 @@ async def test_a_request_is_a_row_with_all_that_is_known(plugin: Usage, path: Pa
         "input_tokens": 7,
         "output_tokens": 4,
         "cached_tokens": 2,
+        "reasoning_tokens": 3,
+        "input_tokens_per_s": None,
+        "output_tokens_per_s": 40.5,
         "response_model": "qwen3",
         "bytes_in": 100,
         "bytes_out": 2000,
@@ -109,7 +120,7 @@ async def test_a_request_is_a_row_with_all_that_is_known(plugin: Usage, path: Pa
 async def test_what_is_not_known_is_null(plugin: Usage, path: Path) -> None:
     plugin.record(outcome(model="", end=End.REFUSED, status=401, code="missing_api_key"))
     [found] = await until(lambda: rows(path), "the row is written")
-    unknown = {"first_byte_s", "input_tokens", "output_tokens", "cached_tokens", "response_model"}
+    unknown = {"first_byte_s", *Tokens.__struct_fields__}
     assert {name for name, value in found.items() if value is None} == unknown
     assert (found["end"], found["status"], found["code"]) == ("refused", 401, "missing_api_key")
 
@@ -304,12 +315,31 @@ async def test_a_place_where_nothing_can_be_keeps_it_from_opening() -> None:
         await Usage(Settings(path="/proc/none/usage.db")).open()
 
 
+async def test_a_database_of_the_first_version_is_brought_up_to_date_and_keeps_its_rows(path: Path) -> None:
+    plugin = Usage(Settings(path=str(path)))
+    await plugin.open()
+    plugin.record(OUTCOME)
+    await plugin.close()
+    later = ("reasoning_tokens", "input_tokens_per_s", "output_tokens_per_s")
+    with closing(sqlite3.connect(path)) as database:
+        for name in later:
+            database.execute(f"ALTER TABLE requests DROP COLUMN {name}")
+        database.execute("PRAGMA user_version = 1")
+    plugin = Usage(Settings(path=str(path)))
+    await plugin.open()
+    plugin.record(OUTCOME)
+    await plugin.close()
+    assert [[found[name] for name in later] for found in rows(path)] == [[None] * 3, [3, None, 40.5]]
+
+
 async def test_a_database_of_a_newer_version_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as database:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     database.close()
-    with pytest.raises(PluginError, match="has version 2, and this program knows none above 1"):
+    with pytest.raises(
+        PluginError, match=f"has version {SCHEMA_VERSION + 1}, and this program knows none above {SCHEMA_VERSION}"
+    ):
         await Usage(Settings(path=str(path))).open()
 
 
