@@ -43,6 +43,11 @@ def test_the_extra_event_is_withheld_wherever_the_stream_is_cut(end: str) -> Non
     assert passed(stream, []) == (b"".join(around), extra)
 
 
+def test_the_extra_event_may_stand_on_several_lines() -> None:
+    event = b'event: x\rdata: {"choices" : [ ],\rdata: "usage": {}}\r\r'
+    assert passed(event + DONE, list(range(len(event)))) == (DONE, event)
+
+
 @pytest.mark.parametrize(
     "event",
     [

@@ -214,7 +214,9 @@ def _decoded(key: bytes) -> bytes:
         return key[1:-1]
     try:
         return msgspec.json.decode(key, type=str).encode()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        return b""  # not to be read by anybody, so it is none of those that matter
+    except msgspec.DecodeError as error:
         raise _invalid(str(error)) from error
 
 

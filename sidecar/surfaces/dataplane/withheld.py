@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
+
+from plugin_sdk.sse import Parser
 
 MOST_BYTES = 64 * 1024  # of an event that is not complete: a larger one has something to say, and is passed on
 
 _no_choices = re.compile(rb'"choices"[ \t]*+:[ \t]*+\[[ \t]*+\]').search
 _event_end = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)").search  # WHATWG HTML, 9.2.6
-_data = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE).search
 _WHOLE = (b"\n\n", b"\r\n\r\n")
+
+
+class _Object(msgspec.Struct):
+    """Whatever is in it."""
 
 
 class _Chunk(msgspec.Struct):
     """What makes the event that OpenAI's API ends a stream with, if `stream_options.include_usage` is set."""
 
-    choices: list[Any]
-    usage: dict[str, Any]
+    choices: list[msgspec.Raw]
+    usage: _Object
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -73,10 +77,12 @@ class UsageWithheld:
         return gone
 
 
-def _is_extra(event: bytes) -> bool:
-    if _no_choices(event) is None or (found := _data(event)) is None:
+def _is_extra(text: bytes) -> bool:
+    if _no_choices(text) is None:
         return False
+    parser = Parser(len(text))
+    events = [piece.event for piece in (*parser.feed(text), *parser.finish()) if piece.event is not None]
     try:
-        return not _decode(found.group(1)).choices
+        return bool(events) and not _decode(events[0].data).choices
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False  # another event: one without counts, or an error
