@@ -201,7 +201,7 @@ def test_a_stream_that_dies_anywhere_has_no_clean_end(here: World) -> None:
         assert got is not None, cut
         sent, _, error = got.body.rpartition(b'data: {"error"')
         assert b'"upstream_failed"' in error, (cut, got.body)
-        assert events.startswith(sent.removesuffix(b"\n\n")), (cut, got.body)
+        assert events.startswith(sent.rstrip(b"\n")), (cut, got.body)  # line ends may fill up a chunk that was begun
         client.close()
 
 

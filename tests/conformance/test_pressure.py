@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conformance.conftest import Worlds
 from tests.conformance.upstream import Exchange
 from tests.conformance.world import (
     LIMITS,
@@ -20,9 +21,7 @@ from tests.conformance.world import (
     body_of,
     chunked,
     post,
-    world,
 )
-from tests.e2e.conftest import free_block
 
 CHUNKED = "Transfer-Encoding: chunked"
 EVENTS = "Content-Type: text/event-stream"
@@ -36,16 +35,19 @@ limited = pytest.mark.skipif(not LIMITS, reason="[sidecar] has no such limits ye
 
 
 @pytest.fixture(scope="module")
-def shared_limited_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("limited"), free_block(), IN_TIME) as made:
-        yield made
+def limited_worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
+    made = Worlds(tmp_path_factory, IN_TIME)
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def limited_world(shared_limited_world: World) -> Iterator[World]:
+def limited_world(limited_worlds: Worlds) -> Iterator[World]:
     """A sidecar with little patience and room."""
-    yield shared_limited_world
-    shared_limited_world.reset()
+    current = limited_worlds.current()
+    yield current
+    if not current.hangs:
+        current.reset()
 
 
 # --- clients that leave -----------------------------------------------------------------------------------------

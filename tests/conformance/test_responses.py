@@ -122,6 +122,31 @@ def test_an_error_for_head_has_no_body(here: World) -> None:
     assert [client.answer(b"HEAD").status for _ in range(2)] == [405, 404]
 
 
+def test_head_is_passed_on_and_answered_without_a_body(here: World) -> None:
+    """Whatever its answer says of a length. The connections stay in step."""
+    client = here.connect()
+    for lines in (("Content-Length: 10",), (CHUNKED,), ()):
+        client.send(b"HEAD /upstream/plain/some/path HTTP/1.1\r\nHost: here\r\n\r\n")
+        asked = here.upstream.take()
+        assert (asked.method, asked.target) == (b"HEAD", b"/some/path")
+        asked.send(answer(b"", *lines, length=False))
+        if not lines:
+            asked.close()
+        got = client.answer(b"HEAD")
+        assert (got.status, got.body) == (200, b"")
+        client.send(post())
+        here.upstream.take().send(answer(TEXT))
+        assert client.answer().body == TEXT
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS", "PATCH", "PROPFIND"])
+def test_any_method_is_passed_on(here: World, method: str) -> None:
+    client, asked = here.ask(f"{method} /upstream/plain/some/path?q=1 HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+    assert (asked.method, asked.target, bytes(asked.body)) == (method.encode(), b"/some/path?q=1", b"")
+    asked.send(answer(TEXT))
+    assert client.answer(method.encode()).body == TEXT
+
+
 # --- interim answers (RFC 9110, 15.2) ---------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import h11
 
-from tests.conformance.judge import MOST_HEAD, Message, Pairs, requests
+from tests.conformance.judge import MOST_HEAD, Message, Pairs
 
 PATIENCE_S = 5.0
 
@@ -148,19 +148,18 @@ class Connection:
         if answer is not None:
             with contextlib.suppress(OSError):  # the sidecar has given it up
                 self.socket.sendall(answer)
-            if exchange.target == b"/health" or self._upstream.closes:
+            if exchange.target == b"/health":
                 self._upstream.drop(self)
 
 
 class Upstream:
     """The server, in a thread. answer: what every whole request gets at once; None = what the test sends.
 
-    closes: after such an answer. errors: what arrived and is no HTTP.
+    errors: what arrived and is no HTTP. seen: all requests since the last reset.
     """
 
     def __init__(self) -> None:
         self.answer: bytes | None = None
-        self.closes = False
         self.errors: list[str] = []
         self.seen: list[Exchange] = []
         self._queue: queue.Queue[Exchange] = queue.Queue()
@@ -198,6 +197,10 @@ class Upstream:
     def reset(self) -> None:
         """Close all connections, and forget what was."""
         self.do(self._forget)
+
+    def forget(self) -> None:
+        """Forget what was; connections stay."""
+        self.do(self._clear)
 
     def refuse(self) -> None:
         """Listen no more: connections are refused."""
@@ -273,7 +276,10 @@ class Upstream:
     def _forget(self) -> None:
         for connection in list(self._connections):
             self.drop(connection)
-        self.answer, self.closes = None, False
+        self.answer = None
+        self._clear()
+
+    def _clear(self) -> None:
         self.errors.clear()
         self.seen.clear()
         while not self._queue.empty():
@@ -290,9 +296,3 @@ def head_of(raw: bytes) -> bytes:
     """The head of a message with its empty line."""
     head, line, _ = raw.partition(b"\r\n\r\n")
     return head + line
-
-
-def as_judged(raw: bytes) -> Message:
-    """The one request that these bytes are."""
-    (message,) = requests(raw).messages
-    return message

@@ -180,6 +180,7 @@ class World:
         self.upstream = upstream
         self.spare = spare
         self.port = int(sidecar.url.rpartition(":")[2])
+        self.hangs = False
         self._clients: list[Client] = []
         self._prober = Client(self.port)
 
@@ -197,19 +198,31 @@ class World:
 
     def barrier(self) -> None:
         """Return once the sidecar has seen everything that was sent to it before this."""
-        for _ in range(2):
-            if self._prober.ended:
-                self._prober = Client(self.port)
-            self._prober.send(b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            if self._prober.receive():
-                assert self._prober.answer(b"GET").status == 200
-                return
-        raise AssertionError("the sidecar does not answer")
+        try:
+            answered = self._probe() or self._probe()  # it may have closed the connection, which was idle
+        except TimeoutError:
+            answered = False
+        if not answered:
+            self.hangs = True
+            raise AssertionError("the sidecar does not answer any more")
+
+    def _probe(self) -> bool:
+        if self._prober.ended:
+            self._prober.close()
+            self._prober = Client(self.port)
+        self._prober.send(b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return bool(self._prober.receive()) and self._prober.answer(b"GET").status == 200
 
     def quiet(self) -> list[Exchange]:
         """All that has reached the upstream, once nothing more is under way."""
         self.barrier()
         return self.upstream.settle()
+
+    def leave(self, client: Client) -> None:
+        """The client goes; return once the upstream has nothing of it any more."""
+        client.close()
+        self._clients.remove(client)
+        self.quiet()
 
     def reset(self) -> None:
         """As if nothing had been."""
@@ -220,6 +233,16 @@ class World:
         self.upstream.reset()
         self.spare.reset()
         self.barrier()
+
+    def end(self) -> None:
+        """Let go of everything. A sidecar that hangs would not stop, either."""
+        if self.hangs:
+            self.sidecar.process.kill()
+            self.sidecar.process.wait()
+        else:
+            self.reset()
+        for client in (*self._clients, self._prober):
+            client.close()
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -324,8 +347,7 @@ def world(folder: Path, ports: str, extra: str = "") -> Iterator[World]:
             try:
                 yield made
             finally:
-                made.reset()
-                made._prober.close()
+                made.end()
     finally:
         upstream.stop()
         spare.stop()
