@@ -1,0 +1,43 @@
+"""The examples as they are shipped: their plugins, and a real sidecar on a copy of their manifests."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from sidecar.mechanism.loader import load
+from sidecar.mechanism.source import read
+from tests.e2e.conftest import free_block
+from tests.e2e.harness import ROOT, Sidecar, running
+
+PLUGINS = ROOT / "examples" / "plugins"
+
+
+def module(example: str) -> ModuleType:
+    """The module of an example that has the example's name."""
+    folder = str(PLUGINS / example / "plugins")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(example)
+
+
+@contextmanager
+def started(
+    example: str, root: Path, more: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Sidecar]:
+    """A sidecar on a copy of the example, with an address and a state directory of its own. more: further manifests."""
+    copy = root / "manifests"
+    shutil.copytree(PLUGINS / example, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (copy / "sidecar.toml").read_text(encoding="utf-8").replace("../../llama", str(ROOT / "examples" / "llama"))
+    own = {"listen": "127.0.0.1:0", "state_dir": str(root / "state"), "ports": free_block()}
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
+    settings = text.replace('listen = "127.0.0.1:8080"', lines)
+    assert settings != text
+    with running(root, {"sidecar.toml": settings, **(more or {})}, env) as sidecar:
+        yield sidecar
