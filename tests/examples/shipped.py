@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from sidecar.mechanism.loader import load
-from sidecar.mechanism.source import read
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import ROOT, Sidecar, running
 
