@@ -14,6 +14,7 @@ from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import Interface, Upstream
 from sidecar.control.supplied import SuppliedModels
 from sidecar.core.manifest import Declaration, Model
+from sidecar.core.names import an
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.listing import Listing, lists_models
@@ -251,9 +252,9 @@ class _Build:
         fresh = await self._fresh(name, loaded)
         if before is None or not usable or not fresh.problem:
             return fresh
-        self.behind[name] = fresh.problem
-        log.error("plugin %s: %s; the one before stays in force", name, fresh.problem)
         self.fresh.remove(fresh)
+        if before is not None and (why := self._is_no_successor(name, before, loaded)):
+            return self._stays(name, before, why)
         await self._close(fresh)
         return before
 
@@ -261,6 +262,24 @@ class _Build:
         if loaded is None:
             fresh = Instance(name, None, self._faults(name) or "its declaration is faulty")
             fresh.last_error = "\n".join(fault.trace for fault in self._catalog.faults.get(name, ()) if fault.trace)
+        return self._stays(name, before, fresh.problem)
+
+    def _is_no_successor(self, name: str, before: Instance, loaded: Loaded | None) -> str:
+        """Why it cannot even be tried in the other's place, be that usable or not; "" if it can.
+
+        Chains are made of names: were one to mean another kind, a chain could lose its auth plugin unnoticed.
+        """
+        if before.loaded is None:
+            return ""
+        if loaded is None:
+            return self._faults(name) or "its declaration is faulty"
+        if loaded.kind != before.kind:
+            return f"it is {an(loaded.kind)} plugin now, and was {an(before.kind)} plugin: give it a name of its own"
+        return ""
+
+    def _stays(self, name: str, before: Instance, why: str) -> Instance:
+        self.behind[name] = why
+        log.error("plugin %s: %s; the one before stays in force", name, why)
         else:
             fresh = self._make(name, loaded)
         self.fresh.append(fresh)

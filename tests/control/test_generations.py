@@ -14,7 +14,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from plugin_sdk import Auth, Config, DeviceStatus, Endpoint, Interface, Principal, Reject, Reply, Request, inline
+from plugin_sdk import (
+    Auth,
+    Config,
+    DeviceStatus,
+    Endpoint,
+    Exchange,
+    Filter,
+    Interface,
+    Principal,
+    Reject,
+    Reply,
+    Request,
+    inline,
+)
 from plugin_sdk import Device as DevicePlugin
 from sidecar.control import generations as module
 from sidecar.control.generations import Generation, Generations
@@ -54,6 +67,14 @@ class Door(Auth[DoorConfig]):
 
 class OtherDoor(Door):
     """The same by another class."""
+
+
+class Gate(Filter[DoorConfig]):
+    """Lets everybody pass."""
+
+    @inline
+    def on_request(self, exchange: Exchange) -> None:
+        """Nothing to change."""
 
 
 class Speech(Interface):
@@ -216,6 +237,21 @@ async def test_a_new_one_that_cannot_be_loaded_leaves_the_old_one_in_force(gener
     await settled()
     assert await caller(second) == "old"
     assert Door.told == ["open old"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_plugin_that_has_become_another_kind_leaves_the_old_one_in_force(
+    generations: Generations, broken: bool
+) -> None:
+    await generations.adopt(declared("door"), catalog(door("old", broken=broken)))
+    for found in (catalog(plugin(Gate, "door")), catalog(faults={"door": "no such module"}), catalog()):
+        generation = await generations.adopt(declared("door"), found)
+        assert generation.default_chain.has_auth
+    third = await generations.adopt(declared("door"), catalog(plugin(Gate, "door")))
+    assert third.behind == {"door": "it is a filter plugin now, and was an auth plugin: give it a name of its own"}
+    assert third.default_chain.has_auth
+    fourth = await generations.adopt(declared("gate"), catalog(plugin(Gate, "gate")))  # a person has said so
+    assert not fourth.default_chain.has_auth
 
 
 async def test_one_that_never_opened_is_tried_again_with_every_revision(generations: Generations) -> None:
