@@ -480,11 +480,10 @@ async def test_two_hundred_reloads_of_a_file_leave_nothing_behind(generations: G
 
     for number in range(3):
         await reload(number)
-    await until(lambda: not [one for one in threading.enumerate() if "import" in one.name], "imports are done")
-    before = census()
+    before = census()  # what is on its way out still counts, so that there may be less in the end
     for number in range(3, 203):
         await reload(number)
-    await until(lambda: census() == before, "all is as it was")
+    await until(lambda: all(count <= before[what] for what, count in census().items()), "no more than before is left")
     classes = [one for one in gc.get_objects() if isinstance(one, type) and str(one.__module__).startswith("doors@")]
     assert len(classes) <= 2 * 130  # typing remembers the latest 128 of `Auth[Settings]`, whatever becomes of them
 
