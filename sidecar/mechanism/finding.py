@@ -16,7 +16,7 @@ from plugin_sdk.kinds import settings_of
 from sidecar.core.names import did_you_mean, listed
 from sidecar.mechanism.fulfil import KINDS, PluginFault, faults_of
 from sidecar.mechanism.sources import Library
-from sidecar.mechanism.versions import CodeFault, Version
+from sidecar.mechanism.versions import CodeFault, Version, fault_of
 
 GROUP = "sidecar.plugins"
 ENTRY = "entry"  # `import = "entry:NAME"`
@@ -114,7 +114,8 @@ def entries(library: Library) -> Finds:
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             found = resolve(point.value.replace(" ", ""), library)
-        except PluginFault as fault:
+        except Exception as error:  # noqa: BLE001 - looking at an author's class may raise anything
+            fault = fault_in(error, "")
             told = PluginFault(f"entry point of {_distribution(point)}: {fault}", file=fault.file, line=fault.line)
             finds.faults.setdefault(point.name, []).append(told)
         else:
@@ -124,12 +125,18 @@ def entries(library: Library) -> Finds:
 
 
 def check(cls: type[Plugin[Any]], version: Version | None) -> None:
-    """Refuse a class that is not what it says. Raises PluginFault."""
+    """Refuse a class that is not what it says. Raises PluginFault, or what a metaclass of the author's raises."""
+    hash(cls)  # it stands in sets and dicts from here on
     faults = list(faults_of(cls))
     if faults:
         file, line = place_of(cls) if version is not None else ("", 0)
         where = f" ({file}:{line})" if file else ""
         raise PluginFault("; ".join(faults) + where, ("import",), file=file, line=line)
+
+
+def fault_in(error: Exception, place: str) -> PluginFault:
+    """What came of looking at a plugin as a fault of it. place: the file or folder of its author, "" if not known."""
+    return error if isinstance(error, PluginFault) else _fault(_code_fault(error, place))
 
 
 def provided(cls: type[Plugin[Any]]) -> str:
@@ -179,7 +186,10 @@ def _scan(version: Version, library: Library, finds: Finds, *, tell: bool) -> No
         if tell:
             _tell(version.name, fault, library, finds)
         return
-    _collect(version, module, library, finds)
+    try:
+        _collect(version, module, library, finds)
+    except Exception as error:  # noqa: BLE001 - looking at an author's module may raise anything
+        _tell(version.name, _code_fault(error, str(version.path)), library, finds)
 
 
 def _collect(version: Version, module: ModuleType, library: Library, finds: Finds) -> None:
@@ -189,7 +199,8 @@ def _collect(version: Version, module: ModuleType, library: Library, finds: Find
     for cls in classes:
         try:
             check(cls, version)
-        except PluginFault as fault:
+        except Exception as error:  # noqa: BLE001 - looking at an author's class may raise anything
+            fault = fault_in(error, str(version.path))
             if not any(other is not cls and issubclass(other, cls) for other in classes):  # a base need not be whole
                 faults[snake(cls.__name__)] = [fault]
         else:
@@ -237,6 +248,10 @@ def _distribution(point: EntryPoint) -> str:
 
 def _nowhere(name: str) -> PluginFault:
     return PluginFault(f'no module "{name}" on sys.path or in plugins/ beside the manifests', ("import",))
+
+
+def _code_fault(error: Exception, place: str) -> CodeFault:
+    return fault_of(error, "it cannot be looked at", place)
 
 
 def _fault(fault: CodeFault) -> PluginFault:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ForwardRef
 
-from plugin_sdk import Auth, Device, Endpoint, Filter, Interface, Plugin, Route, Stats
+from plugin_sdk import Auth, Config, Device, Endpoint, Filter, Interface, Plugin, Route, Stats
+from plugin_sdk.kinds import given_to
 from sidecar.core.names import an, did_you_mean, listed
 from sidecar.mechanism.places import Path as Place
 
@@ -74,6 +75,7 @@ def faults_of(cls: type[Plugin[Any]]) -> Iterator[str]:
     if required is not None and not _overrides(cls, required):
         hint = did_you_mean_instead(required, own)
         yield f"{cls.__name__} does not define {required}, which {an(cls.kind)} plugin must{hint}"
+    yield from _settings(cls)
     if cls.kind == "filter":
         yield from _filter(cls, own)
     if cls.kind in ("device", "interface"):
@@ -91,6 +93,16 @@ def did_you_mean_instead(wanted: str, own: list[str]) -> str:
 
 def _overrides(cls: type[Plugin[Any]], name: str) -> bool:
     return getattr(cls, name, None) is not getattr(kind_of(cls), name)
+
+
+def _settings(cls: type[Plugin[Any]]) -> Iterator[str]:
+    given = given_to(cls)
+    if isinstance(given, ForwardRef):
+        name = given.__forward_arg__
+        yield f'{cls.__name__} names its settings in quotes, "{name}": write the class {name} above it, and no quotes'
+    elif given is not None and not (isinstance(given, type) and issubclass(given, Config)):
+        name = getattr(given, "__name__", str(given))
+        yield f"the settings of {cls.__name__}, {name}, are no Config: derive the class from plugin_sdk.Config"
 
 
 def _filter(cls: type[Plugin[Any]], own: list[str]) -> Iterator[str]:

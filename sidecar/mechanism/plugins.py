@@ -191,7 +191,7 @@ class _Faults:
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> bool:
         faults = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
-        told = [fault for fault in faults if isinstance(fault, PluginFault)]
+        told = [finding.fault_in(fault, "") for fault in faults if isinstance(fault, Exception)]
         if told:
             self._faults.setdefault(self._name, []).extend(fault.with_traceback(None) for fault in told)
         return bool(told)

@@ -188,6 +188,85 @@ def test_a_hundred_plugins_are_found_in_less_than_a_second(tmp_path: Path) -> No
     assert took_s < 1.0
 
 
+SETTINGS = """
+from plugin_sdk import Auth, Config, Principal
+
+class Settings{base}:
+    word: str = ""
+
+class Door(Auth[{given}]):
+    def authenticate(self, request):
+        return Principal("x")
+"""
+NOT_TO_BE_LOOKED_AT = {
+    "metaclass that raises": """
+from plugin_sdk import Auth
+
+class Meta(type):
+    def __getattribute__(cls, name):
+        if name == "authenticate":
+            raise RuntimeError("hands off")
+        return super().__getattribute__(name)
+
+class Door(Auth, metaclass=Meta):
+    def authenticate(self, request): ...
+""",
+    "no hash": """
+from plugin_sdk import Auth
+
+class Meta(type):
+    def __eq__(cls, other):
+        return cls is other
+
+class Door(Auth, metaclass=Meta):
+    def authenticate(self, request): ...
+""",
+    "global that raises": """
+class Lazy:
+    @property
+    def __class__(self):
+        raise RuntimeError("not connected")
+
+lazy = Lazy()
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "told"),
+    [
+        ("", "Settings", "the settings of Door, Settings, are no Config: derive the class from plugin_sdk.Config"),
+        ("(Config)", "int", "the settings of Door, int, are no Config"),
+        ("(Config)", "Settings | None", "are no Config"),
+        ("(Config)", "'Settings'", 'names its settings in quotes, "Settings": write the class Settings above it'),
+    ],
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_settings_that_are_no_config_are_the_fault_of_their_file(
+    tmp_path: Path, base: str, given: str, told: str, declared: bool
+) -> None:
+    files = {"bad.py": SETTINGS.format(base=base, given=given), "good.py": door("Good")}
+    catalog = found(tmp_path, files, None, **({"door": "bad:Door"} if declared else {}))
+    assert own(catalog) == {"good"}
+    assert told in messages(catalog)["door"]
+    assert f"{tmp_path}/plugins/bad.py:7" in messages(catalog)["door"]
+
+
+@pytest.mark.parametrize("code", NOT_TO_BE_LOOKED_AT.values(), ids=NOT_TO_BE_LOOKED_AT)
+def test_code_that_cannot_even_be_looked_at_is_the_fault_of_its_file(tmp_path: Path, code: str) -> None:
+    tables: tuple[dict[str, str], ...] = ({}, {"door": "bad:Door"})
+    for declared in tables:
+        catalog = found(tmp_path, {"bad.py": code, "good.py": door("Good")}, None, **declared)
+        assert own(catalog) == {"good"}
+        assert catalog.faults
+
+
+def test_a_class_by_entry_point_that_cannot_be_looked_at_is_told(tmp_path: Path, site: Path) -> None:
+    code = NOT_TO_BE_LOOKED_AT["metaclass that raises"]
+    distribution(site, "acme-meta", {"acme": "acme_meta:Door"}, {"acme_meta.py": code})
+    assert "entry point of acme-meta: it cannot be looked at: RuntimeError" in messages(found(tmp_path, {}))["acme"]
+
+
 # --- installed ----------------------------------------------------------------------------------------------------
 
 
