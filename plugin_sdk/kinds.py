@@ -170,7 +170,7 @@ class Route(Plugin[C]):
     def models(self) -> list[ModelInfo] | Awaitable[list[ModelInfo]]:
         """The models that the plugin has besides those that manifests declare, for `/v1/models`.
 
-        Asked for when somebody wants to know, at most every two seconds. If it fails, the list before stays. A model
+        Asked for when somebody wants to know, at most once a second. If it fails, the list before stays. A model
         that is not in the list yet is served as well, if `resolve` knows it.
         """
         return []

@@ -188,7 +188,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model that a Route plugin has besides those that manifests declare, as `/v1/models` shows it.
 
-    name: what clients ask for. aliases: other names for it. modes: the interface modes that it can be asked in, () = any.
+    name: what clients ask for. aliases: other names for it. modes: the interface modes that it speaks, () = any.
     created: unix seconds, 0 = not known.
     """
 

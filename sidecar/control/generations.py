@@ -26,6 +26,7 @@ from sidecar.mechanism.watchdog import Marker
 log = logging.getLogger(__name__)
 
 GRACE_S = 600.0  # for requests that are still on an old generation
+COMPARED = 200  # names of plugins' models
 
 
 class Generation:
@@ -56,7 +57,8 @@ class Generation:
         self._chains = {name: self._chain(declaration.chain_of(model)) for name, model in declaration.models.items()}
         self._names = {alias: name for name, model in declaration.models.items() for alias in model.aliases}
         self._names |= {name: name for name in declaration.models}
-        self.supplied = SuppliedModels(listings, self._names)
+        written = {subject.removeprefix("models.") for subject in declaration.files if subject.startswith("models.")}
+        self.supplied = SuppliedModels(listings, {*self._names, *written})  # a faulty manifest keeps its name, too
         self._modes = {
             instance.loaded.provides: instance
             for instance in instances.values()
@@ -78,8 +80,12 @@ class Generation:
         return self._chains[model]
 
     def names(self) -> list[str]:
-        """Every name and alias that a client may use."""
+        """Every name and alias that manifests declare."""
         return sorted(self._names)
+
+    def all_names(self) -> list[str]:
+        """Those, and some of plugins' own: enough to tell what was meant, since comparing takes its time."""
+        return [*self.names(), *self.supplied.names()[:COMPARED]]
 
     def ready(self, model: Model) -> Callable[[Upstream], Awaitable[bool]]:
         """How to find out whether a server of the model can serve: the probe of its first mode."""

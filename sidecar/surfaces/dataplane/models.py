@@ -62,7 +62,7 @@ class ModelList:
         supplied = generation.supplied.find(wanted)
         if supplied is not None:
             return self._supplied(supplied)
-        meant = near(wanted, [*generation.names(), *generation.supplied.names()])
+        meant = near(wanted, generation.all_names())
         hint = f"; near it: {', '.join(meant)}" if meant else ""
         raise ApiError(404, "model_not_found", f'there is no model "{wanted[:200]}"{hint}', param="model")
 

@@ -189,11 +189,12 @@ class Relay:
 
     async def _admit_undeclared(self, request: Request, requested: str) -> Request:
         """The request if a plugin may know the model."""
-        if not (self._chain.supplies and is_name(requested)):
+        supplied = self._generation.supplied
+        if not (self._chain.supplies and is_name(requested) and supplied.may_have(requested)):
             await self._authenticate(request)
             raise self._unknown(requested)
-        await self._generation.supplied.first()
-        listed_as = self._generation.supplied.find(requested)
+        await supplied.first()
+        listed_as = supplied.find(requested)
         self._is_model = listed_as is not None
         name, modes = (requested, ()) if listed_as is None else (listed_as.name, listed_as.modes)
         request = await self._admit_to(request, name, requested, modes)
@@ -216,7 +217,7 @@ class Relay:
             return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
         shown = requested[:200]
         self._trace.asks_for(shown)
-        meant = near(requested, [*self._generation.names(), *self._generation.supplied.names()])
+        meant = near(requested, self._generation.all_names())
         hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
         return ApiError(404, "model_not_found", f'there is no model "{shown}"{hint}', param="model")
 
