@@ -82,6 +82,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
 
 
+def amended(request: Request, changed: Request) -> Request:
+    """The request as a filter changed it: who asks, and for which model, stays what it was."""
+    return msgspec.structs.replace(
+        request,
+        method=changed.method,
+        path=changed.path,
+        query=changed.query,
+        headers=changed.headers,
+        body=changed.body,
+    )
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one request, as the server counted them. response_model: the model name that the server gave."""
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from plugin_sdk.kinds import Filter
-from plugin_sdk.messages import Event, Exchange, Outcome, Request, Response
+from plugin_sdk.messages import Event, Exchange, Outcome, Request, Response, amended
 from plugin_sdk.sse import Parser, Piece, written
 from plugin_sdk.testing.host import Host
 
@@ -49,7 +49,8 @@ class Passage:
                 self.answered_by = plugin.name
                 return result
             if result is not None:
-                request = exchange.request = expected(Request, result, _name(plugin, "on_request"))
+                changed = expected(Request, result, _name(plugin, "on_request"))
+                request = exchange.request = amended(request, changed)
         return request
 
     async def response(self, head: Response) -> Response:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from plugin_sdk import Exchange, Filter, Outcome, Request, Response
+from plugin_sdk.messages import amended
 from sidecar.mechanism import results
 from sidecar.mechanism.bodies import Body, Chunks, Events
 from sidecar.mechanism.hooks import Hook, overrides, unavailable
@@ -83,7 +84,7 @@ class Passage:
                 self.answered_by = steps.instance.name
                 return result
             if result is not None:
-                request = exchange.request = result
+                request = exchange.request = amended(request, result)
         return request
 
     async def response(self, head: Response, encoding: str) -> Response:

@@ -19,7 +19,7 @@ MOST_EVENTS = 10_000
 MOST_MODELS = 10_000
 MOST_NAME = 200  # characters of a model's name
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.1
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: names of headers, methods
 _NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
 _PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
@@ -87,6 +87,8 @@ def request_or_response(result: Any) -> Request | Response:
         raise expected("a Request, a Response or None", result)
     _check_headers(result.headers)
     _check_bytes(result.body)
+    if not (isinstance(result.method, str) and _TOKEN.fullmatch(result.method.encode("utf-8", "replace"))):
+        raise ValueError(f"expected a method such as POST, got {result.method!r:.80}")
     if not _PATH.fullmatch(result.path) or not _QUERY.fullmatch(result.query):
         raise ValueError("expected a path that starts with / and is percent-encoded, as is the query")
     return result

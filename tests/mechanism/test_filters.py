@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from plugin_sdk import Event, Exchange, Filter, Headers, Outcome, Plugin, Reject, Request, Response, inline
+from plugin_sdk import Event, Exchange, Filter, Headers, Outcome, Plugin, Principal, Reject, Request, Response, inline
 from plugin_sdk import on_chunk as chunk_filter
 from sidecar.mechanism import bodies, bounded
 from sidecar.mechanism.chain import Chain
@@ -168,6 +168,26 @@ async def test_a_request_is_changed_for_those_that_follow(made: Make) -> None:
     changed = await passage(await made(Adds, "1"), await made(Adds, "2")).request(REQUEST)
     assert isinstance(changed, Request)
     assert (changed.body, changed.path, changed.headers.get("x-a")) == (b'{"model": "m"}12', "/v1/x", "1")
+
+
+async def test_who_asks_and_for_which_model_stays_what_it_was(made: Make) -> None:
+    class Usurps(Filter):
+        @inline
+        def on_request(self, exchange: Exchange) -> Request:
+            root = Principal("root")
+            return msgspec.structs.replace(
+                exchange.request, principal=root, model="big", requested_model="big", mode="x", client="x", body=b"{}"
+            )
+
+    class Sees(Filter):
+        @inline
+        def on_request(self, exchange: Exchange) -> None:
+            seen.append(exchange.request)
+
+    seen: list[Request] = []
+    asked = msgspec.structs.replace(REQUEST, principal=Principal("guest"), requested_model="alias", client="10.0.0.1")
+    changed = await passage(await made(Usurps, "1"), await made(Sees, "2")).request(asked)
+    assert [changed] == seen == [msgspec.structs.replace(asked, body=b"{}")]
 
 
 async def test_an_answer_ends_the_way(made: Make) -> None:
@@ -445,6 +465,19 @@ class SplitsPath(Filter):
         return Request(method="POST", path="/v1/x HTTP/1.1\r\nevil: 1")
 
 
+class SplitsMethod(Filter):
+    @inline
+    def on_request(self, exchange: Exchange) -> Any:
+        return msgspec.structs.replace(exchange.request, method="POST /v1/y HTTP/1.1\r\nevil: 1\r\n\r\nGET")
+
+
+class MethodAsBytes(Filter):
+    @inline
+    def on_request(self, exchange: Exchange) -> Any:
+        method: Any = b"POST"
+        return msgspec.structs.replace(exchange.request, method=method)
+
+
 class SaysStatus(Filter):
     @inline
     def on_request(self, exchange: Exchange) -> Any:
@@ -465,7 +498,8 @@ class Mutates(Filter):
 
 BAD = [
     *(Raises, RaisesOdd, Exits, ExitsInline, ExitsInThread, Cancels, Recurses, Hangs, Stubborn, HangsInThread),
-    *(SaysText, SaysTextAsBody, ForgotAwait, SplitsHeaders, SplitsPath, SaysStatus, Huge, Mutates),
+    *(SaysText, SaysTextAsBody, ForgotAwait, SplitsHeaders, SplitsPath, SplitsMethod, MethodAsBytes, SaysStatus),
+    *(Huge, Mutates),
 ]
 
 
