@@ -136,10 +136,10 @@ async def test_a_failure_leaves_the_list_before_and_is_counted(made: Make, monke
 
 async def test_nobody_waits_long_for_one_that_hangs(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FRESH_S", 0.0)
-    monkeypatch.setattr(module, "PATIENCE_S", 0.02)
     instance = await made(Table, deadline_s=0.2)
     table, listing = table_of(instance), Listing(instance)
     await listing.fresh()
+    monkeypatch.setattr(module, "PATIENCE_S", 0.02)
     table.gate.clear()
     await listing.fresh()
     assert names(listing) == ["qwen"]
