@@ -18,11 +18,23 @@ PLUGINS = ROOT / "examples" / "plugins"
 
 
 def module(example: str) -> ModuleType:
-    """The module of an example that has the example's name."""
+    """The module of an example that has the example's name.
+
+    It is called by its whole path: its own name would be in the way of files that other tests call the same.
+    """
+    with helpers_of(example):
+        return importlib.import_module(f"examples.plugins.{example}.plugins.{example}")
+
+
+@contextmanager
+def helpers_of(example: str) -> Iterator[None]:
+    """Meanwhile the modules beside the example's can be imported, as the sidecar has it."""
     folder = str(PLUGINS / example / "plugins")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module(example)
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 @contextmanager

@@ -22,12 +22,20 @@ FOLDER = shipped.PLUGINS / "redact"
 SAID = "Write to ada@example.com or call +44 20 7946 0958 and pay with 4111 1111 1111 1111 or ask EMP-123456 today."
 SHOWN = "Write to [email] or call [phone] and pay with [card] or ask [badge] today."
 example = shipped.module("redact")
-personal: Any = importlib.import_module("_personal")
+with shipped.helpers_of("redact"):
+    personal: Any = importlib.import_module("_personal")
 SETTINGS = example.Settings(patterns={"badge": "EMP-[0-9]{6}"}, longest=16, requests=True)
 RULES = SETTINGS.rules()
 MOST_HELD = max(rule.reach for rule in RULES)
 
 test_contract = contract(example.Redact, config={"patterns": {"badge": "EMP-[0-9]{6}"}, "requests": True})
+
+
+@pytest.fixture(autouse=True)
+def _beside() -> Iterator[None]:
+    """The contract imports the plugin once more, and so needs what lies beside it."""
+    with shipped.helpers_of("redact"):
+        yield
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
