@@ -158,8 +158,8 @@ class Generations:
         return self.current
 
     def markers(self) -> list[Marker]:
-        """The watchdog's marks of all plugins in force. May be called from its thread."""
-        return [instance.marker for instance in self.current.instances.values()] if self.current else []
+        """The watchdog's marks of all plugins that may run: old, new, and half open. May be called from its thread."""
+        return [instance.marker for instance in list(self._services)]
 
     def probers(self) -> dict[str, Prober]:
         """One prober for each device plugin in force; kept as long as its plugin is."""
@@ -220,6 +220,7 @@ class Generations:
     def _make(self, name: str, loaded: Loaded) -> Instance:
         services = self.host.of(name)
         instance = Instance(name, loaded, services=services)
+        services.marker = instance.marker
         self._services[instance] = services
         return instance
 
@@ -228,8 +229,9 @@ class Generations:
         if (listing := self._listings.pop(instance, None)) is not None:
             await listing.close()
         await instance.close()
-        if (services := self._services.pop(instance, None)) is not None:
+        if (services := self._services.get(instance)) is not None:
             await services.close()
+            del self._services[instance]  # only now: until then its code may run
 
 
 class _Build:
@@ -255,19 +257,13 @@ class _Build:
             if why := self._faults(name):  # of a newer version of it, which is not in force
                 self.behind[name] = why
             return before
+        if before is not None and (why := self._is_no_successor(name, before, loaded)):
+            return self._stays(name, before, why)
         fresh = await self._fresh(name, loaded)
         if before is None or not usable or not fresh.problem:
             return fresh
         self.fresh.remove(fresh)
-        if before is not None and (why := self._is_no_successor(name, before, loaded)):
-            return self._stays(name, before, why)
         await self._close(fresh)
-        return before
-
-    async def _fresh(self, name: str, loaded: Loaded | None) -> Instance:
-        if loaded is None:
-            fresh = Instance(name, None, self._faults(name) or "its declaration is faulty")
-            fresh.last_error = "\n".join(fault.trace for fault in self._catalog.faults.get(name, ()) if fault.trace)
         return self._stays(name, before, fresh.problem)
 
     def _is_no_successor(self, name: str, before: Instance, loaded: Loaded | None) -> str:
@@ -286,6 +282,12 @@ class _Build:
     def _stays(self, name: str, before: Instance, why: str) -> Instance:
         self.behind[name] = why
         log.error("plugin %s: %s; the one before stays in force", name, why)
+        return before
+
+    async def _fresh(self, name: str, loaded: Loaded | None) -> Instance:
+        if loaded is None:
+            fresh = Instance(name, None, self._faults(name) or "its declaration is faulty")
+            fresh.last_error = "\n".join(fault.trace for fault in self._catalog.faults.get(name, ()) if fault.trace)
         else:
             fresh = self._make(name, loaded)
         self.fresh.append(fresh)

@@ -58,7 +58,7 @@ class Instance:
         self.plugin: Plugin[Any] | None = None
         self.sink: Sink | None = None
         self.threads = Threads(f"plugin-{name}")
-        self.marker = Marker(name)
+        self.marker = Marker(name, loaded.place if loaded is not None else "")
         self._services = services
 
     @property

@@ -335,6 +335,43 @@ async def test_plugins_are_opened_side_by_side(generations: Generations) -> None
     )
 
 
+async def test_all_that_runs_is_marked_for_the_watchdog_in_new_and_old_generations_alike(
+    generations: Generations,
+) -> None:
+    def look(what: str) -> None:
+        Door.told.append(f"{what} {[marker.name for marker in generations.markers() if marker.entered]}")
+
+    class Watched(Door):
+        async def open(self) -> None:
+            look("open")
+            await self.keep(self.config.who, self.make, self.end)
+
+        async def make(self) -> None:
+            look("make")
+
+        async def end(self, _: None) -> None:
+            look("end")
+
+        async def close(self) -> None:
+            look("close")
+
+        @inline
+        def authenticate(self, request: Request) -> Principal:
+            look("call")
+            return Principal("x")
+
+    first = await generations.adopt(declared("door"), catalog(plugin(Watched, "door", who="old")))
+    first.enter()
+    await generations.adopt(declared("door"), catalog(plugin(Watched, "door", who="new")))
+    await caller(first)
+    first.leave()
+    await until(lambda: len(Door.told) == 7, "the old one is closed")
+    assert Door.told == [f"{what} ['door']" for what in ("open", "make", "open", "make", "call", "close", "end")]
+    assert generations.markers()[0].place == __file__
+    await generations.adopt(declared(plugins=()), catalog())
+    await until(lambda: generations.markers() == [], "nothing is left to be watched")
+
+
 # --- services -----------------------------------------------------------------------------------------------------
 
 
