@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class Found(msgspec.Struct, frozen=True):
     @property
     def place(self) -> str:
         """Where it is written."""
-        file, line = place_of(self.cls)
+        file, line = place_of(self.cls, self.version)
         return f"{file}:{line} ({self.cls.__name__})" if file else self.import_path
 
 
@@ -129,7 +130,7 @@ def check(cls: type[Plugin[Any]], version: Version | None) -> None:
     hash(cls)  # it stands in sets and dicts from here on
     faults = list(faults_of(cls))
     if faults:
-        file, line = place_of(cls) if version is not None else ("", 0)
+        file, line = place_of(cls, version) if version is not None else ("", 0)
         where = f" ({file}:{line})" if file else ""
         raise PluginFault("; ".join(faults) + where, ("import",), file=file, line=line)
 
@@ -151,16 +152,38 @@ def needs_settings(cls: type[Plugin[Any]]) -> bool:
     return len(defaults) < len(settings.__struct_fields__) or any(value is msgspec.NODEFAULT for value in defaults)
 
 
-def place_of(cls: type[Plugin[Any]]) -> tuple[str, int]:
-    """File and line of a class, or of the function that a decorator made it of; ("", 0) if Python cannot tell."""
+def place_of(cls: type[Plugin[Any]], version: object = None) -> tuple[str, int]:
+    """File and line of a class, or of the function that a decorator made it of; ("", 0) if Python cannot tell.
+
+    version: the code that it is of, whose file may be another by now.
+    """
     for value in vars(cls).values():
         function = getattr(value, "__func__", None)
         if function is not None and function.__qualname__ == cls.__qualname__:
             return function.__code__.co_filename, function.__code__.co_firstlineno
+    text = version.text_of(cls.__module__) if isinstance(version, Version) else None
+    if text is not None:
+        return text.path, _line_in(text.content, cls.__qualname__)
     try:
         return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError):
         return "", 0
+
+
+def _line_in(content: bytes, qualname: str) -> int:
+    """Where a class is written, its decorators with it; 0 if it was made in another way."""
+    found = 0
+    within: list[tuple[str, ast.AST]] = [("", ast.parse(content))]
+    while within:
+        prefix, node = within.pop()
+        if isinstance(node, ast.ClassDef):
+            if prefix + node.name == qualname:
+                found = max(found, min(one.lineno for one in (*node.decorator_list, node)))
+            prefix += f"{node.name}."
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            prefix += f"{node.name}.<locals>."
+        within += [(prefix, child) for child in ast.iter_child_nodes(node)]
+    return found
 
 
 def snake(name: str) -> str:

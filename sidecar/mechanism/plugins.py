@@ -231,7 +231,7 @@ def _provider(name: str, catalog: Catalog) -> Loaded | None:
 
 
 def _clash(name: str, places: list[str], found: Found) -> PluginFault:
-    file, line = finding.place_of(found.cls)
+    file, line = finding.place_of(found.cls, found.version)
     message = f'"{name}" is more than one plugin: {" and ".join(places)}; rename one of them'
     return PluginFault(message, ("import",), file=file, line=line)
 

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.core.manifest import PluginDeclaration
 from sidecar.mechanism import plugins
-from sidecar.mechanism.finding import snake
+from sidecar.mechanism.finding import place_of, snake
 from sidecar.mechanism.plugins import Catalog
 from sidecar.mechanism.sources import Library
 from tests.support import declare, model, write
@@ -373,6 +373,17 @@ def test_a_folder_that_is_on_the_path_of_python_too_is_no_clash(
 
 
 # --- reading again ------------------------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_plugin_is_that_in_its_own_version_whatever_the_file_has_become(tmp_path: Path) -> None:
+    code = "def made():\n    class Door: ...\n    return Door\n" + door()
+    code = code.replace("class Door(", "@(lambda cls: cls)\nclass Door(")
+    package = {"pack/__init__.py": "from .deep import Deep", "pack/deep.py": door("Deep")}
+    catalog = found(tmp_path, {"doors.py": code, **package})
+    write(tmp_path / "plugins", {"doors.py": "def broken(:\n", "pack/deep.py": "\n" * 9 + door("Deep")})
+    places = {name: place_of(catalog.loaded[name].cls, catalog.loaded[name].code) for name in own(catalog)}
+    assert places["door"] == places["doors"] == (f"{tmp_path}/plugins/doors.py", 7)
+    assert places["deep"] == (f"{tmp_path}/plugins/pack/deep.py", 4)
 
 
 def test_what_did_not_change_stays_the_same_class(tmp_path: Path) -> None:
