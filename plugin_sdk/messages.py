@@ -61,7 +61,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One inference request, before anything was sent upstream.
 
     path: without the query. model: the name in the manifest, aliases resolved ("" when no model was asked for).
-    requested_model: the name that the client used. body: the raw bytes.
+    requested_model: the name that the client used. listed: neither a manifest nor a plugin's list has the model if
+    False; a Route plugin may know it, or there is no such model. body: the raw bytes.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     model: str = ""
     requested_model: str = ""
+    listed: bool = True
     mode: str = ""
     client: str = ""
     principal: Principal = ANONYMOUS

@@ -33,7 +33,7 @@ class Router(Route):
     def resolve(self, request, targets):
         if targets:
             return None
-        self.log.warning("resolve %s for %s", request.model, request.principal.id)
+        self.log.warning("resolve %s (%s) for %s", request.model, request.listed, request.principal.id)
         table = json.loads(os.environ["TABLE"])
         if request.model == "forbidden":
             raise Reject(403, "not for you", code="plan_too_small")
@@ -92,7 +92,8 @@ def test_they_are_served_by_name_by_alias_and_before_they_are_listed(sidecar: Si
         answer = ask(sidecar, name)
         assert (answer.status_code, answer.headers["x-served-by"]) == (200, "far")
     until(lambda: said(sidecar, "finished listed far ok"), "the plugin is told of the end")
-    assert said(sidecar, "resolve listed for tester")
+    assert said(sidecar, "resolve listed (True) for tester")
+    assert said(sidecar, "resolve unlisted (False) for tester")
     assert not said(sidecar, "resolve nick")
     until(lambda: said(sidecar, "model=unlisted variant=far"), "the outcome is recorded")
     assert sidecar.ask("unlisted", stream=False).startswith("far-0")

@@ -206,7 +206,8 @@ class Relay:
         self._model = name
         self._found = next((found for found in self._candidates if found.mode in modes), self._found)
         self._response.interface = self._found.interface
-        request = msgspec.structs.replace(request, model=name, requested_model=requested, mode=self._found.mode)
+        asks_for = {"model": name, "requested_model": requested, "listed": self._is_model}
+        request = msgspec.structs.replace(request, **asks_for, mode=self._found.mode)
         await self._authenticate(request)
         if modes and self._found.mode not in modes:
             raise ApiError(400, "wrong_mode", self._wrong_mode(name, modes), param="model")
