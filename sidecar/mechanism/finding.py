@@ -178,7 +178,7 @@ def _line_in(content: bytes, qualname: str) -> int:
         prefix, node = within.pop()
         if isinstance(node, ast.ClassDef):
             if prefix + node.name == qualname:
-                found = max(found, min(one.lineno for one in (*node.decorator_list, node)))
+                found = max(found, min([node.lineno, *(one.lineno for one in node.decorator_list)]))
             prefix += f"{node.name}."
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             prefix += f"{node.name}.<locals>."
