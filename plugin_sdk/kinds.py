@@ -194,6 +194,7 @@ class Filter(Plugin[C]):
     def on_request(self, exchange: Exchange) -> Request | Response | Awaitable[Request | Response | None] | None:
         """Before anything is sent: another request, an answer of your own, or None to let it pass as it is.
 
+        An answer passes the filters before this one, as the server's would; those after it never see the request.
         Of another request, method, path, query, headers and body are used; which model it goes to does not change.
         """
 

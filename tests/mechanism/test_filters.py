@@ -204,6 +204,59 @@ async def test_an_answer_ends_the_way(made: Make) -> None:
     assert Tells.told == []
 
 
+class Answers(Filter):
+    """Answers in the server's place, with two events."""
+
+    streamed = True
+
+    @inline
+    def on_request(self, exchange: Exchange) -> Response:
+        head = STREAM if self.streamed else WHOLE
+        return msgspec.structs.replace(head, body=b"data: one\n\ndata: two\n\n" if self.streamed else b"{one}")
+
+    def on_response(self, exchange: Exchange) -> None:
+        raise AssertionError  # what it gives is what it means
+
+
+class Shouts(Filter):
+    """Changes head and body, and adds to the end of a stream."""
+
+    @inline
+    def on_response(self, exchange: Exchange) -> Response | None:
+        assert exchange.response is not None
+        assert exchange.response.body == b""
+        raw = (*exchange.response.headers.raw, (b"x-by", self.name.encode()))
+        return msgspec.structs.replace(exchange.response, headers=Headers(raw))
+
+    async def on_event(self, exchange: Exchange, event: Event) -> Event:
+        return msgspec.structs.replace(event, data=b"over" if not event.data else event.data.upper())
+
+
+@pytest.mark.parametrize(("streamed", "body"), [(True, b"data: ONE\n\ndata: TWO\n\ndata: over\n\n"), (False, b"{ONE}")])
+async def test_an_answer_that_a_filter_gives_passes_those_before_it(made: Make, streamed: bool, body: bytes) -> None:
+    Tells.told.clear()
+    answering = await made(Answers, "cache")
+    assert isinstance(answering.plugin, Answers)
+    answering.plugin.streamed = streamed
+    way = passage(await made(Tells, "a"), await made(Shouts, "b"), answering, await made(Tells, "c"))
+    answer = await way.request(REQUEST)
+    assert isinstance(answer, Response)
+    assert (answer.body, answer.headers.get("x-by"), answer.streamed) == (body, "b", streamed)
+    await way.end(Outcome(model="m"))
+    assert Tells.told[:2] == ["a request", "a response"]
+    assert Tells.told[-2:] == ["a last", "a end"]
+
+
+async def test_a_filter_before_may_refuse_what_another_answers(made: Make) -> None:
+    class Censors(Filter):
+        @inline
+        def on_event(self, exchange: Exchange, event: Event) -> None:
+            raise Reject(403, "not this word")
+
+    with pytest.raises(Reject, match="not this word"):
+        await passage(await made(Censors, "a"), await made(Answers, "cache")).request(REQUEST)
+
+
 async def test_each_filter_has_a_state_of_its_own_for_each_request(made: Make) -> None:
     class Counts(Filter):
         def on_request(self, exchange: Exchange) -> None:
