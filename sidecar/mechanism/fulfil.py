@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, ForwardRef
 
@@ -35,6 +36,8 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "stats": {"record": ("outcome",)},
 }
 _LIFE: dict[str, tuple[str, ...]] = {"open": (), "close": ()}
+_OWN = ("/-/", "/v1/models/")  # the control API, and the list of models
+_PATH = re.compile(r"/[\x21-\x22\x24\x26-\x3e\x40-\x7e]*")
 _REQUIRED = {"device": "probe", "auth": "authenticate", "route": "resolve", "stats": "record"}
 ON_LOOP = ("validate", "usage", "error", "error_event", "finished")  # plain, called between two turns of the loop
 
@@ -129,6 +132,23 @@ def _provider(cls: type[Plugin[Any]]) -> Iterator[str]:
         yield f"{cls.__name__} does not define endpoints, which an interface plugin must"
     elif not isinstance(endpoints, tuple) or not all(isinstance(one, Endpoint) for one in endpoints):
         yield f"{cls.__name__}.endpoints must be a tuple of Endpoint: (Endpoint(PATH, OPERATION),)"
+    else:
+        for one in endpoints:
+            if why := _no_endpoint(one):
+                yield f"{cls.__name__}.endpoints: {one.path!r} {why}"
+
+
+def _no_endpoint(one: Endpoint) -> str:
+    """Why an endpoint cannot be had; "" if it can."""
+    if not all(isinstance(text, str) and text for text in (one.path, one.operation, one.method)):
+        return "is no endpoint: path, operation and method must be text"
+    if not _PATH.fullmatch(one.path):
+        return 'is no path that can be asked for: it begins with "/", and has no spaces, %, ? and #'
+    if one.method != one.method.upper():
+        return f'has the method {one.method!r}: methods are in capitals, as in "POST"'
+    if f"{one.path}/".startswith(_OWN):
+        return "belongs to the sidecar itself, as do all paths below /-/ and /v1/models/"
+    return ""
 
 
 def _method(cls: type[Plugin[Any]], name: str, arguments: tuple[str, ...]) -> Iterator[str]:

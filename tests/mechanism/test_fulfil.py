@@ -43,6 +43,20 @@ def faults(base: str, body: str) -> list[str]:
         ("Interface", "provides = 'haiku'", "It does not define endpoints"),
         ("Interface", "endpoints = (Endpoint('/v1/x', 'x'),)", "It does not say what it provides"),
         ("Interface", "provides = 'haiku'\nendpoints = ('/v1/x',)", "It.endpoints must be a tuple of Endpoint"),
+        *(
+            ("Interface", f"provides = 'haiku'\nendpoints = (Endpoint({path!r}, 'x'),)", told)
+            for path, told in (
+                ("v1/x", "It.endpoints: 'v1/x' is no path that can be asked for: it begins with \"/\""),
+                ("/v1/x?y=1", "is no path that can be asked for"),
+                ("/v1/%78", "is no path that can be asked for"),
+                (5, "It.endpoints: 5 is no endpoint: path, operation and method must be text"),
+                ("/-/status", "It.endpoints: '/-/status' belongs to the sidecar itself"),
+                ("/-", "belongs to the sidecar itself"),
+                ("/v1/models", "belongs to the sidecar itself"),
+                ("/v1/models/all", "belongs to the sidecar itself"),
+            )
+        ),
+        ("Interface", "provides = 'x'\nendpoints = (Endpoint('/x', 'x', 'post'),)", "methods are in capitals"),
         ("Filter", "...", "It does not define any hook, so it would do nothing; hooks: on_chunk, on_end"),
         ("Filter", "def on_reqest(self, e): ...", 'It.on_reqest is no hook; did you mean "on_request"?'),
         ("Filter", "def on_end(self, e, o): ...\ndef on_chunks(self, e, c): ...", 'did you mean "on_chunk"?'),
@@ -66,6 +80,7 @@ def test_what_is_wrong_is_told(base: str, body: str, told: str) -> None:
         ("Route", "def resolve(self, request, targets): ...\ndef finished(self, target, outcome): ..."),
         ("Route", "def resolve(self, request, targets): ...\nasync def models(self): ..."),
         ("Filter", "def on_end(self, exchange, outcome): ..."),
+        ("Interface", "provides = 'x'\nendpoints = (Endpoint('/v1/models-of-mine', 'x', 'GET'),)"),
         ("Interface", "provides = 'x'\nendpoints = (Endpoint('/x', 'x'),)\ndef usage(self, tail, streamed): ..."),
     ],
 )
