@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from plugin_sdk import (
     inline,
 )
 from plugin_sdk import Device as DevicePlugin
+from sidecar.control import building, openings
 from sidecar.control import generations as module
 from sidecar.control.generations import Generation, Generations
 from sidecar.control.revisions import take_over
@@ -37,6 +39,7 @@ from sidecar.mechanism.loader import load
 from sidecar.mechanism.plugins import Loaded
 from sidecar.mechanism.source import read
 from sidecar.mechanism.sources import Library
+from sidecar.mechanism.watchdog import BLOCKED_S
 from tests.support import PATIENCE_S, catalog, model, plugin, until, write
 
 REQUEST = Request(method="POST", path="/v1/chat/completions")
@@ -370,6 +373,124 @@ async def test_all_that_runs_is_marked_for_the_watchdog_in_new_and_old_generatio
     assert generations.markers()[0].place == __file__
     await generations.adopt(declared(plugins=()), catalog())
     await until(lambda: generations.markers() == [], "nothing is left to be watched")
+
+
+# --- opening ------------------------------------------------------------------------------------------------------
+
+
+class Late(Door):
+    """Opens when it may, or fails when it must."""
+
+    may: asyncio.Event
+    broken: bool
+
+    async def open(self) -> None:
+        await super().open()
+        await self.may.wait()
+        if Late.broken:
+            raise OSError("no database yet")
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> type[Late]:
+    """Late, and nobody has patience with it."""
+    monkeypatch.setattr(building, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(openings, "RETRY_S", 0.02)
+    Late.may, Late.broken = asyncio.Event(), False
+    return Late
+
+
+async def test_a_plugin_that_is_slow_to_open_refuses_until_it_is_open_and_holds_up_nobody(
+    generations: Generations, late: type[Late]
+) -> None:
+    both = catalog(plugin(late, "door", who="late"), plugin(Door, "front", who="front"))
+    declaration = declared("door", plugins=("door", "front"), m=Model(variants=(), mode="chat", chain=("front",)))
+    first = await generations.adopt(declaration, both)
+    assert (await first.chain("m").authenticate(REQUEST)).id == "front"
+    assert first.instances["door"].problem == "it is still opening"
+    with pytest.raises(Reject, match='"door" is not available'):
+        await caller(first)
+    again = await generations.adopt(declaration, both)  # whoever opens already is not begun anew
+    assert not await generations.take_opened()
+    late.may.set()
+    await generations.opened.wait()
+    assert await generations.take_opened()
+    assert generations.current is not None
+    assert await caller(generations.current) == "late"
+    assert generations.current.instances["front"] is again.instances["front"] is first.instances["front"]
+    assert Door.told == ["open late", "open front"]
+    assert not await generations.take_opened()
+
+
+async def test_the_one_before_serves_while_the_new_one_is_slow_to_open(
+    generations: Generations, late: type[Late]
+) -> None:
+    await generations.adopt(declared("door"), catalog(door("old")))
+    second = await generations.adopt(declared("door"), catalog(plugin(late, "door", who="new")))
+    assert await caller(second) == "old"
+    assert second.behind == {"door": "it is still opening"}
+    late.may.set()
+    await generations.opened.wait()
+    await generations.take_opened()
+    await until(lambda: Door.told == ["open old", "open new", "close old"], "the old one is closed")
+    assert generations.current is not None
+    assert generations.current.behind == {}
+
+
+async def test_one_that_cannot_be_opened_is_tried_again_until_it_can(
+    generations: Generations, late: type[Late]
+) -> None:
+    late.may.set()
+    late.broken = True
+    first = await generations.adopt(declared("door"), catalog(plugin(late, "door", who="x")))
+    assert first.instances["door"].problem == "open failed: OSError: no database yet"
+    await until(lambda: Door.told.count("close x") == 3, "it is tried again and again")
+    late.broken = False
+    await generations.opened.wait()
+    await generations.take_opened()
+    assert generations.current is not None
+    assert await caller(generations.current) == "x"
+
+
+async def test_one_that_opens_while_its_file_breaks_comes_in_all_the_same(
+    generations: Generations, late: type[Late]
+) -> None:
+    await generations.adopt(declared("door"), catalog(plugin(late, "door", who="x")))
+    for found in (catalog(faults={"door": "broken"}), catalog(plugin(Gate, "door"))):
+        await generations.adopt(declared("door"), found)
+    late.may.set()
+    await generations.opened.wait()
+    await generations.take_opened()
+    assert generations.current is not None
+    assert await caller(generations.current) == "x"
+    assert "give it a name of its own" in generations.current.behind["door"]
+
+
+async def test_one_that_is_given_up_while_it_opens_is_closed(generations: Generations, late: type[Late]) -> None:
+    await generations.adopt(declared("door"), catalog(plugin(late, "door", who="x")))
+    await generations.adopt(declared("door"), catalog(door("y")))
+    await until(lambda: "close x" in Door.told, "it is closed")
+    assert generations.markers()[0].name == "door"
+    assert len(generations.markers()) == 1
+
+
+async def test_one_that_blocks_the_loop_while_it_opens_is_not_tried_again(
+    generations: Generations, late: type[Late], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openings, "STUCK_S", 0.0)
+
+    class Blocks(late):  # type: ignore[misc, valid-type] # the class that the fixture has prepared
+        async def open(self) -> None:
+            await super().open()
+            time.sleep(2 * BLOCKED_S)  # noqa: ASYNC251 - that is what is tested
+            raise OSError
+
+    late.may.set()
+    await generations.adopt(declared("door"), catalog(plugin(Blocks, "door", who="x")))
+    await asyncio.sleep(3 * openings.RETRY_S)
+    assert Door.told == ["open x", "close x"]
+    await generations.adopt(declared("door"), catalog(plugin(Blocks, "door", who="x")))  # but with a new revision
+    assert Door.told == ["open x", "close x"] * 2
 
 
 # --- services -----------------------------------------------------------------------------------------------------
