@@ -45,12 +45,17 @@ class Build:
 
     async def run(self, names: Iterable[str]) -> dict[str, Instance]:
         """The plugins of these names. What takes long to open is not waited for."""
-        settled = {name: self._settled(name) for name in names}
+        chosen = {name: self._settled(name) for name in names}
+        self._keep_together(chosen)
+        for name in [name for name, instance in chosen.items() if instance is None]:
+            self._open(name, self._catalog.loaded[name])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 for opening in self._opening.values():
                     await opening.tried.wait()
-        return {name: instance or self._opened(name) for name, instance in settled.items()}
+        chosen |= {name: self._opened(name) for name in self._opening}
+        self._keep_together(chosen)
+        return {name: instance for name, instance in chosen.items() if instance is not None}
 
     def left(self, instances: Mapping[str, Instance]) -> dict[str, Opening]:
         """The openings that go on once `instances` are in force."""
@@ -75,8 +80,22 @@ class Build:
             faulty = Instance(name, None, self._faults(name) or "its declaration is faulty")
             faulty.last_error = "\n".join(fault.trace for fault in self._catalog.faults.get(name, ()) if fault.trace)
             return faulty
-        self._open(name, loaded)
         return None
+
+    def _keep_together(self, chosen: dict[str, Instance | None]) -> None:
+        """Plugins of one file or package share its code: where one stays as it was, so do those that were beside it."""
+        codes = {
+            loaded.unit: (loaded.code, name)
+            for name in self.behind
+            if (loaded := self._before[name].loaded) is not None and loaded.unit
+        }
+        for name, instance in chosen.items():
+            before, loaded = self._before.get(name), self._catalog.loaded.get(name)
+            if before is None or before.loaded is None or loaded is None or before.problem or instance is before:
+                continue
+            code, first = codes.get(loaded.unit, (loaded.code, ""))
+            if loaded.code is not code and before.loaded.code is code:
+                chosen[name] = self._stays(name, before, f"it stays with {first}, which is of the same file")
 
     def _serves(self, before: Instance) -> bool:
         """Whether there is no reason to make it anew. One that is left out has another chance with a new revision."""

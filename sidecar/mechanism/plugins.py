@@ -96,6 +96,11 @@ class Loaded(msgspec.Struct, frozen=True):
             return str(self.code.path)
         return getattr(sys.modules.get(self.cls.__module__), "__file__", None) or ""
 
+    @property
+    def unit(self) -> str:
+        """The file or package that is read anew when it changes; "" if its code is not."""
+        return self.code.name if isinstance(self.code, Version) else ""
+
     def make(self, services: Services | None = None) -> Plugin[Any]:
         """A fresh, unopened instance. Whatever the constructor raises is the plugin's own fault."""
         return self.cls(self.config, name=self.name, services=services)

@@ -27,14 +27,16 @@ from plugin_sdk import (
     Reject,
     Reply,
     Request,
+    Response,
     inline,
 )
 from plugin_sdk import Device as DevicePlugin
 from sidecar.control import building, openings
 from sidecar.control import generations as module
 from sidecar.control.generations import Generation, Generations
-from sidecar.control.revisions import take_over
+from sidecar.control.revisions import in_force, take_over
 from sidecar.core.manifest import Declaration, Model, PluginDeclaration, Settings
+from sidecar.mechanism.loader import Loaded as Manifests
 from sidecar.mechanism.loader import load
 from sidecar.mechanism.plugins import Loaded
 from sidecar.mechanism.source import read
@@ -610,6 +612,52 @@ class Door(Auth[Settings]):
     async def close(self):
         self.file.close()
 """
+
+
+HALVES = """
+from plugin_sdk import Auth, Filter, Principal, Response, inline
+
+VERSION = {version}
+
+class Gate(Auth):
+    @inline
+    def authenticate(self, request):
+        return Principal(VERSION)
+
+class Tag(Filter):
+    async def open(self):
+        {opening}
+
+    @inline
+    def on_{hook}(self, exchange):
+        return Response(body=VERSION.encode())
+"""
+
+
+async def test_the_plugins_of_a_file_change_together_or_not_at_all(generations: Generations, tmp_path: Path) -> None:
+    library = Library()
+
+    async def reload(version: str, opening: str = "...", hook: str = "request", config: str = "") -> tuple[str, str]:
+        code = HALVES.format(version=repr(version), opening=opening, hook=hook)
+        write(tmp_path, {"plugins/both.py": code, "s.toml": '[sidecar]\nchain = ["gate", "label"]\n'})
+        write(tmp_path, {"label.toml": f'[plugins.label]\nimport = "both:Tag"\n{config}\n'})
+        loaded = load(read(tmp_path), {}, before[-1].declaration if before else None, library)
+        declaration, _ = take_over(before[-1].declaration if before else None, loaded)
+        before.append(in_force(before[-1] if before else None, loaded, declaration))
+        generation = await generations.adopt(declaration, before[-1].catalog)
+        passage = generation.default_chain.passage("chat", 1000)
+        assert passage is not None
+        answer = await passage.request(REQUEST)
+        assert isinstance(answer, Response)
+        return await caller(generation), answer.body.decode()
+
+    before: list[Manifests] = []
+    assert await reload("one") == ("one", "one")
+    for fault in ({"opening": "raise OSError('no')"}, {"hook": "reqest"}, {"config": "on_err = 1"}):
+        assert await reload("two", **fault) == ("one", "one")
+        assert generations.current is not None
+        assert generations.current.behind["gate"] == "it stays with label, which is of the same file"
+    assert await reload("three") == ("three", "three")
 
 
 async def test_two_hundred_reloads_of_a_file_leave_nothing_behind(generations: Generations, tmp_path: Path) -> None:
