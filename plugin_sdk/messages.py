@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import msgspec
@@ -48,10 +49,22 @@ class Headers:
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is calling. id: stable name for usage and limits. attributes: whatever the auth backend knows."""
+    """Who is calling. id: stable name for usage and limits. attributes: whatever the auth backend knows.
+
+    An attribute `models`, a tuple or list of shell-style patterns, says which models the caller is told of. That he
+    cannot use others is for the auth plugin to see to.
+    """
 
     id: str
     attributes: Mapping[str, Any] = {}
+
+    def may_use(self, *names: str) -> bool:
+        """Whether the patterns have a model of these names; True where nothing is said of models."""
+        patterns = self.attributes.get("models")
+        if not isinstance(patterns, tuple | list):
+            return True
+        texts = [pattern for pattern in patterns if isinstance(pattern, str)]
+        return any(fnmatchcase(name, pattern) for name in names for pattern in texts)
 
 
 ANONYMOUS = Principal("anonymous")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
@@ -48,11 +49,13 @@ class Router(Route):
         self.log.warning("finished %s %s %s", outcome.model, target.name, outcome.end.value)
 """
 CHAIN = '["keys", "router", "balance", "log"]'
+GUEST = f'"sha256:{hashlib.sha256(b"sk-guest").hexdigest()}" = {{ principal = "guest", models = ["nick", "un*"] }}'
 
 
 def manifests(root: Path) -> dict[str, str]:
     """With the router in the default chain, which the declared model has too."""
     text = settings(root / "state", free_block()).replace('["keys", "log"]', CHAIN)
+    text = text.replace('"tester" }', f'"tester", {GUEST} }}')
     faulty = stub("faulty").replace("chat", "chatt")
     return {"sidecar.toml": text, "plugins/router.py": ROUTER, "declared.toml": stub("declared"), "f.toml": faulty}
 
@@ -93,7 +96,7 @@ def test_they_are_served_by_name_by_alias_and_before_they_are_listed(sidecar: Si
         assert (answer.status_code, answer.headers["x-served-by"]) == (200, "far")
     until(lambda: said(sidecar, "finished listed far ok"), "the plugin is told of the end")
     assert said(sidecar, "resolve listed (True) for tester")
-    assert said(sidecar, "resolve unlisted (False) for tester")
+    until(lambda: said(sidecar, "resolve unlisted (False) for tester"), "it is told that nobody lists it")
     assert not said(sidecar, "resolve nick")
     until(lambda: said(sidecar, "model=unlisted variant=far"), "the outcome is recorded")
     assert sidecar.ask("unlisted", stream=False).startswith("far-0")
@@ -123,6 +126,16 @@ def test_who_is_not_known_learns_nothing_and_reaches_no_plugin(sidecar: Sidecar)
     assert len({answer.text for answer in answers}) == 1
     assert not said(sidecar, "resolve secret-name")
     assert not said(sidecar, "model=secret-name")  # statistics have only names that mean something
+
+
+def test_who_may_use_some_is_told_of_no_others(sidecar: Sidecar) -> None:
+    headers = {"authorization": "Bearer sk-guest"}
+    with httpx.Client(base_url=sidecar.url, headers=headers, trust_env=False, timeout=PATIENCE_S) as http:
+        assert [entry["id"] for entry in http.get("/v1/models").json()["data"]] == ["listed"]
+        assert http.get("/v1/models/listed").status_code == 200
+        assert http.get("/v1/models/declared").json()["error"]["message"] == 'there is no model "declared"'
+        near = http.post("/v1/chat/completions", json={"model": "undeclared", "messages": []})
+        assert near.json()["error"]["message"] == 'there is no model "undeclared"; see /v1/models'
 
 
 def test_what_nobody_knows_is_not_found_in_the_shape_of_the_api(sidecar: Sidecar) -> None:

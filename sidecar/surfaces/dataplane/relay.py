@@ -17,8 +17,9 @@ from plugin_sdk import Response as Answer
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
+from sidecar.control.visible import Visible
 from sidecar.core.manifest import Model
-from sidecar.core.names import listed, near
+from sidecar.core.names import listed
 from sidecar.mechanism.connections import UpstreamError
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.modes import Mode
@@ -218,7 +219,7 @@ class Relay:
             return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
         shown = requested[:200]
         self._trace.asks_for(shown)
-        meant = near(requested, self._generation.all_names())
+        meant = Visible(self._generation, self._principal).near(requested)
         hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
         return ApiError(404, "model_not_found", f'there is no model "{shown}"{hint}', param="model")
 
