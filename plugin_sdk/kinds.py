@@ -7,7 +7,7 @@ a plain method that promises not to block, so that it may run straight on the lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin
 
@@ -171,7 +171,7 @@ class Route(Plugin[C]):
     def models(self) -> list[ModelInfo] | Awaitable[list[ModelInfo]]:
         """The models that the plugin has besides those that manifests declare, for `/v1/models`.
 
-        Asked for when somebody wants to know, at most every two seconds. If it fails, the list before stays. A model
+        Asked for when somebody wants to know, at most once a second. If it fails, the list before stays. A model
         that is not in the list yet is served as well, if `resolve` knows it.
         """
         return []
@@ -195,6 +195,7 @@ class Filter(Plugin[C]):
     def on_request(self, exchange: Exchange) -> Request | Response | Awaitable[Request | Response | None] | None:
         """Before anything is sent: another request, an answer of your own, or None to let it pass as it is.
 
+        An answer passes the filters before this one, as the server's would; those after it never see the request.
         Of another request, method, path, query, headers and body are used; which model it goes to does not change.
         """
 
@@ -240,9 +241,26 @@ def is_inline(method: Callable[..., Any]) -> bool:
 
 def settings_of(plugin: type[Plugin[Any]]) -> type[Config]:
     """The Config type that a plugin class was given: `Settings` for `class A(Auth[Settings])`, else Config itself."""
-    for base in plugin.__mro__:
-        for generic in getattr(base, "__orig_bases__", ()):
-            origin, arguments = get_origin(generic), get_args(generic)
-            if isinstance(origin, type) and issubclass(origin, Plugin) and isinstance(arguments[0], type):
-                return cast(type[Config], arguments[0])
-    return Config
+    given = given_to(plugin)
+    return cast(type[Config], given) if isinstance(given, type) else Config
+
+
+def given_to(plugin: type[Plugin[Any]]) -> object:
+    """What stands in the brackets for the settings, whatever it is; None if nothing does."""
+    return _given(plugin, {})
+
+
+def _given(plugin: type[Plugin[Any]], known: Mapping[object, object]) -> object:
+    """known: what the class's own type parameters stand for; there may be others than the one for the settings."""
+    for base in vars(plugin).get("__orig_bases__", plugin.__bases__):
+        origin = get_origin(base) or base
+        if not (isinstance(origin, type) and issubclass(origin, Plugin)):
+            continue
+        arguments = [known.get(argument, argument) for argument in get_args(base)]
+        if origin is Plugin:
+            return None if not arguments or isinstance(arguments[0], TypeVar) else arguments[0]
+        parameters: tuple[object, ...] = getattr(origin, "__parameters__", ())
+        found = _given(origin, dict(zip(parameters, arguments, strict=False)))
+        if found is not None:
+            return found
+    return None

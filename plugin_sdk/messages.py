@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import msgspec
@@ -48,10 +49,22 @@ class Headers:
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is calling. id: stable name for usage and limits. attributes: whatever the auth backend knows."""
+    """Who is calling. id: stable name for usage and limits. attributes: whatever the auth backend knows.
+
+    An attribute `models`, a tuple or list of shell-style patterns, says which models the caller is told of. That he
+    cannot use others is for the auth plugin to see to.
+    """
 
     id: str
     attributes: Mapping[str, Any] = {}
+
+    def may_use(self, *names: str) -> bool:
+        """Whether the patterns have a model of these names; True where nothing is said of models."""
+        patterns = self.attributes.get("models")
+        if not isinstance(patterns, tuple | list):
+            return True
+        texts = [pattern for pattern in patterns if isinstance(pattern, str)]
+        return any(fnmatchcase(name, pattern) for name in names for pattern in texts)
 
 
 ANONYMOUS = Principal("anonymous")
@@ -61,7 +74,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One inference request, before anything was sent upstream.
 
     path: without the query. model: the name in the manifest, aliases resolved ("" when no model was asked for).
-    requested_model: the name that the client used. body: the raw bytes.
+    requested_model: the name that the client used. listed: neither a manifest nor a plugin's list has the model if
+    False; a Route plugin may know it, or there is no such model. body: the raw bytes.
     """
 
     method: str
@@ -71,6 +85,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     model: str = ""
     requested_model: str = ""
+    listed: bool = True
     mode: str = ""
     client: str = ""
     principal: Principal = ANONYMOUS
@@ -80,6 +95,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """The token of `Authorization: Bearer` (RFC 6750), or of Anthropic's `x-api-key`; "" without either."""
         scheme, _, token = self.headers.get("authorization").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
+
+
+def amended(request: Request, changed: Request) -> Request:
+    """The request as a filter changed it: who asks, and for which model, stays what it was."""
+    return msgspec.structs.replace(
+        request,
+        method=changed.method,
+        path=changed.path,
+        query=changed.query,
+        headers=changed.headers,
+        body=changed.body,
+    )
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +221,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model that a Route plugin has besides those that manifests declare, as `/v1/models` shows it.
 
-    name: what clients ask for. aliases: other names for it. modes: the interface modes that it can be asked in, () = any.
+    name: what clients ask for. aliases: other names for it. modes: the interface modes that it speaks, () = any.
     created: unix seconds, 0 = not known.
     """
 

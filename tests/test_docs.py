@@ -12,13 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner
 
-from plugin_sdk import Event, Exchange, Headers, Principal, Reject, Request, Response, Secret
+from plugin_sdk import (
+    Event,
+    Exchange,
+    Headers,
+    ModelInfo,
+    Principal,
+    Reject,
+    Request,
+    Response,
+    Secret,
+    Target,
+)
 from plugin_sdk.config import convert
 from plugin_sdk.kinds import settings_of
+from plugin_sdk.testing import Host
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PluginDeclaration, Settings, Variant
 from sidecar.mechanism import finding, loader, source
 from sidecar.mechanism.fulfil import faults_of
@@ -120,6 +133,20 @@ async def test_the_database_of_the_guide_knows_its_keys(tmp_path: Path) -> None:
     request = Request(method="POST", path="/", headers=Headers(((b"authorization", b"Bearer k"),)))
     assert await asyncio.to_thread(plugin.authenticate, request) == Principal("ann")
     plugin.database.close()
+
+
+async def test_the_registry_of_the_guide_says_where_its_models_are(tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        wanted = request.url.params.get("name", "qwen")
+        return httpx.Response(200, json=[{"name": "qwen", "url": "http://q:1"}] if wanted == "qwen" else [])
+
+    registry = load_module(SNIPPETS["plugins/registry.py"], tmp_path)["Registry"]
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        plugin = registry(services=Host(http))
+        assert await plugin.models() == [ModelInfo(name="qwen")]
+        qwen, other = (Request(method="POST", path="/", model=name) for name in ("qwen", "other"))
+        assert await plugin.resolve(qwen, ()) == Target(name="registry", base_url="http://q:1", model="qwen")
+        assert await plugin.resolve(other, ()) is None
 
 
 async def test_the_filters_of_the_guide_do_what_it_says(tmp_path: Path) -> None:

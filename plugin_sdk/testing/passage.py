@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from plugin_sdk.kinds import Filter
-from plugin_sdk.messages import Event, Exchange, Outcome, Request, Response
+from plugin_sdk.messages import Event, Exchange, Outcome, Request, Response, amended
 from plugin_sdk.sse import Parser, Piece, written
 from plugin_sdk.testing.host import Host
 
@@ -37,6 +37,7 @@ class Passage:
         self._host = host
         self._filters = filters
         self._begun: list[tuple[Filter[Any], Exchange]] = []
+        self._answered = self._begun  # those that see the answer
         self._bodies: list[_Body] = []
 
     async def request(self, request: Request) -> Request | Response:
@@ -47,21 +48,29 @@ class Passage:
             result = await self._call(plugin, "on_request", exchange)
             if isinstance(result, Response):
                 self.answered_by = plugin.name
-                return result
+                return await self._given(result)
             if result is not None:
-                request = exchange.request = expected(Request, result, _name(plugin, "on_request"))
+                changed = expected(Request, result, _name(plugin, "on_request"))
+                request = exchange.request = amended(request, changed)
         return request
+
+    async def _given(self, answer: Response) -> Response:
+        """What the filters before make of an answer that one has given in the server's place."""
+        self._answered = self._begun[:-1]
+        head = await self.response(msgspec.structs.replace(answer, body=b""))
+        before = await self.chunk(answer.body)
+        return msgspec.structs.replace(head, body=before + await self.finish())
 
     async def response(self, head: Response) -> Response:
         """What becomes of the head of the answer. Raises Reject."""
         streamed = head.streamed
-        for plugin, exchange in reversed(self._begun):
+        for plugin, exchange in reversed(self._answered):
             exchange.response = head
             result = await self._call(plugin, "on_response", exchange)
             if result is not None:
                 changed = expected(Response, result, _name(plugin, "on_response"))
                 head = exchange.response = msgspec.structs.replace(changed, streamed=streamed)
-        for plugin, exchange in reversed(self._begun):
+        for plugin, exchange in reversed(self._answered):
             if overrides(plugin, "on_chunk"):
                 self._bodies.append(_Chunks(self._host, plugin, exchange))
             elif overrides(plugin, "on_event"):

@@ -23,12 +23,19 @@ DAY_S = 86_400
 
 
 class Key(Config):
-    """What a key may do. models: patterns such as `"llama-*"`, () = all. expires: its last day (UTC)."""
+    """What a key may do.
+
+    models: patterns such as `"llama-*"`; left out = all, [] = none. expires: its last day (UTC).
+    """
 
     principal: str
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
     expires: datetime.date | None = None
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.principal:
+            raise ValueError("the principal of a key must have a name")
 
 
 class Settings(Config):
@@ -50,6 +57,8 @@ class Settings(Config):
                 # Whoever wrote a key in the clear must not find it in a log, too.
                 who = key if isinstance(key, str) else key.principal
                 raise ValueError(f'the key of "{who}" must be written "sha256:" and 64 hexadecimal digits')
+            if isinstance(key, str):
+                Key(key)  # raises ValueError
         if not self.keys and not self.file:
             raise ValueError("no keys and no file of keys: nobody could get in")
         if self.recheck <= 0:
@@ -60,7 +69,7 @@ class Entry(msgspec.Struct, frozen=True):
     """A key as it is looked up. expires_s: unix time."""
 
     principal: Principal
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
     expires_s: float | None = None
 
 
@@ -101,7 +110,7 @@ class StaticKeys(Auth[Settings]):
         if entry.expires_s is not None and time.time() >= entry.expires_s:
             day = datetime.datetime.fromtimestamp(entry.expires_s - DAY_S, datetime.UTC).date()
             raise Reject(401, f"the API key has expired: its last day was {day}", code="expired_api_key")
-        if entry.models:
+        if entry.models is not None:
             check_model(request, entry.models, entry.principal.id)
         return entry.principal
 
@@ -138,7 +147,7 @@ def _read_line(words: list[str]) -> tuple[bytes, Entry]:
     expires = attributes.pop("expires", None)
     if models is not None and not all(models.split(",")):
         raise ValueError("expected patterns after models=, with commas between them")
-    key = Key(words[1], tuple(models.split(",")) if models else (), _date(expires), attributes)
+    key = Key(words[1], tuple(models.split(",")) if models else None, _date(expires), attributes)
     return bytes.fromhex(match.group(1)), _entry(key)
 
 
@@ -150,7 +159,7 @@ def _date(text: str | None) -> datetime.date | None:
 
 
 def _entry(key: Key) -> Entry:
-    attributes: Mapping[str, Any] = {**key.attributes, **({"models": key.models} if key.models else {})}
+    attributes: Mapping[str, Any] = {**key.attributes, **({} if key.models is None else {"models": key.models})}
     expires_s = None
     if key.expires is not None:
         midnight = datetime.datetime.combine(key.expires, datetime.time(), datetime.UTC)

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ import msgspec
 from plugin_sdk import Config, Exchange, Filter, Headers, Outcome, Principal, Reject, Response, inline
 
 NAMES = ("requests", "tokens")
+EACH = 100  # models with a bucket of their own for one caller; he shares one for all others, which he may make up
+LOOKED_AT = 4  # callers whose buckets are looked at when there are too many; the next request looks at others
 
 
 class Limit(Config):
@@ -36,7 +39,8 @@ class Settings(Config):
 
     principals, models: other limits, by shell-style patterns of which the first that matches counts; a principal's
     before a model's. Before both go a principal's own attributes `requests_per_minute` and `tokens_per_minute`, as the
-    keys in a file may have. most: pairs of principal and model that are remembered, those longest unused go first.
+    keys in a file may have. most: of the pairs of principal and model above that number, those are forgotten that have
+    their whole limits again, those longest unused first.
     """
 
     requests_per_minute: int = 600
@@ -71,6 +75,10 @@ class Bucket:
         self._at = now
         return self._left
 
+    def is_whole(self, now: float) -> bool:
+        """Whether nothing is used up, so that a new one would be the same."""
+        return self.left(self._limit, now) >= self._limit
+
     def take(self, amount: float) -> None:
         """Use some of it, perhaps more than is left."""
         if self._limit > 0:
@@ -78,32 +86,70 @@ class Bucket:
 
 
 class Quota(msgspec.Struct):
-    """A caller's buckets for one model."""
+    """A caller's buckets for one model, or for all that nobody lists and those beyond EACH: then model is ""."""
 
+    who: str
+    model: str
     requests: Bucket
     tokens: Bucket
 
+    def is_whole(self, now: float) -> bool:
+        """Whether nothing is lost when it is forgotten."""
+        return self.requests.is_whole(now) and self.tokens.is_whole(now)
+
 
 class Buckets:
-    """Everybody's buckets, as many as are allowed. forgotten: how many were dropped for others."""
+    """Everybody's buckets. Only those that are whole are ever forgotten: else asking for enough names would be a way
+    around the limits. So there are no more than are used within a minute, or `most`.
+    """
 
     def __init__(self) -> None:
-        self.forgotten = 0
-        self._quotas: OrderedDict[tuple[str, str], Quota] = OrderedDict()
+        self._size = 0
+        self._callers: OrderedDict[str, dict[str, Quota]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._quotas)
+        return self._size
 
-    def get(self, key: tuple[str, str], make: Callable[[], Quota], most: int) -> Quota:
-        """The caller's, moved to the end of those that may be dropped."""
-        quota = self._quotas.get(key)
-        if quota is None:
-            quota = self._quotas[key] = make()
-        self._quotas.move_to_end(key)
-        while len(self._quotas) > most:
-            self._quotas.popitem(last=False)
-            self.forgotten += 1
+    def get(self, who: str, model: str, make: Callable[[str], Quota], now: float) -> Quota:
+        """The caller's for the model. make: of a model's name."""
+        held = self._of(who)
+        if model not in held and len(held) >= EACH:
+            self._forget(held, now)
+            model = model if len(held) < EACH else ""
+        quota = held.get(model)
+        return quota if quota is not None else self._keep(held, make(model))
+
+    def again(self, quota: Quota) -> Quota:
+        """What is in the quota's place now: it, unless it was forgotten and made anew meanwhile."""
+        held = self._of(quota.who)
+        return held.get(quota.model) or self._keep(held, quota)
+
+    def shrink(self, most: int, now: float) -> None:
+        """Forget some, if there are too many."""
+        for who in list(islice(self._callers, LOOKED_AT)) if self._size > most else ():
+            held = self._callers[who]
+            self._forget(held, now)
+            if held:
+                self._callers.move_to_end(who)  # so that it is not looked at again and again
+            else:
+                del self._callers[who]
+
+    def _of(self, who: str) -> dict[str, Quota]:
+        """A caller's, moved to the end of those that may be forgotten."""
+        held = self._callers.setdefault(who, {})
+        self._callers.move_to_end(who)
+        return held
+
+    def _keep(self, held: dict[str, Quota], quota: Quota) -> Quota:
+        held[quota.model] = quota
+        self._size += 1
         return quota
+
+    def _forget(self, held: dict[str, Quota], now: float) -> None:
+        whole = [model for model, quota in held.items() if quota.is_whole(now)]
+        for model in whole:
+            del held[model]
+        self._size -= len(whole)
 
 
 class State(msgspec.Struct, frozen=True):
@@ -131,8 +177,13 @@ class Limits(Filter[Settings]):
         request = exchange.request
         who, model, now = request.principal, request.model or request.requested_model, self.clock()
         requests, tokens = self._limits(who, model)
-        key = (who.id, model)
-        quota = self._buckets.get(key, lambda: Quota(Bucket(requests, now), Bucket(tokens, now)), self.config.most)
+        self._buckets.shrink(self.config.most, now)
+        quota = self._buckets.get(
+            who.id,
+            model if request.listed else "",
+            lambda name: Quota(who.id, name, Bucket(requests, now), Bucket(tokens, now)),
+            now,
+        )
         state = State(quota, requests, tokens)
         short = _shortage(state, now)
         if short is not None:
@@ -163,7 +214,7 @@ class Limits(Filter[Settings]):
         """Take its tokens."""
         state = exchange.state.get("limits")
         if state is not None and outcome.usage is not None:
-            state.quota.tokens.take(outcome.usage.input_tokens + outcome.usage.output_tokens)
+            self._buckets.again(state.quota).tokens.take(outcome.usage.input_tokens + outcome.usage.output_tokens)
 
     def _limits(self, who: Principal, model: str) -> tuple[int, int]:
         """Requests and tokens per minute; 0 = no limit."""

@@ -182,17 +182,25 @@ class Writer:
         if not batch:
             return []
         try:
-            database = self._connected()
-            with database:  # a transaction
-                database.executemany(_INSERT, map(row, batch))
-        except Exception as error:  # noqa: BLE001 - told and counted either way; the thread has to go on
-            if _is_of_the_database(error):
-                self._failed(error, batch)
-                return batch
-            self._drop(len(batch), f"they cannot be stored: {error}")  # nor could they be at the next try
-            return []
+            self._write(batch)
+        except Exception as error:  # noqa: BLE001 - told and counted; the thread has to go on
+            self._failed(error, batch)
+            return batch
         self._problem = ""
         return []
+
+    def _write(self, batch: list[Outcome]) -> None:
+        """Write them in one go; without those that cannot be stored, now or ever, which are dropped."""
+        database = self._connected()
+        try:
+            with database:  # a transaction
+                database.executemany(_INSERT, map(row, batch))
+        except Exception as error:
+            if _is_of_the_database(error):
+                raise
+            unfit = _write_apart(database, batch)
+            for why in unfit:
+                self._drop(1, f"one cannot be stored: {why}")
 
     def _failed(self, error: Exception, batch: list[Outcome]) -> None:
         self._say(str(error))
@@ -262,6 +270,20 @@ def connect(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _write_apart(database: sqlite3.Connection, batch: list[Outcome]) -> list[Exception]:
+    """Write those that can be stored, one by one; what was wrong with the others."""
+    unfit: list[Exception] = []
+    with database:
+        for outcome in batch:
+            try:
+                database.execute(_INSERT, row(outcome))
+            except Exception as error:
+                if _is_of_the_database(error):
+                    raise
+                unfit.append(error)
+    return unfit
 
 
 def _update(database: sqlite3.Connection) -> None:

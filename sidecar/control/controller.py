@@ -104,6 +104,7 @@ class Controller:
         self._loops = [
             asyncio.create_task(self.reconciler.run(), name="reconcile"),
             asyncio.create_task(self._whenever(self._manifests_changed, self.refresh), name="manifests"),
+            asyncio.create_task(self._whenever(self._plugins_opened, self._take_opened), name="plugins"),
             asyncio.create_task(self._whenever(self._externals_due, self._probe_externals), name="externals"),
             asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
             asyncio.create_task(self._every(self._timing.saves_s, self.measurements.save), name="measurements"),
@@ -199,14 +200,26 @@ class Controller:
         self.measurements.declare(declaration)
         self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
-        self.fleet.changed.set()
-        self._externals_now.set()
-        await self.devices.use(self.generations.probers())
+        await self._use_generation()
         new = loaded.declaration.settings
         if before is not None and (before.settings.listen, before.settings.state_dir) != (new.listen, new.state_dir):
             log.warning("listen and state_dir take effect when the sidecar is started anew")
         if renamed:
             await self._write_down()
+
+    async def _take_opened(self) -> None:
+        async with self._taking_over:
+            if await self.generations.take_opened():
+                log.info("plugins have opened: generation %d is in force", self.generation.number)
+                await self._use_generation()
+
+    async def _use_generation(self) -> None:
+        self.fleet.changed.set()
+        self._externals_now.set()
+        await self.devices.use(self.generations.probers())
+
+    async def _plugins_opened(self) -> None:
+        await self.generations.opened.wait()
 
     async def _write_down(self) -> None:
         try:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import Interface, Upstream
+from sidecar.control.building import Build, wanted
+from sidecar.control.openings import Opening
 from sidecar.control.supplied import SuppliedModels
 from sidecar.core.manifest import Declaration, Model
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.listing import Listing, lists_models
 from sidecar.mechanism.modes import Mode
-from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog, Loaded
+from sidecar.mechanism.plugins import Catalog, Loaded
 from sidecar.mechanism.services import Host, PluginServices
 from sidecar.mechanism.watchdog import Marker
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 600.0  # for requests that are still on an old generation
+COMPARED = 200  # names of plugins' models
 
 
 class Generation:
@@ -55,7 +59,8 @@ class Generation:
         self._chains = {name: self._chain(declaration.chain_of(model)) for name, model in declaration.models.items()}
         self._names = {alias: name for name, model in declaration.models.items() for alias in model.aliases}
         self._names |= {name: name for name in declaration.models}
-        self.supplied = SuppliedModels(listings, self._names)
+        written = {subject.removeprefix("models.") for subject in declaration.files if subject.startswith("models.")}
+        self.supplied = SuppliedModels(listings, {*self._names, *written})  # a faulty manifest keeps its name, too
         self._modes = {
             instance.loaded.provides: instance
             for instance in instances.values()
@@ -77,8 +82,12 @@ class Generation:
         return self._chains[model]
 
     def names(self) -> list[str]:
-        """Every name and alias that a client may use."""
+        """Every name and alias that manifests declare."""
         return sorted(self._names)
+
+    def all_names(self) -> list[str]:
+        """Those, and some of plugins' own: enough to tell what was meant, since comparing takes its time."""
+        return [*self.names(), *self.supplied.names()[:COMPARED]]
 
     def ready(self, model: Model) -> Callable[[Upstream], Awaitable[bool]]:
         """How to find out whether a server of the model can serve: the probe of its first mode."""
@@ -109,7 +118,10 @@ class Generation:
 
 
 class Generations:
-    """The generation in force, and those that are on their way out. host: what their plugins are given."""
+    """The generation in force, and those that are on their way out. host: what their plugins are given.
+
+    opened: set when there is something for `take_opened`.
+    """
 
     def __init__(self, host: Host | None = None) -> None:
         self.current: Generation | None = None
@@ -119,21 +131,34 @@ class Generations:
         self._old: list[Generation] = []
         self._services: dict[Instance, PluginServices] = {}
         self._listings: dict[Instance, Listing] = {}
+        self.opened = asyncio.Event()
+        self._openings: dict[str, Opening] = {}
+        self._catalog = Catalog({}, {})
 
     async def adopt(self, declaration: Declaration, catalog: Catalog) -> Generation:
-        """Build the next generation aside and put it in force. If it is cancelled, nothing has changed."""
+        """Build the next generation aside and put it in force. If it is cancelled, nothing has changed.
+
+        Plugins that take long to open, or cannot be opened now, are put in force when they are: see `opened`.
+        """
+        return await self._adopt(declaration, catalog, again=False)
+
+    async def take_opened(self) -> bool:
+        """Put in force what has opened since; whether there was anything."""
+        if self.current is None or not self.opened.is_set():
+            return False
+        await self._adopt(self.current.declaration, self._catalog, again=True)
+        return True
+
+    async def _adopt(self, declaration: Declaration, catalog: Catalog, *, again: bool) -> Generation:
         before = self.current.instances if self.current else {}
-        build = _Build(catalog, self._make, self._close)
+        build = Build(catalog, before, self._openings, self._begin, again=again)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {
-                    name: group.create_task(build.instance(name, before.get(name)), name=f"open plugin {name}")
-                    for name in _wanted(declaration, catalog)
-                }
+            instances = await build.run(wanted(declaration, catalog))
         except BaseException:
-            await asyncio.gather(*(self._close(instance) for instance in build.fresh))
+            await asyncio.gather(*(opening.give_up() for opening in build.begun))
             raise
-        instances = {name: task.result() for name, task in tasks.items()}
+        self.opened.clear()
+        self._take_over_openings(build, instances)
         for instance in instances.values():
             instance.users += 1
         number = self.current.number + 1 if self.current else 1
@@ -143,16 +168,15 @@ class Generations:
         }
         listings = self._listed(declaration, instances, before)
         old, self.current = self.current, Generation(number, declaration, instances, build.behind, since, listings)
+        self._catalog = catalog
         if old is not None:
             self._old.append(old)
-            task = asyncio.create_task(self._retire(old), name=f"retire generation {old.number}")
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._see_off(self._retire(old), f"retire generation {old.number}")
         return self.current
 
     def markers(self) -> list[Marker]:
-        """The watchdog's marks of all plugins in force. May be called from its thread."""
-        return [instance.marker for instance in self.current.instances.values()] if self.current else []
+        """The watchdog's marks of all plugins that may run: old, new, and half open. May be called from its thread."""
+        return [instance.marker for instance in list(self._services)]
 
     def probers(self) -> dict[str, Prober]:
         """One prober for each device plugin in force; kept as long as its plugin is."""
@@ -176,6 +200,7 @@ class Generations:
             prober.close()
         for generation in self._old:
             generation.idle.set()  # nobody is served any more
+        await asyncio.gather(*(opening.give_up() for opening in self._openings.values()))
         await asyncio.gather(*self._retiring)
         if self.current is not None:
             await asyncio.gather(*(self._close(instance) for instance in self.current.instances.values()))
@@ -198,6 +223,21 @@ class Generations:
             found.append(listing)
         return found
 
+    def _begin(self, loaded: Loaded) -> Opening:
+        return Opening(loaded, self._make, self._close, self.opened)
+
+    def _take_over_openings(self, build: Build, instances: dict[str, Instance]) -> None:
+        """Those that are in force now are done; the others go on, or are given up."""
+        before, self._openings = {*self._openings.values(), *build.begun}, build.left(instances)
+        for opening in before - {*self._openings.values()}:
+            if opening.instance is None or opening.instance not in instances.values():
+                self._see_off(opening.give_up(), f"give up opening {opening.loaded.name}")
+
+    def _see_off(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
     async def _retire(self, old: Generation) -> None:
         try:
             async with asyncio.timeout(GRACE_S):
@@ -213,6 +253,7 @@ class Generations:
     def _make(self, name: str, loaded: Loaded) -> Instance:
         services = self.host.of(name)
         instance = Instance(name, loaded, services=services)
+        services.marker = instance.marker
         self._services[instance] = services
         return instance
 
@@ -221,66 +262,9 @@ class Generations:
         if (listing := self._listings.pop(instance, None)) is not None:
             await listing.close()
         await instance.close()
-        if (services := self._services.pop(instance, None)) is not None:
+        if (services := self._services.get(instance)) is not None:
             await services.close()
-
-
-class _Build:
-    """Makes the plugins of one generation. fresh: those that did not run before."""
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        make: Callable[[str, Loaded], Instance],
-        close: Callable[[Instance], Awaitable[None]],
-    ) -> None:
-        self.behind: dict[str, str] = {}
-        self.fresh: list[Instance] = []
-        self._catalog = catalog
-        self._make = make
-        self._close = close
-
-    async def instance(self, name: str, before: Instance | None) -> Instance:
-        """The plugin as it was if nothing about it changed, else a new one; the old one again if the new one fails."""
-        loaded = self._catalog.loaded.get(name)
-        usable = before is not None and not before.problem
-        if before is not None and usable and loaded is not None and _same(before.loaded, loaded):
-            if why := self._faults(name):  # of a newer version of it, which is not in force
-                self.behind[name] = why
-            return before
-        fresh = await self._fresh(name, loaded)
-        if before is None or not usable or not fresh.problem:
-            return fresh
-        self.behind[name] = fresh.problem
-        log.error("plugin %s: %s; the one before stays in force", name, fresh.problem)
-        self.fresh.remove(fresh)
-        await self._close(fresh)
-        return before
-
-    async def _fresh(self, name: str, loaded: Loaded | None) -> Instance:
-        if loaded is None:
-            fresh = Instance(name, None, self._faults(name) or "its declaration is faulty")
-            fresh.last_error = "\n".join(fault.trace for fault in self._catalog.faults.get(name, ()) if fault.trace)
-        else:
-            fresh = self._make(name, loaded)
-        self.fresh.append(fresh)
-        await fresh.open()
-        return fresh
-
-    def _faults(self, name: str) -> str:
-        return "; ".join(str(fault) for fault in self._catalog.faults.get(name, ()))
-
-
-def _wanted(declaration: Declaration, catalog: Catalog) -> list[str]:
-    """What is to be opened: all that is declared; what provides something; and of the rest, what stands in a chain."""
-    chains = (declaration.settings.chain, *(declaration.chain_of(model) for model in declaration.models.values()))
-    chained = {name for chain in chains for name in chain}
-    loaded = [name for name, plugin in catalog.loaded.items() if plugin.kind not in CHAIN_KINDS or name in chained]
-    return list(dict.fromkeys([*loaded, *catalog.faults, *declaration.plugins]))
-
-
-def _same(one: Loaded | None, other: Loaded) -> bool:
-    return one is not None and (one.cls, one.declaration, one.config) == (other.cls, other.declaration, other.config)
+            del self._services[instance]  # only now: until then its code may run
 
 
 def _absent(name: str) -> Instance:

@@ -12,6 +12,7 @@ import msgspec
 from sidecar.core.manifest import Declaration, Model, Problem, Settings
 from sidecar.mechanism.loader import SECTIONS, Entry, Loaded, Tables
 from sidecar.mechanism.plugins import Catalog
+from sidecar.mechanism.plugins import Loaded as Plugin
 
 
 class Revisions(msgspec.Struct, kw_only=True):
@@ -57,8 +58,10 @@ def in_force(before: Loaded | None, loaded: Loaded, declaration: Declaration) ->
     """
     if before is None:
         return loaded
-    kept = {name: before.catalog.loaded.get(name) for name in _old("plugins", loaded, declaration)}
-    plugins = loaded.catalog.loaded | {name: plugin for name, plugin in kept.items() if plugin is not None}
+    kept = _old("plugins", loaded, declaration) | _needed(before, loaded, declaration)
+    plugins = loaded.catalog.loaded | {
+        name: before.catalog.loaded[name] for name in kept if name in before.catalog.loaded
+    }
     return Loaded(
         declaration,
         Catalog(plugins, loaded.catalog.faults),
@@ -66,6 +69,19 @@ def in_force(before: Loaded | None, loaded: Loaded, declaration: Declaration) ->
         usable=True,
         tables=_tables(before, loaded, declaration),
     )
+
+
+def _needed(before: Loaded, loaded: Loaded, declaration: Declaration) -> set[str]:
+    """What stands in chains that stay as they were, and is not to be had any more, or has become something else."""
+    stay = [declaration.models[name].chain or () for name in _old("models", loaded, declaration)]
+    if not loaded.usable:
+        stay.append(declaration.settings.chain)
+    now, then = loaded.catalog.loaded, before.catalog.loaded
+    return {name for chain in stay for name in chain if name in then and not _is_like(then[name], now.get(name))}
+
+
+def _is_like(then: Plugin, now: Plugin | None) -> bool:
+    return now is not None and now.kind == then.kind
 
 
 def _tables(before: Loaded, loaded: Loaded, declaration: Declaration) -> Tables:

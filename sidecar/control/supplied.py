@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class SuppliedModels:
-    """What the listings have beside `declared`, the names and aliases of the manifests."""
+    """What the listings have beside `declared`, the names and aliases of the manifests, be they in force or faulty."""
 
     def __init__(self, listings: Sequence[Listing], declared: Collection[str]) -> None:
         self.listings = {listing.instance.name: listing for listing in listings}
@@ -39,6 +39,10 @@ class SuppliedModels:
         self._take_over()
         return self._models.get(self._names.get(requested, ""))
 
+    def may_have(self, requested: str) -> bool:
+        """Whether a plugin may be asked where that model is."""
+        return requested not in self._declared
+
     def names(self) -> list[str]:
         """Every name and alias that a client may use."""
         self._take_over()
@@ -51,8 +55,7 @@ class SuppliedModels:
 
     async def first(self) -> None:
         """Wait a while for lists that have never been asked for."""
-        for listing in self.listings.values():
-            await listing.first()
+        await asyncio.gather(*(listing.first() for listing in self.listings.values()))
 
     async def fresh(self) -> None:
         """Wait a while for lists that are not fresh."""

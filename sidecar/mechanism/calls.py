@@ -19,7 +19,7 @@ from plugin_sdk.kinds import is_inline
 from sidecar.mechanism.bounded import Bounded, PluginCallError, out_of_place
 from sidecar.mechanism.watchdog import Marker
 
-__all__ = ["PluginCallError", "Threads", "at_once", "bind", "contained", "direct", "runs_inline"]
+__all__ = ["PluginCallError", "Threads", "at_once", "bind", "direct", "runs_inline"]
 
 THREADS_PER_PLUGIN = 4
 
@@ -67,19 +67,6 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
         future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
     else:
         future.set_result(result)
-
-
-async def contained(call: Awaitable[T]) -> T:
-    """The result of a plugin's coroutine. What would end our own task, or the program, becomes a PluginCallError."""
-    try:
-        return await call
-    except (Exception, GeneratorExit):
-        raise
-    except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0:
-            raise  # it is we who are being cancelled
-        raise out_of_place(error) from error
 
 
 def direct(method: Callable[..., T], *args: Any, marker: Marker | None = None) -> T:

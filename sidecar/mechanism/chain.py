@@ -11,7 +11,7 @@ from plugin_sdk import ANONYMOUS, Outcome, Principal, Request, Route, Target
 from sidecar.mechanism import results
 from sidecar.mechanism.calls import direct
 from sidecar.mechanism.filters import Filters, Passage
-from sidecar.mechanism.hooks import Hook, UnavailableError, expected, overrides, unavailable
+from sidecar.mechanism.hooks import Hook, UnavailableError, overrides, unavailable
 from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.listing import lists_models
 
@@ -122,7 +122,7 @@ class Guard:
             raise unavailable(self._instance, "is not available")
         principal = await call(request)
         if principal is None:
-            call.failed(expected("a Principal", None))
+            call.failed(results.expected("a Principal", None))
             raise unavailable(self._instance, "failed")
         return principal
 
@@ -161,7 +161,7 @@ class Router:
         try:
             result: object = direct(plugin.finished, target, outcome, marker=self._instance.marker)
             if result is not None:
-                raise expected("a plain method that returns None", result)
+                raise results.expected("a plain method that returns None", result)
         except Exception as error:  # noqa: BLE001 - taken note of; the request is over
             self._instance.went_wrong("finished", error)
 

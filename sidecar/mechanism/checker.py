@@ -7,9 +7,9 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
 
-from plugin_sdk.config import convert
+from plugin_sdk.config import Config, convert
 from sidecar.core.names import did_you_mean, near
-from sidecar.mechanism.places import Path
+from sidecar.mechanism.places import Path, Unshown
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -27,8 +27,10 @@ _AT = re.compile(r" - at `\$(.*)`$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 
 
-def read(raw: Any, kind: type[S], path: Path, report: Report) -> S | None:
+def read(raw: Any, kind: type[S], path: Path, report: Report, *, unshown: bool = False) -> S | None:
     """`raw` as a `kind`; every fault is reported as (path, message).
+
+    unshown: the keys of tables without fixed keys may be secrets, as they always may be in a plugin's Config.
 
     What is faulty gets its default, or an empty value, so that rules can look at the rest and find what else is wrong.
     None if `raw` is no table at all.
@@ -37,6 +39,7 @@ def read(raw: Any, kind: type[S], path: Path, report: Report) -> S | None:
         report(path, f"expected a table, got {_type_name(raw)}")
         return None
     sound = True
+    unshown = unshown or issubclass(kind, Config)
 
     def tell(path: Path, message: str, meant: Path | None = None) -> None:
         nonlocal sound
@@ -52,7 +55,7 @@ def read(raw: Any, kind: type[S], path: Path, report: Report) -> S | None:
     values: dict[str, Any] = {}
     for key, field in fields.items():
         if key in raw:
-            value = _value(raw[key], field.type, (*path, key), tell)
+            value = _value(raw[key], field.type, (*path, key), tell, unshown)
         elif field.required:
             if (*path, key) not in misspelt:
                 tell((*path, key), f"is missing: expected {_type_wanted(field.type)}")
@@ -74,14 +77,15 @@ def _build(kind: type[S], values: dict[str, Any], path: Path, report: Report | N
         return None
 
 
-def _value(raw: Any, kind: Any, path: Path, report: Report) -> Any:
+def _value(raw: Any, kind: Any, path: Path, report: Report, unshown: bool) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        value = read(raw, kind, path, report)
+        value = read(raw, kind, path, report, unshown=unshown)
         return _FAULTY if value is None else value
     if get_origin(kind) is tuple and isinstance(item := get_args(kind)[0], type) and issubclass(item, msgspec.Struct):
-        return _tables(raw, item, path, report)
+        return _tables(raw, item, path, report, unshown)
     if get_origin(kind) is dict and isinstance(raw, dict):
-        values = {key: _value(value, get_args(kind)[1], (*path, key), report) for key, value in raw.items()}
+        inner, named = get_args(kind)[1], Unshown if unshown else str
+        values = {key: _value(value, inner, (*path, named(key)), report, unshown) for key, value in raw.items()}
         return _FAULTY if _FAULTY in values.values() else values
     try:
         return convert(raw, kind)
@@ -120,11 +124,11 @@ def _type_wanted(kind: Any) -> str:
     return "a value"
 
 
-def _tables(raw: Any, kind: type[msgspec.Struct], path: Path, report: Report) -> Any:
+def _tables(raw: Any, kind: type[msgspec.Struct], path: Path, report: Report, unshown: bool) -> Any:
     if not isinstance(raw, list):
         report(path, f"expected an array of tables ([[...{path[-1]}]]), got {_type_name(raw)}")
         return _FAULTY
-    values = [read(item, kind, (*path, index), report) for index, item in enumerate(raw)]
+    values = [read(item, kind, (*path, index), report, unshown=unshown) for index, item in enumerate(raw)]
     return tuple(value for value in values if value is not None)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from plugin_sdk import Exchange, Filter, Outcome, Request, Response
+from plugin_sdk.messages import amended
 from sidecar.mechanism import results
 from sidecar.mechanism.bodies import Body, Chunks, Events
 from sidecar.mechanism.hooks import Hook, overrides, unavailable
@@ -78,11 +79,12 @@ class Passage:
         self._filters = filters
         self._most_bytes = most_bytes
         self._begun: list[tuple[Steps, Exchange]] = []
+        self._answered = self._begun  # those that see the answer
         self._bodies: list[Body] = []
         self._held = False
 
     async def request(self, request: Request) -> Request | Response:
-        """What becomes of the request: it, another, or an answer. Raises Reject."""
+        """What becomes of the request: it, another, or a whole answer, which needs no further way. Raises Reject."""
         for steps in self._filters.steps:
             exchange = Exchange(request)
             self._begun.append((steps, exchange))
@@ -92,15 +94,28 @@ class Passage:
             result = await steps.on_request(exchange) if steps.on_request is not None else None
             if isinstance(result, Response):
                 self.answered_by = steps.instance.name
-                return result
+                return await self._given(result)
             if result is not None:
-                request = exchange.request = result
+                request = exchange.request = amended(request, result)
         return request
+
+    async def _given(self, answer: Response) -> Response:
+        """What the filters before make of an answer that one has given in the server's place: it is like any other."""
+        self._answered = self._begun[:-1]
+        encoding = answer.headers.get("content-encoding").lower()
+        head = await self.response(
+            msgspec.structs.replace(answer, body=b""), "" if encoding == "identity" else encoding
+        )
+        body = answer.body
+        if self.sees_body:
+            before = await self.chunk(body)
+            body = before + await self.finish()
+        return msgspec.structs.replace(head, body=body)
 
     async def response(self, head: Response, encoding: str) -> Response:
         """What becomes of the head of the answer. encoding: of its body, "" for none. Raises Reject."""
         streamed = head.streamed
-        for steps, exchange in reversed(self._begun):
+        for steps, exchange in reversed(self._answered):
             exchange.response = head
             result = await steps.on_response(exchange) if steps.on_response is not None else None
             if result is not None:  # what the server sends is a stream or not, whatever they say
@@ -144,7 +159,7 @@ class Passage:
     def _compile(self, head: Response, encoding: str) -> list[Body]:
         """The stages of the body. Filters on events that follow one another share what was parsed."""
         bodies: list[Body] = []
-        for steps, exchange in reversed(self._begun):
+        for steps, exchange in reversed(self._answered):
             hook = steps.on_chunk or steps.on_event
             if hook is None or hook.instance.out:
                 continue

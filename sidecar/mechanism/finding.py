@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from plugin_sdk.kinds import settings_of
 from sidecar.core.names import did_you_mean, listed
 from sidecar.mechanism.fulfil import KINDS, PluginFault, faults_of
 from sidecar.mechanism.sources import Library
-from sidecar.mechanism.versions import CodeFault, Version
+from sidecar.mechanism.versions import CodeFault, Version, fault_of
 
 GROUP = "sidecar.plugins"
 ENTRY = "entry"  # `import = "entry:NAME"`
@@ -36,7 +37,7 @@ class Found(msgspec.Struct, frozen=True):
     @property
     def place(self) -> str:
         """Where it is written."""
-        file, line = place_of(self.cls)
+        file, line = place_of(self.cls, self.version)
         return f"{file}:{line} ({self.cls.__name__})" if file else self.import_path
 
 
@@ -114,7 +115,8 @@ def entries(library: Library) -> Finds:
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             found = resolve(point.value.replace(" ", ""), library)
-        except PluginFault as fault:
+        except Exception as error:  # noqa: BLE001 - looking at an author's class may raise anything
+            fault = fault_in(error, "")
             told = PluginFault(f"entry point of {_distribution(point)}: {fault}", file=fault.file, line=fault.line)
             finds.faults.setdefault(point.name, []).append(told)
         else:
@@ -124,12 +126,18 @@ def entries(library: Library) -> Finds:
 
 
 def check(cls: type[Plugin[Any]], version: Version | None) -> None:
-    """Refuse a class that is not what it says. Raises PluginFault."""
+    """Refuse a class that is not what it says. Raises PluginFault, or what a metaclass of the author's raises."""
+    hash(cls)  # it stands in sets and dicts from here on
     faults = list(faults_of(cls))
     if faults:
-        file, line = place_of(cls) if version is not None else ("", 0)
+        file, line = place_of(cls, version) if version is not None else ("", 0)
         where = f" ({file}:{line})" if file else ""
         raise PluginFault("; ".join(faults) + where, ("import",), file=file, line=line)
+
+
+def fault_in(error: Exception, place: str) -> PluginFault:
+    """What came of looking at a plugin as a fault of it. place: the file or folder of its author, "" if not known."""
+    return error if isinstance(error, PluginFault) else _fault(_code_fault(error, place))
 
 
 def provided(cls: type[Plugin[Any]]) -> str:
@@ -144,16 +152,38 @@ def needs_settings(cls: type[Plugin[Any]]) -> bool:
     return len(defaults) < len(settings.__struct_fields__) or any(value is msgspec.NODEFAULT for value in defaults)
 
 
-def place_of(cls: type[Plugin[Any]]) -> tuple[str, int]:
-    """File and line of a class, or of the function that a decorator made it of; ("", 0) if Python cannot tell."""
+def place_of(cls: type[Plugin[Any]], version: object = None) -> tuple[str, int]:
+    """File and line of a class, or of the function that a decorator made it of; ("", 0) if Python cannot tell.
+
+    version: the code that it is of, whose file may be another by now.
+    """
     for value in vars(cls).values():
         function = getattr(value, "__func__", None)
         if function is not None and function.__qualname__ == cls.__qualname__:
             return function.__code__.co_filename, function.__code__.co_firstlineno
+    text = version.text_of(cls.__module__) if isinstance(version, Version) else None
+    if text is not None:
+        return text.path, _line_in(text.content, cls.__qualname__)
     try:
         return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError):
         return "", 0
+
+
+def _line_in(content: bytes, qualname: str) -> int:
+    """Where a class is written, its decorators with it; 0 if it was made in another way."""
+    found = 0
+    within: list[tuple[str, ast.AST]] = [("", ast.parse(content))]
+    while within:
+        prefix, node = within.pop()
+        if isinstance(node, ast.ClassDef):
+            if prefix + node.name == qualname:
+                found = max(found, min([node.lineno, *(one.lineno for one in node.decorator_list)]))
+            prefix += f"{node.name}."
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            prefix += f"{node.name}.<locals>."
+        within += [(prefix, child) for child in ast.iter_child_nodes(node)]
+    return found
 
 
 def snake(name: str) -> str:
@@ -179,7 +209,10 @@ def _scan(version: Version, library: Library, finds: Finds, *, tell: bool) -> No
         if tell:
             _tell(version.name, fault, library, finds)
         return
-    _collect(version, module, library, finds)
+    try:
+        _collect(version, module, library, finds)
+    except Exception as error:  # noqa: BLE001 - looking at an author's module may raise anything
+        _tell(version.name, _code_fault(error, str(version.path)), library, finds)
 
 
 def _collect(version: Version, module: ModuleType, library: Library, finds: Finds) -> None:
@@ -189,7 +222,8 @@ def _collect(version: Version, module: ModuleType, library: Library, finds: Find
     for cls in classes:
         try:
             check(cls, version)
-        except PluginFault as fault:
+        except Exception as error:  # noqa: BLE001 - looking at an author's class may raise anything
+            fault = fault_in(error, str(version.path))
             if not any(other is not cls and issubclass(other, cls) for other in classes):  # a base need not be whole
                 faults[snake(cls.__name__)] = [fault]
         else:
@@ -237,6 +271,10 @@ def _distribution(point: EntryPoint) -> str:
 
 def _nowhere(name: str) -> PluginFault:
     return PluginFault(f'no module "{name}" on sys.path or in plugins/ beside the manifests', ("import",))
+
+
+def _code_fault(error: Exception, place: str) -> CodeFault:
+    return fault_of(error, "it cannot be looked at", place)
 
 
 def _fault(fault: CodeFault) -> PluginFault:

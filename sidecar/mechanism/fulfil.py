@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ForwardRef
 
-from plugin_sdk import Auth, Device, Endpoint, Filter, Interface, Plugin, Route, Stats
+from plugin_sdk import Auth, Config, Device, Endpoint, Filter, Interface, Plugin, Route, Stats
+from plugin_sdk.kinds import given_to
 from sidecar.core.names import an, did_you_mean, listed
 from sidecar.mechanism.places import Path as Place
 
@@ -34,6 +36,8 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "stats": {"record": ("outcome",)},
 }
 _LIFE: dict[str, tuple[str, ...]] = {"open": (), "close": ()}
+_OWN = ("/-/", "/v1/models/")  # the control API, and the list of models
+_PATH = re.compile(r"/[\x21-\x22\x24\x26-\x3e\x40-\x7e]*")
 _REQUIRED = {"device": "probe", "auth": "authenticate", "route": "resolve", "stats": "record"}
 ON_LOOP = ("validate", "usage", "error", "error_event", "finished")  # plain, called between two turns of the loop
 
@@ -74,6 +78,7 @@ def faults_of(cls: type[Plugin[Any]]) -> Iterator[str]:
     if required is not None and not _overrides(cls, required):
         hint = did_you_mean_instead(required, own)
         yield f"{cls.__name__} does not define {required}, which {an(cls.kind)} plugin must{hint}"
+    yield from _settings(cls)
     if cls.kind == "filter":
         yield from _filter(cls, own)
     if cls.kind in ("device", "interface"):
@@ -91,6 +96,16 @@ def did_you_mean_instead(wanted: str, own: list[str]) -> str:
 
 def _overrides(cls: type[Plugin[Any]], name: str) -> bool:
     return getattr(cls, name, None) is not getattr(kind_of(cls), name)
+
+
+def _settings(cls: type[Plugin[Any]]) -> Iterator[str]:
+    given = given_to(cls)
+    if isinstance(given, ForwardRef):
+        name = given.__forward_arg__
+        yield f'{cls.__name__} names its settings in quotes, "{name}": write the class {name} above it, and no quotes'
+    elif given is not None and not (isinstance(given, type) and issubclass(given, Config)):
+        name = getattr(given, "__name__", str(given))
+        yield f"the settings of {cls.__name__}, {name}, are no Config: derive the class from plugin_sdk.Config"
 
 
 def _filter(cls: type[Plugin[Any]], own: list[str]) -> Iterator[str]:
@@ -117,6 +132,23 @@ def _provider(cls: type[Plugin[Any]]) -> Iterator[str]:
         yield f"{cls.__name__} does not define endpoints, which an interface plugin must"
     elif not isinstance(endpoints, tuple) or not all(isinstance(one, Endpoint) for one in endpoints):
         yield f"{cls.__name__}.endpoints must be a tuple of Endpoint: (Endpoint(PATH, OPERATION),)"
+    else:
+        for one in endpoints:
+            if why := _no_endpoint(one):
+                yield f"{cls.__name__}.endpoints: {one.path!r} {why}"
+
+
+def _no_endpoint(one: Endpoint) -> str:
+    """Why an endpoint cannot be had; "" if it can."""
+    if not all(isinstance(text, str) and text for text in (one.path, one.operation, one.method)):
+        return "is no endpoint: path, operation and method must be text"
+    if not _PATH.fullmatch(one.path):
+        return 'is no path that can be asked for: it begins with "/", and has no spaces, %, ? and #'
+    if one.method != one.method.upper():
+        return f'has the method {one.method!r}: methods are in capitals, as in "POST"'
+    if f"{one.path}/".startswith(_OWN):
+        return "belongs to the sidecar itself, as do all paths below /-/ and /v1/models/"
+    return ""
 
 
 def _method(cls: type[Plugin[Any]], name: str, arguments: tuple[str, ...]) -> Iterator[str]:

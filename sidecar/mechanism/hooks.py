@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from plugin_sdk import Plugin, Reject
+from sidecar.mechanism import results
 from sidecar.mechanism.bounded import out_of_place
 from sidecar.mechanism.calls import runs_inline
 from sidecar.mechanism.fulfil import ON_LOOP
@@ -87,9 +88,16 @@ class Hook(Generic[T]):
         return result
 
     def _raised(self, error: Exception) -> None:
-        if self._refuses and isinstance(error, Reject):
-            raise error
-        self.failed(error)
+        if not (self._refuses and isinstance(error, Reject)):
+            self.failed(error)
+            return
+        try:
+            refusal = results.reject(error)
+        except Exception as fault:  # noqa: BLE001 - a subclass of an author's may do anything
+            fault.__cause__ = error  # where it was raised is what its author has to know
+            self.failed(fault)
+            return
+        raise refusal
 
     def failed(self, error: Exception) -> None:
         """It has failed, or its result is of no use. Raises Reject if that is the request's end."""
@@ -107,10 +115,3 @@ def unavailable(instance: Instance, what: str) -> UnavailableError:
 def overrides(plugin: Plugin[Any] | None, base: type[Plugin[Any]], name: str) -> bool:
     """Whether the plugin has a method of its own in place of its kind's."""
     return plugin is not None and getattr(type(plugin), name, None) is not getattr(base, name)
-
-
-def expected(kind: str, got: Any) -> TypeError:
-    """The error of a result of another kind."""
-    if asyncio.iscoroutine(got):
-        got.close()  # nobody will await it
-    return TypeError(f"expected {kind}, got {type(got).__name__}")

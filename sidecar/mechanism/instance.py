@@ -16,6 +16,7 @@ from sidecar.mechanism.bounded import Bounded
 from sidecar.mechanism.calls import Threads, bind
 from sidecar.mechanism.plugins import Loaded
 from sidecar.mechanism.sink import Sink
+from sidecar.mechanism.versions import fault_of
 from sidecar.mechanism.watchdog import Marker
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Instance:
         self.plugin: Plugin[Any] | None = None
         self.sink: Sink | None = None
         self.threads = Threads(f"plugin-{name}")
-        self.marker = Marker(name)
+        self.marker = Marker(name, loaded.place if loaded is not None else "")
         self._services = services
 
     @property
@@ -81,13 +82,20 @@ class Instance:
                 plugin: Plugin[Any] = await asyncio.wrap_future(self.threads.submit(make))
             self.plugin = plugin
             await Bounded(plugin.open(), OPEN_S, self.marker)
-        except Exception as error:
-            self.problem = f"open failed: {type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; told by whoever has it opened
+            self.problem = f"open failed: {self._why(error)}"
             self.last_error = _shown(error)
-            log.exception("plugin %s cannot be opened", self.name)
             return
         if self.kind == "stats":
             self.sink = Sink(self.name, self._recorder())
+
+    def _why(self, error: Exception) -> str:
+        if not isinstance(error, TimeoutError) or str(error):
+            return f"{type(error).__name__}: {error}"
+        place = self.loaded.place if self.loaded is not None else ""
+        at = fault_of(error.__context__, "", place) if error.__context__ is not None else None  # where it was cancelled
+        where = f": it was at {at.file}:{at.line}" if at is not None and place and at.file.startswith(place) else ""
+        return f"it did not end within {OPEN_S:g} s{where}; give what it waits for a timeout of its own"
 
     def bind(self, method: str) -> Callable[..., Awaitable[Any]]:
         """A method of the plugin with its deadline."""

@@ -11,7 +11,7 @@ from plugin_sdk import ModelInfo, Route
 from sidecar.mechanism import results
 from sidecar.mechanism.instance import Instance
 
-FRESH_S = 2.0  # for which a list is not asked for again, whether it came or not
+FRESH_S = 1.0  # for which a list is not asked for again, whether it came or not
 PATIENCE_S = 1.0  # for whoever wants a fresh list; then the one before has to do
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from plugin_sdk import Interface, NotReady, Request, Upstream, Usage
 from sidecar.mechanism import results
-from sidecar.mechanism.hooks import Hook, expected, overrides
+from sidecar.mechanism.hooks import Hook, overrides
 from sidecar.mechanism.instance import Instance
 
 
@@ -66,5 +66,5 @@ def _worded(hook: Hook[bytes], *args: Any) -> bytes | None:
     failures = hook.instance.failed
     said = hook.now(*args)
     if said is None and hook.instance.failed == failures:
-        hook.failed(expected("bytes", None))
+        hook.failed(results.expected("bytes", None))
     return said

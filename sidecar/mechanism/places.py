@@ -15,6 +15,13 @@ from tree_sitter import Language, Node, Parser
 
 Path = tuple[str | int, ...]
 
+
+class Unshown(str):
+    """A key that somebody else's settings have made up, as a table of API keys has them: it may be a secret."""
+
+    __slots__ = ()
+
+
 _LANGUAGE = Language(tree_sitter_toml.language())
 _BARE = re.compile(r"[A-Za-z0-9_=-]+")
 _KEYS = ("bare_key", "quoted_key", "dotted_key")
@@ -104,11 +111,16 @@ def _plain(node: Node) -> str:
 
 
 def shown(path: Path) -> str:
-    """`models.qwen.variants[0].memory_mb`; a key that could be read otherwise is quoted, as in TOML."""
+    """`models.qwen.variants[0].memory_mb`; a key that could be read otherwise is quoted, as in TOML.
+
+    In place of one that may be a secret stands `[...]`: the line says which it is.
+    """
     text = ""
     for part in path:
         if isinstance(part, int):
             text += f"[{part}]"
+        elif isinstance(part, Unshown):
+            text += "[...]"
         else:
             key = part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=False)
             text += f".{key}" if text else key

@@ -6,6 +6,7 @@ manifests; two that want the same name are told, with both places, and neither h
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sidecar.mechanism.finding import Found
 from sidecar.mechanism.fulfil import KINDS, PluginFault
 from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.sources import Library
-from sidecar.mechanism.versions import fault_of
+from sidecar.mechanism.versions import Version, fault_of
 
 __all__ = [
     "BALANCING",
@@ -87,6 +88,18 @@ class Loaded(msgspec.Struct, frozen=True):
     def provides(self) -> str:
         """The device class or mode that manifests use it by."""
         return finding.provided(self.cls) or self.name
+
+    @property
+    def place(self) -> str:
+        """The file or folder of its code; "" if that is not known."""
+        if isinstance(self.code, Version):
+            return str(self.code.path)
+        return getattr(sys.modules.get(self.cls.__module__), "__file__", None) or ""
+
+    @property
+    def unit(self) -> str:
+        """The file or package that is read anew when it changes; "" if its code is not."""
+        return self.code.name if isinstance(self.code, Version) else ""
 
     def make(self, services: Services | None = None) -> Plugin[Any]:
         """A fresh, unopened instance. Whatever the constructor raises is the plugin's own fault."""
@@ -191,7 +204,7 @@ class _Faults:
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> bool:
         faults = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
-        told = [fault for fault in faults if isinstance(fault, PluginFault)]
+        told = [finding.fault_in(fault, "") for fault in faults if isinstance(fault, Exception)]
         if told:
             self._faults.setdefault(self._name, []).extend(fault.with_traceback(None) for fault in told)
         return bool(told)
@@ -223,7 +236,7 @@ def _provider(name: str, catalog: Catalog) -> Loaded | None:
 
 
 def _clash(name: str, places: list[str], found: Found) -> PluginFault:
-    file, line = finding.place_of(found.cls)
+    file, line = finding.place_of(found.cls, found.version)
     message = f'"{name}" is more than one plugin: {" and ".join(places)}; rename one of them'
     return PluginFault(message, ("import",), file=file, line=line)
 

@@ -5,37 +5,91 @@ A bad one must not travel on: it would break the connection, or say on it what n
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from plugin_sdk import Event, Headers, ModelInfo, Principal, Request, Response, Target, Usage
+from plugin_sdk import Event, Headers, ModelInfo, Principal, Reject, Request, Response, Secret, Target, Usage
 from plugin_sdk.messages import RawHeaders
 from plugin_sdk.sse import written
-from sidecar.mechanism.hooks import expected
+from sidecar.mechanism.upstream import HOP_BY_HOP
 
 MOST_BYTES = 64 * 2**20  # that one call may return
 MOST_EVENTS = 10_000
 MOST_MODELS = 10_000
 MOST_NAME = 200  # characters of a model's name
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.1
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: names of headers, methods
 _NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
 _PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
+_URL = re.compile(r"[\x21-\x22\x24-\x3e\x40-\x7e]*")  # as _PATH; urlsplit would take line breaks out unasked
+_FRAMING = HOP_BY_HOP | {b"content-length"}  # what says where a body ends is for whoever sends it to say
+
+
+def expected(kind: str, got: Any) -> TypeError:
+    """The error of a result of another kind."""
+    if asyncio.iscoroutine(got):
+        got.close()  # nobody will await it
+    return TypeError(f"expected {kind}, got {type(got).__name__}")
 
 
 def principal(result: Any) -> Principal:
     """Who is calling."""
     if not isinstance(result, Principal):
         raise expected("a Principal", result)
+    if not isinstance(result.id, str):
+        raise expected("a Principal whose id is text", result.id)
+    if not result.id:
+        raise ValueError("expected a Principal with an id, got an empty one")
+    _check_text("the id of a Principal", result.id)
+    if not isinstance(result.attributes, Mapping):
+        raise expected("a Principal whose attributes are a mapping", result.attributes)
     return result
+
+
+def reject(error: Reject) -> Reject:
+    """A refusal that a client can be told. One of a subclass may lack anything."""
+    for name in ("status", "message", "code", "retry_after_s", "headers"):
+        if not hasattr(error, name):
+            raise TypeError(f"{type(error).__name__} has no {name}: its __init__ must call that of Reject")
+    if isinstance(error.status, bool) or not isinstance(error.status, int) or not 400 <= error.status <= 599:
+        raise ValueError(f"expected a Reject with a status from 400 to 599, got {error.status!r:.80}")
+    _check_text("the message of a Reject", error.message)
+    _check_text("the code of a Reject", error.code)
+    if error.retry_after_s is not None:
+        _check_number("the retry_after_s of a Reject", error.retry_after_s)
+    if not isinstance(error.headers, Mapping):
+        raise expected("a Reject whose headers are a mapping", error.headers)
+    for name, value in error.headers.items():
+        _check_text("the name of a header", name)
+        _check_text(f"the header {name!r:.80}", value)
+        if name.lower().encode() in _FRAMING:
+            raise ValueError(f"expected no header of the connection, got {name!r}")
+    _check_headers(Headers(tuple((name.encode(), value.encode()) for name, value in error.headers.items())))
+    return error
 
 
 def target(result: Any) -> Target:
     """Where a request goes."""
     if not isinstance(result, Target):
         raise expected("a Target or None", result)
+    for name in ("name", "base_url", "model"):
+        _check_text(f"the {name} of a Target", getattr(result, name))
+    for name in ("weight", "in_flight"):
+        if not isinstance(getattr(result, name), int):
+            raise expected(f"the {name} of a Target as a whole number", getattr(result, name))
+    truth(result.ready)
+    if result.timeout_s is not None:
+        _check_number("the timeout_s of a Target", result.timeout_s)
+        if result.timeout_s <= 0:
+            raise ValueError(f"expected a timeout_s above 0, got {result.timeout_s}")
+    _check_key(result.api_key)
+    if not _URL.fullmatch(result.base_url):
+        raise ValueError(f"expected a base_url without spaces, line breaks, ? and #, got {result.base_url!r:.200}")
     parts = urlsplit(result.base_url)
     _ = parts.port  # raises ValueError
     if result.base_url and (parts.scheme not in ("http", "https") or not parts.hostname):
@@ -87,6 +141,8 @@ def request_or_response(result: Any) -> Request | Response:
         raise expected("a Request, a Response or None", result)
     _check_headers(result.headers)
     _check_bytes(result.body)
+    if not (isinstance(result.method, str) and _TOKEN.fullmatch(result.method.encode("utf-8", "replace"))):
+        raise ValueError(f"expected a method such as POST, got {result.method!r:.80}")
     if not _PATH.fullmatch(result.path) or not _QUERY.fullmatch(result.query):
         raise ValueError("expected a path that starts with / and is percent-encoded, as is the query")
     return result
@@ -143,6 +199,29 @@ def usage(result: Any) -> Usage:
 def body(result: Any) -> bytes:
     """What error and error_event give."""
     return _check_bytes(result)
+
+
+def _check_text(what: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise expected(f"{what} as text", value)
+    value.encode()  # raises ValueError for half a surrogate pair, which nothing can be sent with
+
+
+def _check_number(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise expected(f"{what} as a number of seconds", value)
+    if not math.isfinite(value):
+        raise ValueError(f"expected {what} as a number of seconds, got {value}")
+
+
+def _check_key(key: Any) -> None:
+    """It goes into a header. What is wrong with it is told without it."""
+    if key is None:
+        return
+    if not isinstance(key, Secret):
+        raise expected("the api_key of a Target as a Secret", key)
+    if not isinstance(key.reveal(), str) or not key.reveal().isprintable():
+        raise ValueError("expected the api_key of a Target as text without line breaks")
 
 
 def _check_texts(what: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +18,8 @@ import httpx
 import msgspec
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from sidecar.mechanism.calls import contained
+from sidecar.mechanism.bounded import Bounded
+from sidecar.mechanism.watchdog import Marker
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ Labels = tuple[tuple[str, str], ...]
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 MOST_SERIES = 1000  # of one plugin: labels that are never the same twice would fill the memory
+MAKE_S = 30.0  # for a resource that is kept, as `open` has it
 CLOSE_S = 10.0
 
 
@@ -126,7 +129,7 @@ class Host:
 
     def of(self, name: str) -> PluginServices:
         """The services of one instance of the plugin `name`."""
-        return PluginServices(self, self.numbers(name))
+        return PluginServices(self, self.numbers(name), Marker(name))
 
     def numbers(self, name: str) -> Numbers:
         """The metrics of the plugin `name`."""
@@ -151,7 +154,7 @@ class Host:
         """The resource, made by whoever asks first. Raises what `make` raises, to everybody who waits for it."""
         kept = self._kept.get(key)
         if kept is None:
-            making = asyncio.create_task(_made(make), name=f"keep {key}")
+            making = asyncio.create_task(_within(MAKE_S, make, user.marker), name=f"keep {key}")
             kept = self._kept[key] = _Kept(key, making, cast(Callable[[Any], Awaitable[None]], close))
         kept.users.add(user)
         try:
@@ -167,29 +170,30 @@ class Host:
             kept.users.discard(user)
             if not kept.users:
                 self._drop(kept)
-                await self._close(kept)
+                await self._close(kept, user.marker)
 
     def _drop(self, kept: _Kept) -> None:
         if self._kept.get(kept.key) is kept:
             del self._kept[kept.key]
 
-    async def _close(self, kept: _Kept) -> None:
+    async def _close(self, kept: _Kept, marker: Marker) -> None:
         kept.making.cancel()  # no effect on one that is made
         try:
             async with asyncio.timeout(CLOSE_S):
                 await asyncio.wait((kept.making,))
-                if not kept.making.cancelled() and kept.making.exception() is None:
-                    await contained(kept.close(kept.making.result()))
+            if not kept.making.cancelled() and kept.making.exception() is None:
+                await _within(CLOSE_S, functools.partial(kept.close, kept.making.result()), marker)
         except Exception:
             self.close_failures += 1
             log.exception("what the plugin kept as %s did not close", kept.key)
 
 
 class PluginServices:
-    """The services of one plugin instance (plugin_sdk.services.Services)."""
+    """The services of one plugin instance (plugin_sdk.services.Services). marker: for the code that it gives `keep`."""
 
-    def __init__(self, host: Host, numbers: Numbers) -> None:
+    def __init__(self, host: Host, numbers: Numbers, marker: Marker) -> None:
         self.metrics = numbers
+        self.marker = marker
         self._host = host
 
     @property
@@ -242,6 +246,10 @@ class _SharedClient(httpx.AsyncClient):
         await super().aclose()
 
 
-async def _made(make: Callable[[], Awaitable[T]]) -> T:
-    """A coroutine of what may be any awaitable; a plugin's SystemExit becomes an ordinary error."""
-    return await contained(make())
+async def _within(deadline_s: float, call: Callable[[], Awaitable[T]], marker: Marker) -> T:
+    """What the plugin's function gives, which may be any awaitable. Its SystemExit becomes an ordinary error."""
+
+    async def run() -> T:
+        return await call()
+
+    return await Bounded(run(), deadline_s, marker)

@@ -108,6 +108,11 @@ class Version:
         """Whether there is such a module in the unit; compiled ones are not known."""
         return below in self._texts
 
+    def text_of(self, module: str) -> Text | None:
+        """The source of one of its modules, as it was read; None if it is none of its own."""
+        top, _, below = module.partition(".")
+        return self._texts.get(below) if top == self.private else None
+
     def other(self, name: str) -> str:
         """The module name of another unit's version, or of this one; "" if there is no such unit."""
         if name == self.name:

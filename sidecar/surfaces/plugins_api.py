@@ -50,7 +50,7 @@ async def details(
 ) -> tuple[PluginDetails, ...]:
     """All plugins of a generation, by name. folder: of drop-in files. unread: device plugins whose last probe failed.
 
-    Where the code of a plugin is has to be read from files, in a thread.
+    Where the code of an installed plugin is has to be read from files, in a thread.
     """
     instances = sorted(generation.instances.values(), key=lambda instance: instance.name)
     found = [_of(instance, generation, folder, unread.get(instance.name, "")) for instance in instances]
@@ -88,7 +88,7 @@ def _of(instance: Instance, generation: Generation, folder: Path, unread: str) -
 
 
 def _with_code(values: dict[str, Any], loaded: Loaded | None) -> PluginDetails:
-    file, line = place_of(loaded.cls) if loaded is not None else ("", 0)
+    file, line = place_of(loaded.cls, loaded.code) if loaded is not None else ("", 0)
     return PluginDetails(file=file, line=line, config_schema=_schema(loaded) if loaded is not None else {}, **values)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from plugin_sdk.config import convert
+from sidecar.builtin import balance
 from sidecar.core.manifest import PluginDeclaration
-from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, load
+from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, STRATEGIES, load
 from tests.builtin.test_keys import hashed
 
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,6 +60,14 @@ def test_those_that_need_no_settings_have_a_name(tmp_path: Path) -> None:
     }
     for name in BUILTIN | BUILTIN_CHAIN:
         assert catalog.loaded[name].make().name == name
+
+
+def test_each_strategy_that_a_model_may_name_is_one_of_balance(tmp_path: Path) -> None:
+    assert get_args(balance.Policy) == STRATEGIES
+    catalog = load({}, tmp_path)
+    for strategy in STRATEGIES:
+        loaded = catalog.loaded[f"balance:{strategy}"]
+        assert (loaded.cls, loaded.config) == (balance.Balance, convert({"policy": strategy}, balance.Settings))
 
 
 @pytest.mark.parametrize("path", SETTINGS)

@@ -120,6 +120,8 @@ def test_no_keys_at_all_is_a_mistake() -> None:
         Settings(keys={})
     with pytest.raises(ValueError, match="recheck"):
         Settings(file="keys.txt", recheck=Duration(0))
+    with pytest.raises(ValueError, match="must have a name"):
+        Settings(keys={hashed("sk-a"): ""})
 
 
 # --- what a key may do ----------------------------------------------------------------------------------------------
@@ -150,6 +152,13 @@ async def test_a_key_may_be_for_some_models_alone() -> None:
     assert (refused.value.status, refused.value.code) == (403, "model_not_allowed")
     assert refused.value.message == '"team-a" may not use the model "gpt-4o": of the models, only llama-*, qwen'
     assert keys.authenticate(bearer("sk-b", "mistral")) == Principal("team-b")
+
+
+async def test_a_key_for_no_model_may_ask_for_none() -> None:
+    keys = await opened(keys={hashed("sk-a"): {"principal": "team-a", "models": []}})
+    assert keys.authenticate(bearer("sk-a")) == Principal("team-a", {"models": ()})
+    with pytest.raises(Reject, match='may not use the model "qwen": of the models, none'):
+        keys.authenticate(bearer("sk-a", "qwen"))
 
 
 async def test_a_key_is_good_until_the_end_of_its_last_day() -> None:
@@ -247,6 +256,7 @@ async def test_two_changes_within_one_tick_of_the_clock_are_both_seen(filed: Sta
         (hashed("sk-a")[:-1] + " team", 'line 1: expected "sha256:" and 64 hexadecimal digits first'),
         (hashed("sk-a"), "line 1: expected the name of the principal after the hash"),
         (f"{hashed('sk-a')} models=x", "line 1: expected the name of the principal after the hash"),
+        (f"{hashed('sk-a')} ''", "line 1: the principal of a key must have a name"),
         (f"{hashed('sk-a')} a gold", "line 1: expected NAME=VALUE after the principal"),
         (f"{hashed('sk-a')} a models=", "line 1: expected patterns after models="),
         (f"{hashed('sk-a')} a expires=soon", "line 1: expected a date such as 2027-01-31 after expires="),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from plugin_sdk import Exchange, Headers, Outcome, Principal, Reject, Request, Response, Usage
 from plugin_sdk.kinds import is_inline
 from plugin_sdk.services import Standalone
-from sidecar.builtin.limits import Bucket, Limit, Limits, Settings
+from sidecar.builtin.limits import EACH, Bucket, Limit, Limits, Settings
 from tests.support import plugin
 
 T = TypeVar("T")
@@ -220,14 +221,71 @@ async def test_it_works_without_settings() -> None:
     assert told(limits, asked)["x-ratelimit-limit-requests"] == "600"
 
 
-async def test_memory_is_bounded_and_those_longest_unused_go_first(clock: Clock) -> None:
+async def test_those_that_have_their_limits_whole_again_are_forgotten(clock: Clock) -> None:
     limits = await opened(clock, requests_per_minute=1, most=100)
-    ask(limits, exchange("anna"))
     for number in range(1000):
         ask(limits, exchange(f"guest-{number}"))
+    clock.now += 30
+    ask(limits, exchange("anna"))
+    assert len(limits._buckets) == 1001
+    clock.now += 31
+    for _ in range(1000):
         refusal(limits, exchange("anna"))
-    assert len(limits._buckets) == 100
-    assert limits._buckets.forgotten == 901
+    assert len(limits._buckets) <= 100
+
+
+async def test_whoever_is_over_his_limit_is_not_forgotten_whatever_else_he_and_others_ask_for(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=2, most=50)
+    ask(limits)
+    ask(limits)
+    let_in = sum(_is_let_in(limits, exchange("anna", f"model-{number}")) for number in range(3000))
+    assert let_in == EACH - 1 + 2  # those names have a bucket each, all others share one
+    for number in range(100):
+        ask(limits, exchange(f"guest-{number}"))
+    refusal(limits)
+    assert len(limits._buckets) == EACH + 1 + 100
+
+
+def _is_let_in(limits: Limits, asked: Exchange) -> bool:
+    try:
+        limits.on_request(asked)
+    except Reject:
+        return False
+    return True
+
+
+async def test_names_that_nobody_lists_share_a_bucket(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=2)
+    for number in range(4):
+        made_up = exchange("anna", f"no-such-{number}")
+        made_up.request = msgspec.structs.replace(made_up.request, listed=False)
+        assert _is_let_in(limits, made_up) == (number < 2)
+    ask(limits)
+
+
+async def test_who_has_made_up_many_names_has_buckets_for_others_later(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=1)
+    for number in range(EACH):
+        ask(limits, exchange("anna", f"no-such-{number}"))
+    ask(limits, exchange("anna", "shared"))
+    refusal(limits, exchange("anna", "shared-too"))
+    clock.now += 60
+    ask(limits, exchange("anna", "qwen"))
+    ask(limits, exchange("anna", "llama"))
+
+
+async def test_tokens_of_a_long_answer_are_taken_though_its_bucket_was_forgotten_meanwhile(clock: Clock) -> None:
+    limits = await opened(clock, tokens_per_minute=60, most=1)
+    long, other = ask(limits), ask(limits, exchange("bert"))
+    clock.now += 600
+    ask(limits, exchange("carl"))
+    ask(limits, exchange("carl"))
+    assert len(limits._buckets) == 1
+    end(limits, long, 120)
+    assert "tokens" in refusal(limits).message
+    ask(limits, exchange("bert"))
+    end(limits, other, 120)
+    assert "tokens" in refusal(limits, exchange("bert")).message
 
 
 async def test_a_reload_is_no_way_around_the_limits_and_a_new_one_holds_at_once(clock: Clock) -> None:

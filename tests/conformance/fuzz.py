@@ -22,7 +22,7 @@ import msgspec
 
 from tests.conformance.compare import wrong_with_good_requests, wrong_with_requests, wrong_with_response
 from tests.conformance.generate import Made, made_request, made_response
-from tests.conformance.judge import requests, responses
+from tests.conformance.judge import final, requests, responses
 from tests.conformance.world import Client, World, answer, post, world
 
 SEEDS = Path(__file__).with_name("seeds.json")
@@ -97,14 +97,15 @@ def try_response(here: World, client: Client, made: Made) -> str:
             here.barrier()
         asked.send(made.data[half:])
     asked.close()
-    while not client.ended and not _is_whole(client.received):
+    while not client.ended and not _is_settled(client.received):
         client.receive()
     return wrong_with_response(made.data, client.received, reset=client.was_reset, good=made.good)
 
 
-def _is_whole(received: bytes) -> bool:
-    judged = responses(received, eof=False)
-    return bool(judged.messages) and judged.messages[0].whole
+def _is_settled(received: bytes) -> bool:
+    """Whether there is a whole answer, or something that will never be one."""
+    judged = responses(final(received), eof=False)
+    return judged.messages[0].whole if judged.messages else judged.error not in ("", "no response")
 
 
 def _read_all(client: Client, sent: bytes) -> None:

@@ -16,6 +16,14 @@ Pairs = tuple[tuple[bytes, bytes], ...]
 
 MOST_HEAD = 1 << 20  # of a message under judgement: how long a head may be is for the sidecar to say
 
+# RFC 9112, 3: a server may take any run of spaces in a request line for one.
+_SPACED_LINE = re.compile(rb"([!-~]+) +([!-~]+) +(HTTP/1\.[01]) *\r\n")
+
+# RFC 9110, 15.2: interim answers come before the final one, and mean nothing to who does not know them.
+_INTERIM = re.compile(rb"(?:\r\n)*HTTP/1\.1 1(?!01)[0-9]{2}(?: [^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n(?:\r\n)*")
+
+_STATUS_LINE = re.compile(rb"\A(HTTP/1\.[01] [0-9]{3}) [^\r\n]*\r\n")
+
 # RFC 9112, 2.2 and 5: lines end with CRLF, names are tokens, values have no control characters.
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/1\.[01]")
 _FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
@@ -83,6 +91,7 @@ def requests(data: bytes, *, eof: bool = False) -> Judgement:
             data = data[2:]  # RFC 9112, 2.2: empty lines before a request are skipped; h11 refuses them
         if not data:
             return Judgement(messages)
+        data = _SPACED_LINE.sub(rb"\1 \2 \3\r\n", data, count=1) if _SPACED_LINE.match(data) else data
         reader = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD)
         draft, error = _read(reader, data, eof)
         if draft.head is None:
@@ -113,6 +122,13 @@ def responses(data: bytes, methods: Sequence[bytes] = (b"POST",), *, eof: bool =
     return Judgement(messages, interim, rest=data)
 
 
+def final(data: bytes) -> bytes:
+    """The final answer, without the words of its status line, which mean nothing and may be anything."""
+    while found := _INTERIM.match(data):
+        data = data[found.end() :]
+    return _STATUS_LINE.sub(rb"\1\r\n", data, count=1)
+
+
 def _asked(method: bytes) -> h11.Connection:
     """A client that has sent a request and waits."""
     reader = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD)
@@ -124,7 +140,8 @@ def _asked(method: bytes) -> h11.Connection:
 def _read(reader: h11.Connection, data: bytes, eof: bool, interim: list[Message] | None = None) -> tuple[_Draft, str]:
     """One message, as much of it as there is, and what is wrong with it."""
     draft = _Draft()
-    reader.receive_data(data)
+    if data:  # or it would be taken for the end
+        reader.receive_data(data)
     if eof:
         reader.receive_data(b"")
     while True:

@@ -51,6 +51,9 @@ NO_HTTP = {
     "a length with a sign": b"HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nok",
     "a length past all numbers": b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\nok",
     "both": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "an unknown coding": b"HTTP/1.1 200 OK\r\ntransfer-encoding: xchunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "two codings": b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "chunked twice": b"HTTP/1.1 200 OK\r\n" + b"transfer-encoding: chunked\r\n" * 2 + b"\r\n2\r\nok\r\n0\r\n\r\n",
     "switched protocols": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
 }
 
@@ -189,7 +192,7 @@ def test_a_stream_that_dies_anywhere_has_no_clean_end(here: World) -> None:
     """Cut at every byte: never an end that looks right, never an error within a chunk of the server's."""
     events = EVENT + b"data: [DONE]\n\n"
     whole = answer(chunked(EVENT, b"data: [DONE]\n\n"), CHUNKED, EVENTS, length=False)
-    head = whole.index(b"\r\n\r\n") + 4
+    head, last = whole.index(b"\r\n\r\n") + 4, whole.index(b"\r\n0\r\n") + 2
     for cut in range(1, len(whole)):
         client, asked = here.ask(post(body_of(rest=',"stream":true')))
         asked.send(whole[:cut])
@@ -199,6 +202,9 @@ def test_a_stream_that_dies_anywhere_has_no_clean_end(here: World) -> None:
             continue
         got = client.broken()
         assert got is not None, cut
+        if cut > last:  # the last chunk has begun: nothing may follow it, and nothing is missing
+            assert got.body == events
+            continue
         sent, _, error = got.body.rpartition(b'data: {"error"')
         assert b'"upstream_failed"' in error, (cut, got.body)
         assert events.startswith(sent.rstrip(b"\n")), (cut, got.body)  # line ends may fill up a chunk that was begun
@@ -219,10 +225,15 @@ def test_bytes_after_an_answer_are_nobodys(here: World, framing: str, extra: byt
     }[framing]
     client, asked = here.ask(post())
     asked.send(whole + extra)
-    assert client.answer().body in (b"mine", b"")
     if extra.strip():
         asked.wait_gone()
-    still_in_step(here, client)
+    got = client.whole_or_broken()
+    if got is not None and got.whole:
+        assert got.body in (b"mine", b"")
+        still_in_step(here, client)
+    else:  # who sends too much may not be trusted with the rest
+        assert got is None or got.body in (b"mine", b"")
+        assert framing == "chunked"
 
 
 def test_an_answer_that_nobody_asked_for_is_nobodys(here: World) -> None:

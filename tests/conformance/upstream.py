@@ -190,6 +190,10 @@ class Upstream:
         except queue.Empty:
             raise AssertionError(f"{what} never arrived") from None
 
+    def waiting(self) -> bool:
+        """Whether there is a request to take."""
+        return not self._queue.empty()
+
     def settle(self) -> list[Exchange]:
         """Everything that has arrived by now, since the last reset."""
         return self.do(self._read_all)

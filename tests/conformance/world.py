@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -127,6 +128,10 @@ class Client:
         assert self.ended
         return message
 
+    def whole_or_broken(self, method: bytes = b"POST") -> Message | None:
+        """What came of an answer, however it ended."""
+        return self._next(method)[0]
+
     def until(self, wanted: bytes) -> bytes:
         """What has come by the time that the bytes are among it."""
         while wanted not in self.received:
@@ -194,6 +199,10 @@ class World:
         """A client that has sent this, and what of it has reached the upstream."""
         client = self.connect()
         client.send(data)
+        while not self.upstream.waiting():
+            if select.select([client.socket], [], [], 0.01)[0]:
+                client.receive()
+                assert client.received.startswith(b"HTTP/1.1 100 "), f"it did not get there: {client.received!r}"
         return client, self.upstream.take()
 
     def barrier(self) -> None:

@@ -291,3 +291,31 @@ def test_a_kept_plugin_is_loaded_as_it_was_and_a_good_one_as_it_is(source: Sourc
     assert set(catalog.faults) == {"audit"}  # told beside the one that stays
     source.change({"plugins.toml": other, "sidecar.toml": "[sidecar]\n"})
     assert "audit" not in source.whole.catalog.loaded
+
+
+DOOR = """
+from plugin_sdk import Auth, Filter, Principal
+
+class Door(Auth):
+    def authenticate(self, request):
+        return Principal("x")
+"""
+GATE = """
+from plugin_sdk import Filter
+
+class Door(Filter):
+    def on_request(self, exchange): ...
+"""
+
+
+@pytest.mark.parametrize("code", ["", "class Door: ...", GATE], ids=["emptied", "no plugin", "no auth"])
+def test_chains_that_stay_have_the_plugins_that_they_had(source: Source, code: str) -> None:
+    own = model("a", 'chain = ["door"]')
+    exposed = SIDECAR.replace('"audit"', '"audit", "door"') + 'listen = "0.0.0.0:0"\n'
+    source.change({"plugins/door.py": DOOR, "sidecar.toml": exposed, "a.toml": own})
+    assert (source.problems(), source.whole is not None) == ([], True)
+    for _ in range(2):  # what was kept once can be kept again
+        after = source.change({"plugins/door.py": code, "a.toml": own + "nope = 1\n"})
+        assert after.settings.chain == ("audit", "door")
+        assert source.whole is not None
+        assert source.whole.catalog.loaded["door"].kind == "auth"

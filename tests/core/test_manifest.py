@@ -102,6 +102,8 @@ def test_a_model_has_the_default_chain_unless_it_names_one() -> None:
     assert declaration.chain_of(model()) == ("keys",)
     assert declaration.chain_of(model(chain=("log",))) == ("log",)
     assert declaration.chain_of(model(chain=())) == ()
+    assert declaration.chain_of(model(balance="weighted")) == ("keys", "balance:weighted")
+    assert declaration.chain_of(model(balance="failover", chain=())) == ("balance:failover",)
 
 
 def test_a_model_is_found_by_name_or_alias_and_names_win() -> None:

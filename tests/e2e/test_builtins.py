@@ -148,12 +148,19 @@ def test_servers_share_the_load_by_their_weights(run: Run) -> None:
     with serving(HTTP_SERVER, "--name", "big") as big, serving(HTTP_SERVER, "--name", "small") as small:
         variants = f'[{{ name = "big", url = "{big.url}", weight = 3 }}, {{ name = "small", url = "{small.url}" }}]'
         text = f'[models.m]\nmode = "chat"\nchain = ["keys", "shared"]\nvariants = {variants}\n'
+        for name, strategy in (("w", "weighted"), ("r", "round_robin"), ("f", "failover")):
+            text += f'[models.{name}]\nmode = "chat"\nbalance = "{strategy}"\nvariants = {variants}\n'
         table = '[plugins.shared]\nimport = "sidecar.builtin.balance:Balance"\nconfig = { policy = "weighted" }\n'
         sidecar = run(text, files={"shared.toml": table})
         with sidecar.http() as http:
 
-            def served() -> str:
-                return http.post("/v1/chat/completions", json=CHAT).headers["x-served-by"]
+            def served(name: str) -> str:
+                return http.post("/v1/chat/completions", json={**CHAT, "model": name}).headers["x-served-by"]
 
-            until(lambda: served() == "small", "both are known to be healthy")
-            assert Counter(served() for _ in range(12)) == {"big": 9, "small": 3}
+            for name in "mwr":
+                until(lambda name=name: served(name) == "small", "both are known to be healthy")  # type: ignore[misc] # a default binds the name of this turn
+            counts = {name: Counter(served(name) for _ in range(12)) for name in "mwrf"}
+        uneven, even = {"big": 9, "small": 3}, {"big": 6, "small": 6}
+        assert counts == {"m": uneven, "w": uneven, "r": even, "f": {"big": 12}}
+        names = [plugin["name"] for plugin in sidecar.status()["plugins"] if plugin["kind"] == "route"]
+        assert names == ["balance:failover", "balance:round_robin", "balance:weighted", "shared"]

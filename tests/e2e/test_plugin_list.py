@@ -64,11 +64,31 @@ def test_plugins_are_listed_with_where_from_how_they_do_and_their_last_error(run
     assert found["npu"]["file"] == str(sidecar.folder / "manifests/plugins/npu.py")  # a table folds long paths
 
 
-def test_a_plugin_that_is_kept_since_its_successor_is_broken_says_so(run: Run) -> None:
+LATE = """
+from pathlib import Path
+from plugin_sdk import Auth, Principal
+
+class Late(Auth):
+    async def open(self):
+        if not (self.state_dir / "now").exists():
+            raise OSError("not yet")
+
+    def authenticate(self, request):
+        return Principal("late")
+"""
+
+
+def test_plugins_that_cannot_be_loaded_or_opened_now_say_so_and_come_in_when_they_can(run: Run) -> None:
     declared = '[plugins.sieve]\nimport = "house:Sieve"\n'
-    sidecar = run(stub("m"), files={"plugins/house.py": SIEVE, "plugin.toml": declared})
-    sidecar.write("plugins/house.py", SIEVE + "\nimport nowhere_at_all\n")
+    late = stub("late").replace("[models.late]\n", '[models.late]\nchain = ["late"]\n')
+    files = {"plugins/house.py": SIEVE, "plugin.toml": declared, "plugins/late.py": LATE, "late.toml": late}
+    sidecar = run(stub("m"), files=files)
+    assert plugins(sidecar)["late"]["state"] == "cannot be used: open failed: OSError: not yet"
+    (sidecar.folder / "state" / "now").touch()
+    sidecar.write("plugins/house.py", SIEVE + "\ndef broken(:\n")
     until(lambda: plugins(sidecar)["sieve"]["behind"], "the broken one is known")
     sieve = plugins(sidecar)["sieve"]
-    assert sieve["generation"] == 1
+    assert (sieve["generation"], sieve["line"]) == (1, 7)
     assert sieve["state"].startswith("the one before, since the new one cannot be used: importing house failed")
+    until(lambda: plugins(sidecar)["late"]["state"] == "in force", "it was tried again")
+    assert sidecar.ask("late")

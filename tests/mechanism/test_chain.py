@@ -155,6 +155,32 @@ class Asserts(Auth):
         raise AssertionError
 
 
+class Mumbles(Auth):
+    """Means to refuse, with what is no text."""
+
+    @inline
+    def authenticate(self, request: Request) -> Principal:
+        try:
+            raise OSError("password=hunter2")
+        except OSError as error:
+            raise Reject(401, error) from None  # type: ignore[arg-type] # what untyped plugins do
+
+
+class RefusesEmptily(Auth):
+    def authenticate(self, request: Request) -> Principal:
+        class Mine(Reject):
+            def __init__(self) -> None:
+                """Set nothing."""
+
+        raise Mine
+
+
+class SaysANumber(Auth):
+    @inline
+    def authenticate(self, request: Request) -> Any:
+        return Principal(7)  # type: ignore[arg-type] # as above
+
+
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
@@ -167,6 +193,9 @@ class Asserts(Auth):
         (SaysNothing, "failed"),
         (SaysAName, "failed"),
         (SaysAClass, "failed"),
+        (SaysANumber, "failed"),
+        (Mumbles, "failed"),
+        (RefusesEmptily, "failed"),
     ],
 )
 async def test_auth_that_breaks_lets_nobody_in_and_says_nothing_about_why(
@@ -207,13 +236,16 @@ class HangingConstructor(Door):
         self.release.wait(PATIENCE_S)
 
 
+LATE, REMEDY = "open failed: it did not end within 0.05 s", "give what it waits for a timeout of its own"
+
+
 @pytest.mark.parametrize(
     ("cls", "problem"),
     [
         (BrokenOpen, "open failed: OSError: no database"),
         (BrokenConstructor, "open failed: RuntimeError: never made"),
-        (HangingOpen, "open failed: TimeoutError: "),
-        (HangingConstructor, "open failed: TimeoutError: "),
+        (HangingOpen, f"{LATE}: it was at {__file__}:{HangingOpen.open.__code__.co_firstlineno + 1}; {REMEDY}"),
+        (HangingConstructor, f"{LATE}; {REMEDY}"),
     ],
 )
 async def test_auth_that_does_not_open_lets_nobody_in(

@@ -54,6 +54,29 @@ def faults(raw: Any, kind: type[msgspec.Struct] = Car) -> dict[str, str]:
     return found
 
 
+class Key(msgspec.Struct):
+    owner: str
+
+
+class Keys(Config):
+    keys: dict[str, Key] = {}  # noqa: RUF012 - msgspec copies it for each struct
+    lists: dict[str, tuple[Key, ...]] = {}  # noqa: RUF012 - as above
+
+
+class Part(msgspec.Struct):
+    memory_mb: dict[str, int]
+
+
+def test_no_key_that_may_be_a_secret_is_told() -> None:
+    raw = {"keys": {"sk-live-1": {"owner": 5}}, "lists": {"sk-live-2": [{}]}}
+    told = faults(raw, Keys)
+    assert told == {
+        "car.keys[...].owner": "expected str, got int",
+        "car.lists[...][0].owner": "is missing: expected str",
+    }
+    assert faults({"memory_mb": {"nvidia": "x"}}, Part) == {"car.memory_mb.nvidia": "expected int, got str"}
+
+
 def test_what_is_right_is_read() -> None:
     raw = {"name": "x", "wheels": [{"size": 1}], "labels": {"a": 1}, "tags": ["t"], "timeout": "2m", "tank": "1KiB"}
     told: list[str] = []
@@ -77,7 +100,7 @@ def test_what_is_right_is_read() -> None:
         ({"name": 3}, "car.name", "expected str, got int"),
         ({"name": "x", "tags": "t"}, "car.tags", "expected array, got str"),
         ({"name": "x", "tags": ["t", 1]}, "car.tags[1]", "expected str, got int"),
-        ({"name": "x", "labels": {"a": "b"}}, "car.labels.a", "expected int, got str"),
+        ({"name": "x", "labels": {"a": "b"}}, "car.labels[...]", "expected int, got str"),
         ({"name": "x", "spare": 3}, "car.spare", "expected table, got int"),
         ({"name": "x", "wheels": {}}, "car.wheels", "expected an array of tables ([[...wheels]]), got a table"),
         ({"name": "x", "wheels": [1]}, "car.wheels[0]", "expected a table, got an integer"),

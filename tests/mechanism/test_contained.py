@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plugin_sdk import Device, inline
-from sidecar.mechanism.calls import PluginCallError, Threads, bind, contained
+from sidecar.mechanism.calls import PluginCallError, Threads, bind
 from sidecar.mechanism.devices import Prober
 
 
@@ -35,11 +35,20 @@ async def test_it_becomes_an_error_of_the_plugin(method: Any) -> None:
 
 
 async def test_our_own_cancellation_passes() -> None:
-    task = asyncio.create_task(contained(asyncio.sleep(60)))
+    threads = Threads("t")
+
+    async def waits() -> None:
+        await asyncio.sleep(60)
+
+    async def call() -> None:
+        await bind(waits, 60.0, threads)()
+
+    task = asyncio.create_task(call())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    threads.close()
 
 
 async def test_a_probe_that_cancels_itself_is_a_problem_of_its_device() -> None:

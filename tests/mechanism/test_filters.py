@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from plugin_sdk import Event, Exchange, Filter, Headers, Outcome, Plugin, Reject, Request, Response, inline
+from plugin_sdk import Event, Exchange, Filter, Headers, Outcome, Plugin, Principal, Reject, Request, Response, inline
 from plugin_sdk import on_chunk as chunk_filter
 from sidecar.mechanism import bodies, bounded
 from sidecar.mechanism.chain import Chain
@@ -170,6 +170,26 @@ async def test_a_request_is_changed_for_those_that_follow(made: Make) -> None:
     assert (changed.body, changed.path, changed.headers.get("x-a")) == (b'{"model": "m"}12', "/v1/x", "1")
 
 
+async def test_who_asks_and_for_which_model_stays_what_it_was(made: Make) -> None:
+    class Usurps(Filter):
+        @inline
+        def on_request(self, exchange: Exchange) -> Request:
+            root = Principal("root")
+            return msgspec.structs.replace(
+                exchange.request, principal=root, model="big", requested_model="big", mode="x", client="x", body=b"{}"
+            )
+
+    class Sees(Filter):
+        @inline
+        def on_request(self, exchange: Exchange) -> None:
+            seen.append(exchange.request)
+
+    seen: list[Request] = []
+    asked = msgspec.structs.replace(REQUEST, principal=Principal("guest"), requested_model="alias", client="10.0.0.1")
+    changed = await passage(await made(Usurps, "1"), await made(Sees, "2")).request(asked)
+    assert [changed] == seen == [msgspec.structs.replace(asked, body=b"{}")]
+
+
 async def test_an_answer_ends_the_way(made: Make) -> None:
     class Answers(Filter):
         @inline
@@ -182,6 +202,59 @@ async def test_an_answer_ends_the_way(made: Make) -> None:
     assert isinstance(answer, Response)
     assert (answer.status, answer.body, way.answered_by) == (201, b"cached", "cache")
     assert Tells.told == []
+
+
+class Answers(Filter):
+    """Answers in the server's place, with two events."""
+
+    streamed = True
+
+    @inline
+    def on_request(self, exchange: Exchange) -> Response:
+        head = STREAM if self.streamed else WHOLE
+        return msgspec.structs.replace(head, body=b"data: one\n\ndata: two\n\n" if self.streamed else b"{one}")
+
+    def on_response(self, exchange: Exchange) -> None:
+        raise AssertionError  # what it gives is what it means
+
+
+class Shouts(Filter):
+    """Changes head and body, and adds to the end of a stream."""
+
+    @inline
+    def on_response(self, exchange: Exchange) -> Response | None:
+        assert exchange.response is not None
+        assert exchange.response.body == b""
+        raw = (*exchange.response.headers.raw, (b"x-by", self.name.encode()))
+        return msgspec.structs.replace(exchange.response, headers=Headers(raw))
+
+    async def on_event(self, exchange: Exchange, event: Event) -> Event:
+        return msgspec.structs.replace(event, data=b"over" if not event.data else event.data.upper())
+
+
+@pytest.mark.parametrize(("streamed", "body"), [(True, b"data: ONE\n\ndata: TWO\n\ndata: over\n\n"), (False, b"{ONE}")])
+async def test_an_answer_that_a_filter_gives_passes_those_before_it(made: Make, streamed: bool, body: bytes) -> None:
+    Tells.told.clear()
+    answering = await made(Answers, "cache")
+    assert isinstance(answering.plugin, Answers)
+    answering.plugin.streamed = streamed
+    way = passage(await made(Tells, "a"), await made(Shouts, "b"), answering, await made(Tells, "c"))
+    answer = await way.request(REQUEST)
+    assert isinstance(answer, Response)
+    assert (answer.body, answer.headers.get("x-by"), answer.streamed) == (body, "b", streamed)
+    await way.end(Outcome(model="m"))
+    assert Tells.told[:2] == ["a request", "a response"]
+    assert Tells.told[-2:] == ["a last", "a end"]
+
+
+async def test_a_filter_before_may_refuse_what_another_answers(made: Make) -> None:
+    class Censors(Filter):
+        @inline
+        def on_event(self, exchange: Exchange, event: Event) -> None:
+            raise Reject(403, "not this word")
+
+    with pytest.raises(Reject, match="not this word"):
+        await passage(await made(Censors, "a"), await made(Answers, "cache")).request(REQUEST)
 
 
 async def test_each_filter_has_a_state_of_its_own_for_each_request(made: Make) -> None:
@@ -445,6 +518,19 @@ class SplitsPath(Filter):
         return Request(method="POST", path="/v1/x HTTP/1.1\r\nevil: 1")
 
 
+class SplitsMethod(Filter):
+    @inline
+    def on_request(self, exchange: Exchange) -> Any:
+        return msgspec.structs.replace(exchange.request, method="POST /v1/y HTTP/1.1\r\nevil: 1\r\n\r\nGET")
+
+
+class MethodAsBytes(Filter):
+    @inline
+    def on_request(self, exchange: Exchange) -> Any:
+        method: Any = b"POST"
+        return msgspec.structs.replace(exchange.request, method=method)
+
+
 class SaysStatus(Filter):
     @inline
     def on_request(self, exchange: Exchange) -> Any:
@@ -465,7 +551,8 @@ class Mutates(Filter):
 
 BAD = [
     *(Raises, RaisesOdd, Exits, ExitsInline, ExitsInThread, Cancels, Recurses, Hangs, Stubborn, HangsInThread),
-    *(SaysText, SaysTextAsBody, ForgotAwait, SplitsHeaders, SplitsPath, SaysStatus, Huge, Mutates),
+    *(SaysText, SaysTextAsBody, ForgotAwait, SplitsHeaders, SplitsPath, SplitsMethod, MethodAsBytes, SaysStatus),
+    *(Huge, Mutates),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.core.manifest import PluginDeclaration
 from sidecar.mechanism import plugins
-from sidecar.mechanism.finding import snake
+from sidecar.mechanism.finding import place_of, snake
 from sidecar.mechanism.plugins import Catalog
 from sidecar.mechanism.sources import Library
 from tests.support import declare, model, write
@@ -188,6 +188,85 @@ def test_a_hundred_plugins_are_found_in_less_than_a_second(tmp_path: Path) -> No
     assert took_s < 1.0
 
 
+SETTINGS = """
+from plugin_sdk import Auth, Config, Principal
+
+class Settings{base}:
+    word: str = ""
+
+class Door(Auth[{given}]):
+    def authenticate(self, request):
+        return Principal("x")
+"""
+NOT_TO_BE_LOOKED_AT = {
+    "metaclass that raises": """
+from plugin_sdk import Auth
+
+class Meta(type):
+    def __getattribute__(cls, name):
+        if name == "authenticate":
+            raise RuntimeError("hands off")
+        return super().__getattribute__(name)
+
+class Door(Auth, metaclass=Meta):
+    def authenticate(self, request): ...
+""",
+    "no hash": """
+from plugin_sdk import Auth
+
+class Meta(type):
+    def __eq__(cls, other):
+        return cls is other
+
+class Door(Auth, metaclass=Meta):
+    def authenticate(self, request): ...
+""",
+    "global that raises": """
+class Lazy:
+    @property
+    def __class__(self):
+        raise RuntimeError("not connected")
+
+lazy = Lazy()
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "told"),
+    [
+        ("", "Settings", "the settings of Door, Settings, are no Config: derive the class from plugin_sdk.Config"),
+        ("(Config)", "int", "the settings of Door, int, are no Config"),
+        ("(Config)", "Settings | None", "are no Config"),
+        ("(Config)", "'Settings'", 'names its settings in quotes, "Settings": write the class Settings above it'),
+    ],
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_settings_that_are_no_config_are_the_fault_of_their_file(
+    tmp_path: Path, base: str, given: str, told: str, declared: bool
+) -> None:
+    files = {"bad.py": SETTINGS.format(base=base, given=given), "good.py": door("Good")}
+    catalog = found(tmp_path, files, None, **({"door": "bad:Door"} if declared else {}))
+    assert own(catalog) == {"good"}
+    assert told in messages(catalog)["door"]
+    assert f"{tmp_path}/plugins/bad.py:7" in messages(catalog)["door"]
+
+
+@pytest.mark.parametrize("code", NOT_TO_BE_LOOKED_AT.values(), ids=NOT_TO_BE_LOOKED_AT)
+def test_code_that_cannot_even_be_looked_at_is_the_fault_of_its_file(tmp_path: Path, code: str) -> None:
+    tables: tuple[dict[str, str], ...] = ({}, {"door": "bad:Door"})
+    for declared in tables:
+        catalog = found(tmp_path, {"bad.py": code, "good.py": door("Good")}, None, **declared)
+        assert own(catalog) == {"good"}
+        assert catalog.faults
+
+
+def test_a_class_by_entry_point_that_cannot_be_looked_at_is_told(tmp_path: Path, site: Path) -> None:
+    code = NOT_TO_BE_LOOKED_AT["metaclass that raises"]
+    distribution(site, "acme-meta", {"acme": "acme_meta:Door"}, {"acme_meta.py": code})
+    assert "entry point of acme-meta: it cannot be looked at: RuntimeError" in messages(found(tmp_path, {}))["acme"]
+
+
 # --- installed ----------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +373,17 @@ def test_a_folder_that_is_on_the_path_of_python_too_is_no_clash(
 
 
 # --- reading again ------------------------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_plugin_is_that_in_its_own_version_whatever_the_file_has_become(tmp_path: Path) -> None:
+    code = "def made():\n    class Door: ...\n    return Door\n" + door()
+    code = code.replace("class Door(", "@(lambda cls: cls)\nclass Door(")
+    package = {"pack/__init__.py": "from .deep import Deep", "pack/deep.py": door("Deep")}
+    catalog = found(tmp_path, {"doors.py": code, **package})
+    write(tmp_path / "plugins", {"doors.py": "def broken(:\n", "pack/deep.py": "\n" * 9 + door("Deep")})
+    places = {name: place_of(catalog.loaded[name].cls, catalog.loaded[name].code) for name in own(catalog)}
+    assert places["door"] == places["doors"] == (f"{tmp_path}/plugins/doors.py", 7)
+    assert places["deep"] == (f"{tmp_path}/plugins/pack/deep.py", 4)
 
 
 def test_what_did_not_change_stays_the_same_class(tmp_path: Path) -> None:

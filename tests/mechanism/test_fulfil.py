@@ -34,6 +34,7 @@ def faults(base: str, body: str) -> list[str]:
         ("Auth", "def authenticate(self, r): ...\nasync def close(self, x): ...", "It.close takes (self, x)"),
         ("Route", "...", "It does not define resolve, which a route plugin must"),
         ("Route", "def resolve(self, r): ...", "is called with (self, request, targets)"),
+        ("Route", "def resolve(self, r, t): ...\ndef models(self):\n    yield 1", "is a generator"),
         ("Route", "def resolve(self, r, t): ...\nasync def finished(self, t, o): ...", "must be a plain `def`"),
         ("Stats", "...", "It does not define record"),
         ("Device", "provides = 'npu'", "It does not define probe"),
@@ -42,6 +43,20 @@ def faults(base: str, body: str) -> list[str]:
         ("Interface", "provides = 'haiku'", "It does not define endpoints"),
         ("Interface", "endpoints = (Endpoint('/v1/x', 'x'),)", "It does not say what it provides"),
         ("Interface", "provides = 'haiku'\nendpoints = ('/v1/x',)", "It.endpoints must be a tuple of Endpoint"),
+        *(
+            ("Interface", f"provides = 'haiku'\nendpoints = (Endpoint({path!r}, 'x'),)", told)
+            for path, told in (
+                ("v1/x", "It.endpoints: 'v1/x' is no path that can be asked for: it begins with \"/\""),
+                ("/v1/x?y=1", "is no path that can be asked for"),
+                ("/v1/%78", "is no path that can be asked for"),
+                (5, "It.endpoints: 5 is no endpoint: path, operation and method must be text"),
+                ("/-/status", "It.endpoints: '/-/status' belongs to the sidecar itself"),
+                ("/-", "belongs to the sidecar itself"),
+                ("/v1/models", "belongs to the sidecar itself"),
+                ("/v1/models/all", "belongs to the sidecar itself"),
+            )
+        ),
+        ("Interface", "provides = 'x'\nendpoints = (Endpoint('/x', 'x', 'post'),)", "methods are in capitals"),
         ("Filter", "...", "It does not define any hook, so it would do nothing; hooks: on_chunk, on_end"),
         ("Filter", "def on_reqest(self, e): ...", 'It.on_reqest is no hook; did you mean "on_request"?'),
         ("Filter", "def on_end(self, e, o): ...\ndef on_chunks(self, e, c): ...", 'did you mean "on_chunk"?'),
@@ -63,7 +78,9 @@ def test_what_is_wrong_is_told(base: str, body: str, told: str) -> None:
         ("Auth", "def authenticate(self, *args, **kwargs): ..."),
         ("Auth", "def authenticate(self, request, extra=None): ...\ndef on_purpose(self): ..."),
         ("Route", "def resolve(self, request, targets): ...\ndef finished(self, target, outcome): ..."),
+        ("Route", "def resolve(self, request, targets): ...\nasync def models(self): ..."),
         ("Filter", "def on_end(self, exchange, outcome): ..."),
+        ("Interface", "provides = 'x'\nendpoints = (Endpoint('/v1/models-of-mine', 'x', 'GET'),)"),
         ("Interface", "provides = 'x'\nendpoints = (Endpoint('/x', 'x'),)\ndef usage(self, tail, streamed): ..."),
     ],
 )

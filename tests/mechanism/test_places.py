@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.mechanism.places import Path, Places, shown
+from sidecar.mechanism.places import Path, Places, Unshown, shown
 
 TEXT = """\
 # a comment
@@ -102,3 +102,9 @@ def test_a_file_that_is_no_toml_breaks_nothing(text: bytes) -> None:
 def test_paths_are_shown_as_a_reader_would_write_them() -> None:
     assert shown(("models", "qwen", "variants", 0, "memory_mb")) == "models.qwen.variants[0].memory_mb"
     assert shown(()) == ""
+
+
+def test_a_key_that_may_be_a_secret_is_found_and_not_shown() -> None:
+    path = ("models", Unshown("qwen2.5"), "mode")
+    assert Places(TEXT.encode()).line(path) == 6
+    assert shown(path) == "models[...].mode"

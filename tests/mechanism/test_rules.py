@@ -24,6 +24,11 @@ def variant(lines: str) -> str:
     return f'[models.m]\nmode = "chat"\n[[models.m.variants]]\n{lines}'
 
 
+def shared(lines: str) -> str:
+    """A model on two servers that run already, with lines of its own."""
+    return f'[models.m]\nmode = "chat"\nvariants = [{{ url = "http://a" }}, {{ url = "http://b" }}]\n{lines}'
+
+
 def command(lines: str) -> str:
     """A model whose variant has a command, and lines of the test."""
     return variant('command = ["serve", "{port}"]\nrequired_devices = ["cpu"]\nmemory_mb = 1\n' + lines)
@@ -141,6 +146,23 @@ MODELS = [
     (model("m", "priority = 1.5 # here"), "models.m.priority", "expected int, got float"),
     (model("m", "pinned = 'yes' # here"), "models.m.pinned", "expected bool, got str"),
     (model("m", "chain = ['audit'] # here"), "models.m.chain[0]", 'unknown plugin "audit"'),
+    (
+        shared('balance = "least-busy" # here'),
+        "models.m.balance",
+        'unknown strategy "least-busy"; did you mean "least_busy"?; known: failover, least_busy, round_robin, weighted',
+    ),
+    (shared("balance = true # here"), "models.m.balance", "expected str, got bool"),
+    (model("m", 'balance = "weighted" # here'), "models.m.balance", "fewer than two url variants"),
+    (
+        shared('chain = ["balance"]\nbalance = "weighted" # here'),
+        "models.m.balance",
+        'its chain has the route plugin "balance", which would choose first; leave one of them out',
+    ),
+    (
+        '[sidecar]\nchain = ["balance:failover"]\n' + shared('balance = "weighted" # here'),
+        "models.m.balance",
+        'its chain has the route plugin "balance:failover"',
+    ),
     (model("m", "aliases = 'n' # here"), "models.m.aliases", "expected array, got str"),
     (model('"a b"').replace('[models."a b"]', '[models."a b"] # here'), 'models."a b"', "is no model name"),
     (model('""').replace('[models.""]', '[models.""] # here'), 'models.""', "is no model name"),
@@ -299,6 +321,8 @@ def test_a_fault_is_told_with_its_file_line_path_and_remedy(
         variant('url = "https://user.example/v1"'),
         variant('url = "http://{env.HOST}:9000"'),
         variant('url = "{env.UPSTREAM}"'),
+        shared('balance = "round_robin"'),
+        '[sidecar]\nchain = ["log", "balance:weighted"]\n' + shared('chain = ["log"]\nbalance = "failover"'),
     ],
 )
 def test_what_is_right_is_let_through(tmp_path: Path, text: str) -> None:

@@ -75,6 +75,14 @@ class Member(Family[Limits]):
     """Says them."""
 
 
+class Tagged(Auth[Limits], Generic[T]):
+    """Has a type parameter of its own."""
+
+
+class OfNumbers(Tagged[int]):
+    """Says that one, which is no settings."""
+
+
 class NeedsPath(Stats[Strict]):
     """Has a required setting."""
 
@@ -88,6 +96,7 @@ class NeedsPath(Stats[Strict]):
         (Mixed, Limits),
         (Family, Config),
         (Member, Limits),
+        (OfNumbers, Limits),
         (Plugin, Config),
         (Device, Config),
     ],

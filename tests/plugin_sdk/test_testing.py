@@ -149,11 +149,12 @@ async def test_a_rejected_request_has_an_error_and_its_outcome_but_nothing_is_se
 async def test_a_filter_may_answer_in_the_servers_place() -> None:
     @on_request
     def cached(exchange: Exchange) -> Response:
-        return Response(body=b'{"cached": true}')
+        return Response(body=b'{"cached": 1}')
 
-    async with Harness(cached()) as harness:
+    async with Harness(stamped(), shouting(), cached(), counted()) as harness:
         answer = await harness.request()
-    assert (answer.json, answer.sent, answer.outcome.code) == ({"cached": True}, None, "answered_by:cached")
+    assert (answer.json, answer.sent, answer.outcome.code) == ({"CACHED": 1}, None, "answered_by:cached")
+    assert answer.headers.get("x-stamp") == "1"
 
 
 async def test_a_stream_that_a_filter_breaks_off_ends_with_an_error_event() -> None:

@@ -16,6 +16,7 @@ from plugin_sdk import (
     Exchange,
     Filter,
     Interface,
+    ModelInfo,
     Outcome,
     Principal,
     Reject,
@@ -174,6 +175,30 @@ class HalfATarget(Route):
     @inline
     def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | None:
         return Target(name="mine", base_url="127.0.0.1:8000")
+
+
+class ModelsAsText(Route):
+    """Not what models returns."""
+
+    def resolve(self, request: Request, targets: tuple[Target, ...]) -> Target | None:
+        return None
+
+    def models(self) -> list[ModelInfo]:
+        return ["qwen"]  # type: ignore[list-item] # that is what is wrong
+
+
+class ModelsTwice(ModelsAsText):
+    """Two models of one name."""
+
+    def models(self) -> list[ModelInfo]:
+        return [ModelInfo(name="qwen"), ModelInfo(name="llama", aliases=("qwen",))]
+
+
+class ModelsNowhere(ModelsAsText):
+    """A model that it knows nothing about."""
+
+    def models(self) -> list[ModelInfo]:
+        return [ModelInfo(name="qwen")]
 
 
 class KnowsItsTargets(Route):

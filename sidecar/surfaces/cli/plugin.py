@@ -208,7 +208,7 @@ def _remedy(fault: PluginFault) -> str:
 
 
 def _place(one: Found) -> str:
-    file, line = finding.place_of(one.cls)
+    file, line = finding.place_of(one.cls, one.version)
     return f"{file}:{line}" if file else one.import_path
 
 

@@ -7,8 +7,9 @@ import msgspec
 from plugin_sdk import ANONYMOUS, Headers, Principal, Reject, Request
 from plugin_sdk import Response as Answer
 from sidecar.control.generations import Generation
+from sidecar.control.visible import Visible
 from sidecar.core.manifest import Model
-from sidecar.core.names import listed, near
+from sidecar.core.names import listed
 from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.results import is_name
@@ -53,6 +54,7 @@ class Admission:
         "_head",
         "_incoming",
         "_is_model",
+        "_knows",
         "_model",
         "_requested",
         "_trace",
@@ -77,6 +79,7 @@ class Admission:
         self._model: Model | None = None
         self._requested = ""
         self._is_model = True
+        self._knows = True  # or perhaps a plugin does
         self._error: ApiError | None = None
 
     @property
@@ -102,13 +105,15 @@ class Admission:
             self._choose(self._model.modes)
             self._trace.asks_for(self._requested)
             self.passage = self._passage()
-        elif not (self.chain.supplies and is_name(self._requested)):
-            self._error = self._unknown()
+        elif not (
+            self.chain.supplies and is_name(self._requested) and self._generation.supplied.may_have(self._requested)
+        ):
+            self._knows = False
 
     @property
     def waits_for_nothing(self) -> bool:
         """Whether `admit` needs no task to run in."""
-        if self._model is None and self._error is None:
+        if self._model is None and self._error is None and self._knows:
             return False
         return self.chain.auth_inline and (self.passage is None or self.passage.request_inline)
 
@@ -117,11 +122,13 @@ class Admission:
 
         Nobody learns which models there are before the default chain has let them in.
         """
-        if self._model is None and self._error is None:
+        if self._model is None and self._error is None and self._knows:
             await self._find_supplied()
         request = await self._authenticated(body)
         if self._error is not None:
             raise self._error
+        if not self._knows:
+            raise self.unknown_model()
         if self._model is not None and self.found.mode not in self._model.modes:
             raise ApiError(400, "wrong_mode", self._wrong_mode(self._model.modes), param="model")
         self.found.interface.validate(request)
@@ -135,10 +142,6 @@ class Admission:
                 head = _reread(result)
             request = result
         return Asked(name=self.name, model=self._model, request=request, head=head, chain=self.chain, passage=passage)
-
-    def unknown_model(self) -> ApiError:
-        """What to say when nobody knows the model."""
-        return self._unknown()
 
     def _passage(self) -> Passage | None:
         settings = self._generation.declaration.settings
@@ -173,6 +176,7 @@ class Admission:
             body=body,
             model=self.name,
             requested_model=self._requested,
+            listed=self._is_model,
             mode=self.found.mode,
             client=incoming.client,
         )
@@ -186,13 +190,14 @@ class Admission:
                 raise ApiError.rejected(reject) from None
         return msgspec.structs.replace(request, principal=self.principal)
 
-    def _unknown(self) -> ApiError:
+    def unknown_model(self) -> ApiError:
+        """What to say when nobody knows the model."""
         requested = self._requested
         if not requested:
             return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
         shown = requested[:200]
         self._trace.asks_for(shown)
-        meant = near(requested, [*self._generation.names(), *self._generation.supplied.names()])
+        meant = Visible(self._generation, self.principal).near(requested)
         hint = f"; near it: {', '.join(meant)}" if meant else "; see /v1/models"
         return ApiError(404, "model_not_found", f'there is no model "{shown}"{hint}', param="model")
 

@@ -9,8 +9,8 @@ import msgspec
 from plugin_sdk import Headers, ModelInfo, Reject, Request
 from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
+from sidecar.control.visible import Visible
 from sidecar.core.manifest import Model
-from sidecar.core.names import near
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Incoming
 
@@ -18,7 +18,7 @@ _LIST = "/v1/models"
 
 
 class ModelList:
-    """The models in OpenAI's shape, for callers that the default chain admits: those declared, then plugins' own."""
+    """The models in OpenAI's shape that a caller whom the default chain admits may use: declared, then plugins' own."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -41,27 +41,27 @@ class ModelList:
             client=incoming.client,
         )
         try:
-            await generation.default_chain.authenticate(request)
+            principal = await generation.default_chain.authenticate(request)
         except Reject as reject:
             raise ApiError.rejected(reject) from None
         wanted = incoming.path.removeprefix(_LIST).strip("/")
-        return 200, msgspec.json.encode(await (self._one(generation, wanted) if wanted else self._all(generation)))
+        visible = Visible(generation, principal)
+        if not wanted or generation.find(wanted) is None:
+            await generation.supplied.fresh()
+        return 200, msgspec.json.encode(self._one(visible, wanted) if wanted else self._all(visible))
 
-    async def _all(self, generation: Generation) -> dict[str, Any]:
-        entries = [self._entry(name, model) for name, model in generation.declaration.models.items()]
-        await generation.supplied.fresh()
-        entries += [self._supplied(model) for model in generation.supplied.models()]
+    def _all(self, visible: Visible) -> dict[str, Any]:
+        entries = [self._entry(name, model) for name, model in visible.declared()]
+        entries += [self._supplied(model) for model in visible.supplied()]
         return {"object": "list", "data": entries}
 
-    async def _one(self, generation: Generation, wanted: str) -> dict[str, Any]:
-        found = generation.find(wanted)
-        if found is not None:
+    def _one(self, visible: Visible, wanted: str) -> dict[str, Any]:
+        found = visible.find(wanted)
+        if isinstance(found, tuple):
             return self._entry(*found)
-        await generation.supplied.fresh()
-        supplied = generation.supplied.find(wanted)
-        if supplied is not None:
-            return self._supplied(supplied)
-        meant = near(wanted, [*generation.names(), *generation.supplied.names()])
+        if found is not None:
+            return self._supplied(found)
+        meant = visible.near(wanted)
         hint = f"; near it: {', '.join(meant)}" if meant else ""
         raise ApiError(404, "model_not_found", f'there is no model "{wanted[:200]}"{hint}', param="model")
 

@@ -136,11 +136,6 @@ class EdgeProtocol(HttpToolsProtocol):
         if turn.answering is not None:
             turn.answering.slow(paused)
 
-    @property
-    def stalled(self) -> bool:
-        """Whether the client takes nothing of what is being sent to it."""
-        return bool(self._turns) and self._turns[0].wire.paused
-
     def cut_off(self, error: ApiError) -> None:
         """End what is being answered, and the connection."""
         for turn in list(self._turns):
@@ -161,21 +156,20 @@ class EdgeProtocol(HttpToolsProtocol):
     def look_after(self, now: float, settings: Settings) -> None:
         """End it, if nothing has moved for too long."""
         stood_s = now - self.since
-        if self.phase is Phase.IDLE:
-            if stood_s > KEEP_ALIVE_S:
+        if self.phase in (Phase.IDLE, Phase.LINGER):
+            if stood_s > (KEEP_ALIVE_S if self.phase is Phase.IDLE else LINGER_S):
                 self.transport.close()
-        elif self.phase is Phase.LINGER:
-            if stood_s > LINGER_S:
-                self.transport.close()
-        elif self.phase is Phase.HEAD:
-            if stood_s > settings.header_timeout:
-                self._malformed(BadRequestError(408, "the head of the request did not come (header_timeout)"))
-        elif self.phase is Phase.BODY:
-            if self._turn is not None and stood_s > settings.body_timeout:
-                self._malformed(BadRequestError(408, "the body of the request did not come (body_timeout)"))
-        elif self.stalled and stood_s > settings.send_timeout:
-            self.transport.abort()
-        elif settings.request_timeout and self._turns and now - self._turns[0].began > settings.request_timeout:
+        elif self.phase is Phase.HEAD and stood_s > settings.header_timeout:
+            self._malformed(BadRequestError(408, "the head of the request did not come (header_timeout)"))
+        elif self.phase is Phase.BODY and self._turn is not None and stood_s > settings.body_timeout:
+            self._malformed(BadRequestError(408, "the body of the request did not come (body_timeout)"))
+        elif self._turns:
+            self._look_after_answer(self._turns[0], now, settings)
+
+    def _look_after_answer(self, turn: Turn, now: float, settings: Settings) -> None:
+        if turn.wire.paused and now - self.since > settings.send_timeout:
+            self.transport.abort()  # the client takes nothing of it
+        elif settings.request_timeout and now - turn.began > settings.request_timeout:
             self.cut_off(ApiError(504, "request_timeout", "the request took too long (request_timeout)"))
 
     # --- from the parser ----------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class _NoEvent:
 class Turn:
     """Stands in the protocol where uvicorn has its own cycles, and has what uvicorn asks of those.
 
-    began: the loop's clock, when its head had come. received: the body is complete. error: why the request is refused without a look at it.
+    began: the loop's clock, when its head had come. received: the body is complete. error: why the request is refused
+    without a look at it.
     """
 
     __slots__ = ("answering", "began", "body", "disconnected", "error", "found", "incoming", "received", "size", "wire")

@@ -1,0 +1,1 @@
+../../../database_auth/plugins/database_auth.py
