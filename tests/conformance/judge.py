@@ -20,7 +20,7 @@ MOST_HEAD = 1 << 20  # of a message under judgement: how long a head may be is f
 _SPACED_LINE = re.compile(rb"([!-~]+) +([!-~]+) +(HTTP/1\.[01]) *\r\n")
 
 # RFC 9110, 15.2: interim answers come before the final one, and mean nothing to who does not know them.
-_INTERIM = re.compile(rb"(?:\r\n)*HTTP/1\.1 1(?!01)[0-9]{2}(?: [^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n(?:\r\n)*")
+_INTERIM = re.compile(rb"[\r\n]*HTTP/1\.1 1(?!01)[0-9]{2}(?: [^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n[\r\n]*")
 
 _STATUS_LINE = re.compile(rb"\A(HTTP/1\.[01] [0-9]{3}) [^\r\n]*\r\n")
 
@@ -87,8 +87,7 @@ def requests(data: bytes, *, eof: bool = False) -> Judgement:
     """What a server takes the bytes of a connection for."""
     messages: list[Message] = []
     while True:
-        while data.startswith(b"\r\n"):
-            data = data[2:]  # RFC 9112, 2.2: empty lines before a request are skipped; h11 refuses them
+        data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request are skipped; h11 refuses them
         if not data:
             return Judgement(messages)
         data = _SPACED_LINE.sub(rb"\1 \2 \3\r\n", data, count=1) if _SPACED_LINE.match(data) else data

@@ -13,7 +13,6 @@ import pytest
 from tests.conformance.conftest import Worlds
 from tests.conformance.upstream import Exchange
 from tests.conformance.world import (
-    LIMITS,
     MAX_BODY,
     Client,
     World,
@@ -30,8 +29,6 @@ TRIES = 3  # the machine may be busy at one time; what is always late is late
 MB = 1 << 20
 
 IN_TIME = 'header_timeout = "200ms"\nbody_timeout = "200ms"\nmax_connections = 6'
-
-limited = pytest.mark.skipif(not LIMITS, reason="[sidecar] has no such limits yet")
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +192,7 @@ def test_a_body_just_within_the_limit_passes(here: World) -> None:
 # --- too slow, too many: [sidecar] header_timeout, body_timeout, max_connections --------------------------------
 
 
-@limited
-@pytest.mark.parametrize("sent", [b"", b"P", post()[:30], post() + post()[:30]])
+@pytest.mark.parametrize("sent", [b"P", post()[:30], post() + post()[:30]])
 def test_a_head_that_does_not_come_in_time_is_given_up(limited_world: World, sent: bytes) -> None:
     limited_world.upstream.answer = answer()
     client = limited_world.connect()
@@ -209,7 +205,6 @@ def test_a_head_that_does_not_come_in_time_is_given_up(limited_world: World, sen
         assert client.answer().status == 408
 
 
-@limited
 def test_a_head_that_comes_drop_by_drop_is_given_up(limited_world: World) -> None:
     """Each byte is in time, the whole is not."""
     client = limited_world.connect()
@@ -220,7 +215,6 @@ def test_a_head_that_comes_drop_by_drop_is_given_up(limited_world: World) -> Non
     client.rest()
 
 
-@limited
 def test_a_body_that_does_not_come_in_time_is_given_up(limited_world: World) -> None:
     client = limited_world.connect()
     client.send(post()[:-3])
@@ -229,7 +223,6 @@ def test_a_body_that_does_not_come_in_time_is_given_up(limited_world: World) -> 
     assert not any(asked.whole for asked in limited_world.quiet())
 
 
-@limited
 def test_more_connections_than_are_allowed_are_refused(limited_world: World) -> None:
     limited_world.upstream.answer = answer()
     clients = [limited_world.connect() for _ in range(8)]

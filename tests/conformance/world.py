@@ -16,7 +16,6 @@ from tests.conformance.judge import Judgement, Message, Pairs, responses
 from tests.conformance.upstream import PATIENCE_S, Exchange, Upstream
 from tests.e2e.harness import KEY, Sidecar, running, settings
 
-LIMITS = False  # whether [sidecar] has header_timeout, body_timeout and max_connections
 MAX_BODY = 65536
 UPSTREAM_KEY = "sk-upstream-own"
 BATCH = 100  # connections at a time, where each is cut at a place of its own
