@@ -165,8 +165,7 @@ class Call:
         self._attempt += 1
         lease, target = self._lease, self._target
         if error.processed or lease is None or target is None or self._attempt >= choosing.attempts:
-            why = await lease.last_words() if lease is not None else ""
-            raise UpstreamError(f"{error}; {why}" if why else str(error), processed=True) from error
+            raise await self._told(error) from error
         log.info("%s: %s; trying again", self._admission.name, error)
         if error.reused:
             self._fresh = True  # the server closes idle connections: there is nothing wrong with it
@@ -175,6 +174,14 @@ class Call:
         choosing.tried |= {target.variant}
         if target.origin == "managed" or not choosing.others():
             await asyncio.sleep(0.05 * self._attempt)  # a server that has just died is noticed in this time
+
+    async def _broke_off(self, error: UpstreamError) -> None:
+        raise await self._told(error)
+
+    async def _told(self, error: UpstreamError) -> UpstreamError:
+        """The error, and how the server ended if it did."""
+        why = await self._lease.last_words() if self._lease is not None else ""
+        return UpstreamError(f"{error}; {why}" if why else str(error), processed=True)
 
     def _send(self, connection: Connection) -> None:
         """Raises UpstreamError, ApiError."""
@@ -231,7 +238,7 @@ class Call:
     def broken(self, error: UpstreamError) -> None:
         relaying = self._relaying
         if relaying is None or relaying.headed:
-            self._fail(error)
+            self.spawn(self._broke_off(error))
             return
         self._end_stage(error)
         self._relaying = None
