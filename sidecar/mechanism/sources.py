@@ -80,7 +80,7 @@ class Library:
     def rival(self, name: str) -> str:
         """Where else a module of a unit's name is to be found; "" if nowhere."""
         place = installed_at(name)
-        return "" if place.startswith(str(self.folder)) else place  # the folder itself may stand in PYTHONPATH
+        return "" if Path(place).is_relative_to(self.folder) else place  # the folder itself may stand in PYTHONPATH
 
     def _is_new(self, unit: Unit) -> bool:
         version = self.versions.get(unit.name)

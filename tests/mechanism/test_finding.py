@@ -363,6 +363,22 @@ def test_a_file_that_hides_an_installed_package_is_told_and_not_run(tmp_path: Pa
     )
 
 
+def test_a_folder_of_the_same_name_that_is_no_package_hides_nothing(tmp_path: Path, site: Path) -> None:
+    write(site, {"acme_folder/notes.txt": ""})
+    catalog = found(tmp_path, {"acme_folder.py": door()}, it="acme_folder:Door")
+    assert messages(catalog) == {}
+    assert own(catalog) == {"it"}
+
+
+def test_a_folder_whose_name_begins_like_that_of_the_plugins_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "plugins-of-others", {"acme_near_by.py": door()})
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins-of-others"))
+    catalog = found(tmp_path, {"acme_near_by.py": door()})
+    assert '"acme_near_by" is also installed' in messages(catalog)["acme_near_by"]
+
+
 def test_a_folder_that_is_on_the_path_of_python_too_is_no_clash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
