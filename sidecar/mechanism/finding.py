@@ -27,12 +27,16 @@ _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A class that is what it says. names: what manifests may call it. version: the code that it came from."""
+    """A class that is what it says. names: what manifests may call it. version: the code that it came from.
+
+    distribution: whose entry point it is, "" if it was found in another way.
+    """
 
     cls: type[Plugin[Any]]
     import_path: str
     names: tuple[str, ...] = ()
     version: Version | None = None
+    distribution: str = ""
 
     @property
     def place(self) -> str:
@@ -121,7 +125,8 @@ def entries(library: Library) -> Finds:
             finds.faults.setdefault(point.name, []).append(told)
         else:
             provides = (provided(found.cls),) if provided(found.cls) else ()
-            finds.found.append(msgspec.structs.replace(found, names=provides or (point.name,)))
+            names = provides or (point.name,)
+            finds.found.append(msgspec.structs.replace(found, names=names, distribution=_distribution(point)))
     return finds
 
 

@@ -275,6 +275,7 @@ def test_an_entry_point_is_usable_by_its_name(tmp_path: Path, site: Path) -> Non
     catalog = found(tmp_path, {})
     assert messages(catalog) == {}
     assert own(catalog) == {"acme"}
+    assert catalog.loaded["acme"].distribution == "acme-doors"
     assert found(tmp_path, {}, it="entry:acme").loaded["it"].cls is catalog.loaded["acme"].cls
 
 
