@@ -185,7 +185,7 @@ def _needs_restart(unit: Unit) -> CodeFault:
 def _stamps(top: str) -> dict[str, _Stamp]:
     """Of the files that a package was loaded from, as they are now."""
     found = {}
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # in one step: other threads import meanwhile
         file = getattr(module, "__file__", None)
         if file and (name == top or name.startswith(top + ".")):
             with contextlib.suppress(OSError):  # gone since: then it differs
