@@ -229,7 +229,12 @@ class Stats(Plugin[C]):
 
 
 def inline(method: F) -> F:
-    """Promise that a plain method never blocks: it is then called on the event loop, without a thread."""
+    """Promise that a plain method never blocks: it is then called on the event loop, without a thread.
+
+    Raises TypeError for a class, such as `@auth` makes: it belongs below.
+    """
+    if isinstance(method, type):
+        raise TypeError(f"{method.__name__} is a plugin already: put @inline below the decorator that made it")
     setattr(method, "__sidecar_inline__", True)  # noqa: B010 - a checked attribute would need a cast on every callable
     return method
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 SHARED_SECRET = ("HS256", "HS384", "HS512")
+CURVES = {"ES256": ("P-256",), "ES384": ("P-384",), "ES512": ("P-521",)}  # RFC 7518, 3.4
+MOST_BYTES = 1 << 20  # of a set of keys
 MOST_TRIED = 8  # keys, for a token that names none
 
 
@@ -46,8 +48,9 @@ class Settings(Config):
     jwks_file or jwks_url: where the public keys are. issuer, audience: what `iss` and `aud` must be; "" and [] say that
     it does not matter. algorithms: those that are accepted. leeway: for clocks that differ. principal: the claim that
     names the caller. models: the claim with the models that he may use, a list or words in one text, as patterns; ""
-    = all. attributes: claims that become attributes of the principal. refresh: how old keys from an address may get.
-    min_interval: how soon they may be asked for again, as for a key that is not among them.
+    = all. attributes: claims that become attributes of the principal. refresh: how old keys from an address get before
+    they are asked for anew. longest: how old they may get if that fails; then nobody is let in. min_interval: how soon
+    they may be asked for again, as for a key that is not among them.
     """
 
     issuer: str
@@ -60,6 +63,7 @@ class Settings(Config):
     models: str = ""
     attributes: tuple[str, ...] = ()
     refresh: Duration = Duration(3600)
+    longest: Duration = Duration(86_400)
     min_interval: Duration = Duration(30)
     timeout: Duration = Duration(5)
     recheck: Duration = Duration(1)
@@ -69,6 +73,8 @@ class Settings(Config):
             raise ValueError("expected either jwks_file or jwks_url")
         if self.jwks_url and not self.jwks_url.startswith(("https://", "http://")):
             raise ValueError("jwks_url must begin with https:// or http://")
+        if self.longest < self.refresh:
+            raise ValueError("longest must be as long as refresh, or longer")
         if not self.algorithms:
             raise ValueError("algorithms must name at least one")
         for name in self.algorithms:
@@ -86,7 +92,7 @@ class KeySet:
         self._keys: dict[str, list[tuple[str | None, jwt.PyJWK]]] = {}
         for data in _decode_set(content).keys:
             for algorithm in algorithms:
-                if data.get("use", "sig") == "sig" and data.get("alg", algorithm) == algorithm:
+                if _is_for(data, algorithm):
                     self._add(data, algorithm)
         if not self._keys:
             raise ValueError(f"it has no key for {', '.join(algorithms)}")
@@ -103,6 +109,18 @@ class KeySet:
         self._keys.setdefault(algorithm, []).append((data.get("kid"), key))
 
 
+def _is_for(data: dict[str, Any], algorithm: str) -> bool:
+    """Whether a key says that signatures by the algorithm may be checked with it (RFC 7517, 4.2 to 4.4)."""
+    operations = data.get("key_ops", ["verify"])
+    return (
+        data.get("use", "sig") == "sig"
+        and isinstance(operations, list)
+        and "verify" in operations
+        and data.get("alg", algorithm) == algorithm
+        and data.get("crv") in CURVES.get(algorithm, (data.get("crv"),))
+    )
+
+
 class RemoteKeys:
     """The keys of an address: kept, renewed in the background, and asked for anew no more often than is allowed."""
 
@@ -117,9 +135,13 @@ class RemoteKeys:
 
     async def current(self) -> KeySet:
         """The keys as last heard of. Raises Reject(503) while there are none."""
+        age_s = time.monotonic() - self._got_at
+        if self.value is not None and age_s > self._config.longest:
+            self.value = None
+            self._log.error("the keys from %s are too old, %.0f s: nobody is let in", self._config.jwks_url, age_s)
         if self.value is None:
             await self.renewed()
-        elif time.monotonic() - self._got_at > self._config.refresh:
+        elif age_s > self._config.refresh:
             self._renewal()
         if self.value is None:
             wait_s = self._asked_at + self._config.min_interval - time.monotonic()
@@ -153,15 +175,25 @@ class RemoteKeys:
     async def _ask(self) -> bool:
         url = self._config.jwks_url
         try:
-            answer = await self._http.get(url, timeout=self._config.timeout)
-            if answer.status_code != 200:
-                raise ValueError(f"it answered {answer.status_code}")
-            self.value = KeySet(answer.content, self._config.algorithms)
+            async with asyncio.timeout(self._config.timeout):
+                content = await self._read(url)
+            self.value = KeySet(content, self._config.algorithms)
         except Exception as error:  # noqa: BLE001 - of the network, or of whatever was answered; it is asked again later
             self._log.error("no keys from %s, those before stay in force: %s %s", url, type(error).__name__, error)
             return False
         self._got_at = time.monotonic()
         return True
+
+    async def _read(self, url: str) -> bytes:
+        async with self._http.stream("GET", url, timeout=self._config.timeout) as answer:
+            if answer.status_code != 200:
+                raise ValueError(f"it answered {answer.status_code}")
+            content = bytearray()
+            async for piece in answer.aiter_bytes():
+                content += piece
+                if len(content) > MOST_BYTES:
+                    raise ValueError(f"it answered with more than {MOST_BYTES} bytes")
+            return bytes(content)
 
 
 class Jwt(Auth[Settings]):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from plugin_sdk import Outcome, Stats, inline
+
+_PLAIN = re.compile(r"""[^\s"'=\\]*""")
 
 
 class Log(Stats):
@@ -16,7 +20,12 @@ class Log(Stats):
         self.log.info(
             "path=%s model=%s variant=%s principal=%s end=%s status=%d code=%s cold=%s duration_s=%.3f "
             "first_byte_s=%s queue_s=%.3f tokens=%s trace_id=%s",
-            *(outcome.path, outcome.model or "-", outcome.variant or "-", outcome.principal or "-"),
-            *(outcome.end.value, outcome.status, outcome.code or "-", outcome.cold, outcome.duration_s),
+            *map(_word, (outcome.path, outcome.model or "-", outcome.variant or "-", outcome.principal or "-")),
+            *(outcome.end.value, outcome.status, _word(outcome.code or "-"), outcome.cold, outcome.duration_s),
             *(first, outcome.queue_s, tokens, outcome.trace_id or "-"),
         )
+
+
+def _word(text: str) -> str:
+    """The text as it is; quoted where it could be taken for several words, pairs or lines."""
+    return text if _PLAIN.fullmatch(text) and text.isprintable() else ascii(text)

@@ -1,7 +1,8 @@
 """Fields of a request's JSON body that the manifest sets, fills in or takes out.
 
 Only the top-level fields that are named change. The others stay as they came, byte by byte and in their order: numbers
-of any length, fields that nobody knows, a key that stands there twice in an inner object.
+of any length, fields that nobody knows, a key that stands there twice in an inner object. Names are compared without
+regard to case, as servers in Go do: else "Temperature" would be a way around what is said of "temperature".
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Settings(Config):
     strip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        named = [*self.set, *self.default, *self.strip]
+        named = [name.casefold() for name in (*self.set, *self.default, *self.strip)]
         if not named:
             raise ValueError("expected fields under set, default or strip")
         for name in named:
@@ -44,6 +45,8 @@ class Params(Filter[Settings]):
     async def open(self) -> None:
         self._set = _encoded(self.config.set)
         self._default = _encoded(self.config.default)
+        self._strip = {name.casefold() for name in self.config.strip}
+        self._kept = {name.casefold(): name for name in self.config.set}  # as it is written; other ways go
 
     @inline
     def on_request(self, exchange: Exchange) -> Request | None:
@@ -61,14 +64,17 @@ class Params(Filter[Settings]):
 
     def _change(self, fields: dict[str, msgspec.Raw]) -> bool:
         """Whether anything of it changed."""
-        changed = False
-        for name in self.config.strip:
-            changed |= fields.pop(name, None) is not None
-        for name, value in self._set.items():
-            fields[name] = value
-            changed = True  # even if it was that: the key may stand there twice, and servers differ in which they take
+        changed = bool(
+            self._set
+        )  # even if it was that: the key may stand there twice, and servers differ in what counts
+        given = {name: name.casefold() for name in fields}
+        for name, folded in given.items():
+            if folded in self._strip or self._kept.get(folded, name) != name:
+                del fields[name]
+                changed = True
+        fields.update(self._set)
         for name, value in self._default.items():
-            if name not in fields:
+            if name.casefold() not in given.values():
                 fields[name] = value
                 changed = True
         return changed

@@ -15,7 +15,7 @@ from sidecar.mechanism.plugins import CHAIN_KINDS, Catalog, Loaded
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0  # for all that are opened, side by side
+PATIENCE_S = 5.0  # for all that begin to open, side by side
 
 
 class Build:
@@ -51,7 +51,7 @@ class Build:
             self._open(name, self._catalog.loaded[name])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                for opening in self._opening.values():
+                for opening in self.begun:  # those before have had their time
                     await opening.tried.wait()
         chosen |= {name: self._opened(name) for name in self._opening}
         self._keep_together(chosen)

@@ -20,8 +20,8 @@ LONGEST_RETRY_S = 300.0
 class Opening:
     """One plugin that is opened, again and again until it succeeds or is given up.
 
-    instance: the open plugin, None until then. stand_in: what is in its place meanwhile, and cannot be used. tried: it
-    is set while there is an outcome. opened: set when it is open.
+    instance: the open plugin, None until then. stand_in: what is in its place meanwhile, and cannot be used. tried: set
+    once there is an outcome. opened: set when it is open.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Opening:
         self._close = close
         self._opened = opened
         self._hurry = asyncio.Event()
+        self._current: Instance | None = None  # which is not closed yet
         self._task = asyncio.create_task(self._run(), name=f"open plugin {loaded.name}")
 
     @property
@@ -52,17 +53,15 @@ class Opening:
         return self._task.done() and self.instance is None
 
     def hurry(self) -> None:
-        """Try again now, if it was tried before: what it needs may be there."""
-        if self.instance is None and self.tried.is_set():
-            self.tried.clear()
-            self._hurry.set()
+        """Try again now, if it waits for that: what it needs may be there."""
+        self._hurry.set()
 
     async def give_up(self) -> None:
         """Close it, wherever it is."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        if self.instance is not None:
-            await self._close(self.instance)
+        if self._current is not None:
+            await self._close(self._current)
 
     async def _run(self) -> None:
         pause_s = RETRY_S
@@ -70,21 +69,17 @@ class Opening:
             self.tried.set()
             if self.stand_in.marker.longest_s > STUCK_S:
                 return  # it holds up everybody each time that it is tried
+            self._hurry.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._hurry.wait()
-            self._hurry.clear()
             pause_s = min(2 * pause_s, LONGEST_RETRY_S)
         self.tried.set()
         self._opened.set()
 
     async def _succeeds(self) -> bool:
-        instance = self._make(self.loaded.name, self.loaded)
-        try:
-            await instance.open()
-        except asyncio.CancelledError:
-            await self._close(instance)
-            raise
+        self._current = instance = self._make(self.loaded.name, self.loaded)
+        await instance.open()
         if not instance.problem:
             self.instance = instance
             return True
@@ -92,6 +87,7 @@ class Opening:
             log.error("plugin %s: %s\n%s", self.loaded.name, instance.problem, instance.last_error)
         self.stand_in.problem, self.stand_in.last_error = instance.problem, instance.last_error
         await self._close(instance)
+        self._current = None
         self.stand_in.marker.blocked += instance.marker.blocked
         self.stand_in.marker.longest_s = instance.marker.longest_s
         return False

@@ -186,9 +186,9 @@ class ExternalWatch:
         seen = ExternalServer(model=name, variant=variant.name, healthy=healthy, message=message)
         identity = (name, variant.name, variant.url)
         if self._fleet.externals.get(identity) != seen:
-            log.info(
-                "%s: external server %s is %s %s", name, variant.url, "healthy" if healthy else "unhealthy", message
-            )
+            why = f": {' '.join(message.split())}" if message else ""
+            how = "healthy" if healthy else f"unhealthy{why}"
+            log.info("%s: external server %s is %s", name, variant.url, how)
             self._fleet.externals[identity] = seen
             self._fleet.changed.set()
 

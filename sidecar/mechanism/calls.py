@@ -1,11 +1,13 @@
 """Calls into plugins: on the loop, or in threads of the plugin's own, always with a deadline.
 
-A plugin that hangs costs its own threads and nothing else: they are few and daemons, and its further calls time out.
+A plugin that hangs costs its own threads and nothing else: they are few and daemons, and its further calls time out,
+or are refused when too many wait already.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
@@ -22,10 +24,27 @@ from sidecar.mechanism.watchdog import Marker
 __all__ = ["PluginCallError", "Threads", "at_once", "bind", "direct", "runs_inline"]
 
 THREADS_PER_PLUGIN = 4
+MOST_WAITING = 1000  # calls for which there is no thread yet
 
 T = TypeVar("T")
 
-Job = tuple["Future[Any]", Callable[[], Any]]
+
+class _Job(Future[Any]):
+    """A call to come. One that is cancelled lets go of its function at once, and with it of the request."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled:
+            self.function = _nothing
+        return cancelled
+
+
+def _nothing() -> None:
+    """What is left of a function that need not be called any more."""
 
 
 class Threads:
@@ -34,14 +53,19 @@ class Threads:
     def __init__(self, name: str, most: int = THREADS_PER_PLUGIN) -> None:
         self._name = name
         self._most = most
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._started = 0
         self._idle = threading.Semaphore(0)
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Run `function` in one of the threads; a job whose future was cancelled meanwhile is skipped."""
-        future: Future[Any] = Future()
-        self._jobs.put((future, function))
+        """Run `function` in one of the threads; a job whose future was cancelled meanwhile is skipped.
+
+        Raises PluginCallError if too many are waiting.
+        """
+        if self._jobs.qsize() >= MOST_WAITING and self._waiting() >= MOST_WAITING:
+            raise PluginCallError(f"{MOST_WAITING} calls are waiting for its {self._most} threads already")
+        future = _Job(function)
+        self._jobs.put(future)
         if not self._idle.acquire(blocking=False) and self._started < self._most:
             self._started += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
@@ -52,15 +76,27 @@ class Threads:
         for _ in range(self._started):
             self._jobs.put(None)
 
+    def _waiting(self) -> int:
+        """How many there are once those that were cancelled are thrown away: with hung threads, nobody else does."""
+        jobs: list[_Job | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                jobs.append(self._jobs.get_nowait())
+        for job in jobs:
+            if job is None or not job.cancelled():
+                self._jobs.put(job)
+        return self._jobs.qsize()
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            _run(*job)
+            _run(job)
             self._idle.release()
 
 
-def _run(future: Future[Any], function: Callable[[], Any]) -> None:
+def _run(future: _Job) -> None:
     if not future.set_running_or_notify_cancel():
         return
+    function, future.function = future.function, _nothing
     try:
         result = function()
     except BaseException as error:  # noqa: BLE001 - handed to whoever awaits the call; sys.exit() must not end the thread

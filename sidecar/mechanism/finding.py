@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import msgspec
@@ -27,12 +27,16 @@ _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A class that is what it says. names: what manifests may call it. version: the code that it came from."""
+    """A class that is what it says. names: what manifests may call it. version: the code that it came from.
+
+    distribution: whose entry point it is, "" if it was found in another way.
+    """
 
     cls: type[Plugin[Any]]
     import_path: str
     names: tuple[str, ...] = ()
     version: Version | None = None
+    distribution: str = ""
 
     @property
     def place(self) -> str:
@@ -121,7 +125,8 @@ def entries(library: Library) -> Finds:
             finds.faults.setdefault(point.name, []).append(told)
         else:
             provides = (provided(found.cls),) if provided(found.cls) else ()
-            finds.found.append(msgspec.structs.replace(found, names=provides or (point.name,)))
+            names = provides or (point.name,)
+            finds.found.append(msgspec.structs.replace(found, names=names, distribution=_distribution(point)))
     return finds
 
 
@@ -162,27 +167,24 @@ def place_of(cls: type[Plugin[Any]], version: object = None) -> tuple[str, int]:
         if function is not None and function.__qualname__ == cls.__qualname__:
             return function.__code__.co_filename, function.__code__.co_firstlineno
     text = version.text_of(cls.__module__) if isinstance(version, Version) else None
-    if text is not None:
-        return text.path, _line_in(text.content, cls.__qualname__)
     try:
-        return inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
-    except (OSError, TypeError, SyntaxError):
+        file = text.path if text is not None else inspect.getsourcefile(cls) or ""
+        return file, _line_in(text.content if text is not None else Path(file).read_bytes(), cls.__qualname__)
+    except (OSError, TypeError, SyntaxError, ValueError):
         return "", 0
 
 
 def _line_in(content: bytes, qualname: str) -> int:
-    """Where a class is written, its decorators with it; 0 if it was made in another way."""
-    found = 0
-    within: list[tuple[str, ast.AST]] = [("", ast.parse(content))]
+    """Where a class is written, its decorators with it; 0 if it was made in another way.
+
+    By what it is compiled to, since Python 3.11 cannot make syntax trees in several threads at the same time.
+    """
+    found, within = 0, [compile(content, "", "exec", dont_inherit=True)]
     while within:
-        prefix, node = within.pop()
-        if isinstance(node, ast.ClassDef):
-            if prefix + node.name == qualname:
-                found = max(found, min([node.lineno, *(one.lineno for one in node.decorator_list)]))
-            prefix += f"{node.name}."
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            prefix += f"{node.name}.<locals>."
-        within += [(prefix, child) for child in ast.iter_child_nodes(node)]
+        code = within.pop()
+        if code.co_qualname == qualname and not code.co_flags & inspect.CO_OPTIMIZED:  # else it is a function
+            found = max(found, code.co_firstlineno)
+        within += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     return found
 
 

@@ -55,6 +55,7 @@ class Hook(Generic[T]):
         if self.inline:
             return self.now(*args)
         if self.instance.out:
+            self._left_out()
             return None
         began = perf_counter()
         try:
@@ -71,6 +72,7 @@ class Hook(Generic[T]):
     def now(self, *args: Any) -> T | None:
         """The same at once, for a method that is `inline`."""
         if self.instance.out:
+            self._left_out()
             return None
         took_s, began = 0.0, self._marker.enter()
         try:
@@ -86,6 +88,10 @@ class Hook(Generic[T]):
             took_s = self._marker.leave(began)
         self.instance.ran(took_s)
         return result
+
+    def _left_out(self) -> None:
+        if self._deny:
+            raise unavailable(self.instance, "is not available")
 
     def _raised(self, error: Exception) -> None:
         if not (self._refuses and isinstance(error, Reject)):

@@ -12,7 +12,7 @@ from sidecar.mechanism.instance import Instance
 
 
 class Mode:
-    """One mode of talking to servers. instance: an interface plugin that is open."""
+    """One mode of talking to servers. instance: an interface plugin that is open. validates: it may refuse requests."""
 
     def __init__(self, instance: Instance, interface: Interface[Any]) -> None:
         self.endpoints = interface.endpoints
@@ -21,11 +21,12 @@ class Mode:
         self._instance = instance
         self._ready = instance.bind("ready")
         self._usage = Hook(instance, "usage", results.usage, refuses=False)
-        self._error = Hook(instance, "error", results.body, refuses=False)
+        self._error = Hook(instance, "error", results.line, refuses=False)
         self._error_event = Hook(instance, "error_event", results.body, refuses=False)
         self._validate = None
         if overrides(interface, Interface, "validate"):
             self._validate = Hook(instance, "validate", results.nothing, deny=True)
+        self.validates = self._validate is not None
 
     async def ready(self, upstream: Upstream) -> bool:
         """Whether the server can serve. Raises what the plugin raises, and TimeoutError.
@@ -65,6 +66,6 @@ class Mode:
 def _worded(hook: Hook[bytes], *args: Any) -> bytes | None:
     failures = hook.instance.failed
     said = hook.now(*args)
-    if said is None and hook.instance.failed == failures:
+    if said is None and hook.instance.failed == failures and not hook.instance.out:
         hook.failed(results.expected("bytes", None))
     return said

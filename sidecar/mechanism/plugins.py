@@ -72,13 +72,17 @@ BALANCING = {balancing(strategy): BUILTIN_CHAIN["balance"] for strategy in STRAT
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A plugin class with its settings, ready to be made. code: the version of its source, which lives as long."""
+    """A plugin class with its settings, ready to be made. code: the version of its source, which lives as long.
+
+    distribution: whose entry point it was found by, "" if in another way.
+    """
 
     name: str
     cls: type[Plugin[Any]]
     declaration: PluginDeclaration
     config: Config
     code: object = None
+    distribution: str = ""
 
     @property
     def kind(self) -> str:
@@ -265,4 +269,4 @@ def fit(name: str, declaration: PluginDeclaration, found: Found) -> Loaded:
         faults.append(PluginFault(f'{an(cls.kind)} plugin {why}: only "skip"', ("on_error",)))
     if faults or config is None:
         raise ExceptionGroup("faults", faults)
-    return Loaded(name, cls, declaration, config, found.version)
+    return Loaded(name, cls, declaration, config, found.version, found.distribution)

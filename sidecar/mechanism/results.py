@@ -193,11 +193,27 @@ def usage(result: Any) -> Usage:
     """What usage gives."""
     if not isinstance(result, Usage):
         raise expected("a Usage or None", result)
+    for name in ("input_tokens", "output_tokens", "cached_tokens"):
+        count = getattr(result, name)
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise expected(f"{name} as a whole number", count)
+        if count < 0:
+            raise ValueError(f"expected {name} of 0 or more, got {count}")
+    if not isinstance(result.response_model, str):
+        raise expected("response_model as text", result.response_model)
     return result
 
 
+def line(result: Any) -> bytes:
+    """What error gives: it may have to go into an event, where a line break would end it."""
+    found = _check_bytes(result)
+    if b"\n" in found or b"\r" in found:
+        raise ValueError("expected an error on one line")
+    return found
+
+
 def body(result: Any) -> bytes:
-    """What error and error_event give."""
+    """What error_event gives."""
     return _check_bytes(result)
 
 

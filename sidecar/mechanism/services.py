@@ -11,6 +11,7 @@ import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from http.cookiejar import Cookie, CookieJar
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -124,7 +125,8 @@ class Host:
         with self._lock:
             if self._http is None:
                 limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
-                self._http = _SharedClient(limits=limits, timeout=httpx.Timeout(30.0, connect=5.0))
+                timeout = httpx.Timeout(30.0, connect=5.0)
+                self._http = _SharedClient(limits=limits, timeout=timeout, cookies=_NoCookies())
             return self._http
 
     def of(self, name: str) -> PluginServices:
@@ -226,6 +228,13 @@ class _Kept:
         self.making = making
         self.close = close
         self.users: set[PluginServices] = set()
+
+
+class _NoCookies(CookieJar):
+    """Keeps none: what one user's request brought must not go out with another's."""
+
+    def set_cookie(self, cookie: Cookie) -> None:
+        """Forget it."""
 
 
 class _SharedClient(httpx.AsyncClient):

@@ -80,7 +80,7 @@ class Library:
     def rival(self, name: str) -> str:
         """Where else a module of a unit's name is to be found; "" if nowhere."""
         place = installed_at(name)
-        return "" if place.startswith(str(self.folder)) else place  # the folder itself may stand in PYTHONPATH
+        return "" if Path(place).is_relative_to(self.folder) else place  # the folder itself may stand in PYTHONPATH
 
     def _is_new(self, unit: Unit) -> bool:
         version = self.versions.get(unit.name)
@@ -185,7 +185,7 @@ def _needs_restart(unit: Unit) -> CodeFault:
 def _stamps(top: str) -> dict[str, _Stamp]:
     """Of the files that a package was loaded from, as they are now."""
     found = {}
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # in one step: other threads import meanwhile
         file = getattr(module, "__file__", None)
         if file and (name == top or name.startswith(top + ".")):
             with contextlib.suppress(OSError):  # gone since: then it differs

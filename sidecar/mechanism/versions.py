@@ -192,13 +192,16 @@ def fault_of(error: BaseException, what: str, place: str) -> CodeFault:
 
 
 def installed_at(name: str) -> str:
-    """Where a top-level module of that name is installed; "" if it is not."""
+    """Where a top-level module of that name is installed; "" if it is not.
+
+    A folder without `__init__.py` does not count: any folder in one from which Python imports is such a package.
+    """
     if name in sys.stdlib_module_names:
         return "Python's standard library"
     with contextlib.suppress(ImportError, ValueError, AttributeError):  # a broken finder, or a module without a spec
         spec = importlib.util.find_spec(name)
-        if spec is not None:
-            return spec.origin or ", ".join(spec.submodule_search_locations or ()) or name
+        if spec is not None and spec.origin is not None:
+            return spec.origin
     return ""
 
 

@@ -108,7 +108,7 @@ def _origin(instance: Instance, generation: Generation, folder: Path) -> str:
     if (BUILTIN | BUILTIN_CHAIN | BALANCING).get(name) == loaded.declaration.import_path:
         return "built-in"
     beside = isinstance(loaded.code, Version) and loaded.code.path.is_relative_to(folder)
-    return "drop-in file" if beside else "entry point"
+    return "drop-in file" if beside else f"entry point of {loaded.distribution}"
 
 
 def _state(short: PluginReport, instance: Instance, unread: str, generation: Generation) -> str:

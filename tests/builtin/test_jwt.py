@@ -280,6 +280,7 @@ async def test_shared_secrets_work_where_nothing_else_does(make: Make) -> None:
         ({"jwks_file": "a", "jwks_url": "https://b"}, "either jwks_file or jwks_url"),
         ({"jwks_url": "ftp://b"}, "https:// or http://"),
         ({"jwks_file": "a", "algorithms": ()}, "at least one"),
+        ({"jwks_url": "https://b", "longest": Duration(60)}, "as long as refresh"),
         ({"jwks_file": "a", "algorithms": ("none",)}, '"none" is no signature that is accepted'),
         ({"jwks_file": "a", "algorithms": ("RS256", "HS256")}, "do not go together"),
     ],
@@ -291,11 +292,24 @@ def test_settings_that_would_let_forgers_in_are_refused_at_load(config: dict[str
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "RSA"}]}', b"\xff", jwks(jwk(RSA, "r", use="enc"))],
+    [
+        *(b"", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "RSA"}]}', b"\xff", jwks(jwk(RSA, "r", use="enc"))),
+        jwks(jwk(RSA, "r", key_ops=["encrypt"])),
+        jwks(jwk(RSA, "r", key_ops="verify")),
+        jwks(jwk(ec.generate_private_key(ec.SECP384R1()), "e")),
+    ],
 )
 def test_what_is_no_set_of_keys_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         KeySet(content, ("RS256", "ES256"))
+
+
+def test_keys_are_for_what_they_say() -> None:
+    p384 = jwk(ec.generate_private_key(ec.SECP384R1()), "e3")
+    keys = KeySet(jwks(p384, jwk(RSA, "r1", key_ops=["verify", "sign"]), jwk(EC, "e1")), ("RS256", "ES256", "ES384"))
+    found = [bool(keys.find(*wanted)) for wanted in (("RS256", "r1"), ("ES256", "e1"), ("ES384", "e3"))]
+    assert found == [True, True, True]
+    assert not keys.find("ES256", "e3")
 
 
 async def test_many_at_once_are_told_apart(make: Make) -> None:
@@ -442,6 +456,31 @@ async def test_old_keys_are_renewed_aside_and_kept_if_that_fails(
     await until(lambda: caplog.records, "the failure is logged")
     assert "it answered 500" in caplog.records[0].getMessage()
     assert (await plugin.authenticate(bearer(token()))).id == "anna"
+
+
+async def test_keys_that_are_too_old_let_nobody_in(
+    remote: Make, server: KeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = await remote(min_interval=Duration(0), longest=Duration(7200))
+    server.status = 500
+    assert plugin._remote is not None
+    plugin._remote._got_at -= 7000
+    assert (await plugin.authenticate(bearer(token()))).id == "anna"
+    plugin._remote._got_at -= 300
+    refused = await refusal(plugin, bearer(token()))
+    assert (refused.status, refused.code) == (503, "auth_unavailable")
+    assert "are too old" in caplog.text
+    server.status = 200
+    assert (await plugin.authenticate(bearer(token()))).id == "anna"
+
+
+async def test_an_answer_without_end_is_not_read_to_the_end(
+    remote: Make, server: KeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.content = jwks(jwk(RSA, "r1"), *({"kty": "x", "pad": "x" * 1000} for _ in range(2000)))
+    plugin = await remote(min_interval=Duration(3600))
+    assert (await refusal(plugin, bearer(token()))).status == 503
+    assert "more than 1048576 bytes" in caplog.text
 
 
 async def test_an_address_that_does_not_answer_yet_closes_the_door_for_a_while(remote: Make, server: KeyServer) -> None:

@@ -48,6 +48,20 @@ def test_what_did_not_happen_is_a_dash(caplog: pytest.LogCaptureFixture) -> None
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nprincipal=root", "a principal=root", "a\u2028b", "a\x1b[2K", "'a'", '"a"', "a\\n", "\ud800"]
+)
+def test_no_name_can_pretend_to_be_a_line_or_a_pair(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    said = line(caplog, Outcome(model="m", principal=name, path="/v1/x"))
+    assert said.startswith(f"path=/v1/x model=m variant=- principal={name!a} end=ok ")
+    assert said.isascii()
+    assert said.isprintable()
+
+
+def test_names_in_other_letters_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    assert " principal=jürgen " in line(caplog, Outcome(model="m", principal="jürgen"))
+
+
 def test_an_answer_without_tokens_is_not_one_whose_tokens_are_unknown(caplog: pytest.LogCaptureFixture) -> None:
     assert " tokens=0+0 " in line(caplog, Outcome(model="m", usage=Usage()))
 

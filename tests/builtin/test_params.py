@@ -57,6 +57,14 @@ async def test_a_field_that_is_stripped_is_gone_however_often_it_stands_there() 
     assert after(params, untouched) is untouched
 
 
+async def test_another_case_is_no_way_around_what_the_manifest_says() -> None:
+    params = await opened(set={"Max_Tokens": 100}, default={"temperature": 0}, strip=["user"])
+    body = '{"max_tokens":9999,"MAX_TOKENS":9,"TEMPERATURE":2,"USER":"a","u\u017fer":"b","user":"c"}'
+    assert after(params, body.encode()) == b'{"TEMPERATURE":2,"Max_Tokens":100}'
+    untouched = b'{"Temperature":2}'
+    assert after(await opened(default={"temperature": 0}), untouched) is untouched
+
+
 async def test_a_field_that_stands_there_twice_is_no_way_around_what_is_set() -> None:
     params = await opened(set={"max_tokens": 100})
     assert after(params, b'{"max_tokens":9999,"max_tokens":100}') == b'{"max_tokens":100}'
@@ -91,6 +99,8 @@ async def test_a_request_without_a_body_passes() -> None:
         ({"set": {"n": 1}, "strip": ["n"]}, '"n" is named twice'),
         ({"set": {"n": 1}, "default": {"n": 2}}, '"n" is named twice'),
         ({"strip": ["n", "n"]}, '"n" is named twice'),
+        ({"set": {"n": 1}, "strip": ["N"]}, '"n" is named twice'),
+        ({"strip": ["Model"]}, '"model" decides where the request goes'),
         ({"set": {"model": "x"}}, '"model" decides where the request goes'),
         ({"strip": ["model"]}, '"model" decides where the request goes'),
     ],

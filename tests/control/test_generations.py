@@ -403,7 +403,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> type[Late]:
 
 
 async def test_a_plugin_that_is_slow_to_open_refuses_until_it_is_open_and_holds_up_nobody(
-    generations: Generations, late: type[Late]
+    generations: Generations, late: type[Late], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = catalog(plugin(late, "door", who="late"), plugin(Door, "front", who="front"))
     declaration = declared("door", plugins=("door", "front"), m=Model(variants=(), mode="chat", chain=("front",)))
@@ -412,7 +412,8 @@ async def test_a_plugin_that_is_slow_to_open_refuses_until_it_is_open_and_holds_
     assert first.instances["door"].problem == "it is still opening"
     with pytest.raises(Reject, match='"door" is not available'):
         await caller(first)
-    again = await generations.adopt(declaration, both)  # whoever opens already is not begun anew
+    monkeypatch.setattr(building, "PATIENCE_S", 3 * PATIENCE_S)  # whoever opens already is not waited for any more
+    again = await asyncio.wait_for(generations.adopt(declaration, both), PATIENCE_S)
     assert not await generations.take_opened()
     late.may.set()
     await generations.opened.wait()

@@ -48,7 +48,7 @@ def test_what_pip_has_installed_is_used_by_its_name_alone(tmp_path: Path) -> Non
             assert sidecar.status()["problems"] == []
             listed = httpx.get(f"{sidecar.url}/-/plugins", trust_env=False, timeout=PATIENCE_S).json()
             database = next(plugin for plugin in listed if plugin["name"] == "database")
-            assert database["origin"].startswith("entry point")
+            assert database["origin"] == "entry point of sidecar-database-auth"
             assert database["file"] == str(site / "sidecar_database_auth" / "database_auth.py")
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from plugin_sdk import inline
-from sidecar.mechanism.calls import THREADS_PER_PLUGIN, Threads, bind
+from sidecar.mechanism import calls
+from sidecar.mechanism.calls import THREADS_PER_PLUGIN, PluginCallError, Threads, bind
 from tests.support import PATIENCE_S, until
 
 
@@ -218,3 +221,37 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "timed out\n", "")
     assert time.monotonic() - began < PATIENCE_S
+
+
+async def test_calls_behind_a_hung_one_keep_nothing_and_are_refused_when_too_many_wait(
+    threads: Threads, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MOST_WAITING", 5)
+
+    class Body:
+        """A request's body."""
+
+    def hang(_: object) -> None:
+        release.wait()
+
+    bodies: weakref.WeakSet[Body] = weakref.WeakSet()
+
+    async def call(deadline_s: float) -> None:
+        body = Body()
+        bodies.add(body)
+        await bind(hang, deadline_s, threads)(body)
+
+    hung = [asyncio.create_task(call(PATIENCE_S)) for _ in range(THREADS_PER_PLUGIN)]
+    await until(lambda: len(workers()) == THREADS_PER_PLUGIN, "all threads are busy")
+    late = await asyncio.gather(*(call(0.01) for _ in range(5)), return_exceptions=True)
+    assert [type(error) for error in late] == [TimeoutError] * 5
+    del late
+    await asyncio.sleep(0)
+    gc.collect()  # tracebacks
+    assert len(bodies) == THREADS_PER_PLUGIN
+    waiting = [asyncio.create_task(call(PATIENCE_S)) for _ in range(5)]  # in the place of those
+    await asyncio.sleep(0)
+    with pytest.raises(PluginCallError, match="5 calls are waiting for its 4 threads already"):
+        await call(PATIENCE_S)
+    release.set()
+    await asyncio.gather(*hung, *waiting)

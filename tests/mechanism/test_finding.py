@@ -275,6 +275,7 @@ def test_an_entry_point_is_usable_by_its_name(tmp_path: Path, site: Path) -> Non
     catalog = found(tmp_path, {})
     assert messages(catalog) == {}
     assert own(catalog) == {"acme"}
+    assert catalog.loaded["acme"].distribution == "acme-doors"
     assert found(tmp_path, {}, it="entry:acme").loaded["it"].cls is catalog.loaded["acme"].cls
 
 
@@ -361,6 +362,22 @@ def test_a_file_that_hides_an_installed_package_is_told_and_not_run(tmp_path: Pa
         f'"acme_both" is also installed ({site}/acme_both/__init__.py), which wins: '
         f"rename {tmp_path}/plugins/acme_both.py"
     )
+
+
+def test_a_folder_of_the_same_name_that_is_no_package_hides_nothing(tmp_path: Path, site: Path) -> None:
+    write(site, {"acme_folder/notes.txt": ""})
+    catalog = found(tmp_path, {"acme_folder.py": door()}, it="acme_folder:Door")
+    assert messages(catalog) == {}
+    assert own(catalog) == {"it"}
+
+
+def test_a_folder_whose_name_begins_like_that_of_the_plugins_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "plugins-of-others", {"acme_near_by.py": door()})
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins-of-others"))
+    catalog = found(tmp_path, {"acme_near_by.py": door()})
+    assert '"acme_near_by" is also installed' in messages(catalog)["acme_near_by"]
 
 
 def test_a_folder_that_is_on_the_path_of_python_too_is_no_clash(

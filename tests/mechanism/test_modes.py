@@ -87,6 +87,7 @@ async def test_what_is_not_overridden_is_not_called() -> None:
         provides = "plain"
 
     mode, instance = await used(None, Plain)
+    assert not mode.validates
     mode.validate(REQUEST)
     assert counted(instance) == (0, 0, 0)
 
@@ -99,6 +100,17 @@ async def test_no_words_and_no_counts_are_had_from_a_method_that_fails(does: Any
     assert mode.usage(b"", streamed=False) is None
     assert counted(instance) == (0, 3, 0)
     assert "Error" in instance.last_error or "Reject" in instance.last_error
+
+
+async def test_an_error_that_would_break_an_event_in_two_is_a_failure() -> None:
+    mode, instance = await used(b'{\n"error": {}}')
+    assert (mode.error(*ERROR), instance.failed) == (None, 1)
+
+
+@pytest.mark.parametrize("usage", [{"input_tokens": "3"}, {"output_tokens": -5}, {"response_model": None}])
+async def test_counts_that_are_none_are_a_failure(usage: dict[str, Any]) -> None:
+    mode, instance = await used(Usage(**usage))
+    assert (mode.usage(b"", streamed=False), instance.failed) == (None, 1)
 
 
 async def test_an_error_without_a_body_is_a_failure() -> None:
@@ -122,6 +134,17 @@ async def test_a_request_that_cannot_be_judged_is_refused(does: Any) -> None:
         mode.validate(REQUEST)
     assert (refused.value.status, refused.value.code) == (503, "interface_unavailable")
     assert instance.failed == 1
+
+
+async def test_a_plugin_that_is_left_out_judges_no_request_and_has_no_words() -> None:
+    mode, instance = await used(None)
+    instance.out = True
+    with pytest.raises(Reject, match="is not available"):
+        mode.validate(REQUEST)
+    assert mode.error(*ERROR) is None
+    assert mode.usage(b"", streamed=False) is None
+    assert mode.validates
+    assert instance.failed == 0
 
 
 @pytest.mark.parametrize("does", [True, False])

@@ -188,6 +188,27 @@ async def test_the_client_is_one_for_all_and_speaks_http(host: Host) -> None:
         assert (await one.get(f"{server.url}/health")).status_code == 200
 
 
+async def test_the_client_takes_no_cookies_from_one_request_to_another(host: Host) -> None:
+    heard: list[list[bytes]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        heard.append([line for line in head.split(b"\r\n") if line.lower().startswith(b"cookie:")])
+        writer.write(b"HTTP/1.1 200 OK\r\nset-cookie: user=ann\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    client = host.of("a").http
+    await client.get(url)
+    client.cookies.set("plugin", "a")
+    await client.get(url)
+    await client.get(url, headers={"cookie": "own=1"})
+    server.close()
+    await server.wait_closed()
+    assert heard == [[], [], [b"cookie: own=1"]]
+
+
 async def test_no_plugin_can_close_the_client_of_the_others(host: Host) -> None:
     client = host.of("a").http
     with pytest.raises(RuntimeError, match="shared by all plugins"):

@@ -17,6 +17,7 @@ from plugin_sdk.config import schema
 from plugin_sdk.kinds import settings_of
 from sidecar.core.manifest import PluginDeclaration
 from sidecar.mechanism import finding
+from sidecar.mechanism.annotations import doubts_of
 from sidecar.mechanism.calls import runs_inline
 from sidecar.mechanism.finding import Found
 from sidecar.mechanism.fulfil import KINDS, ON_LOOP, methods_of
@@ -179,7 +180,8 @@ def _find(target: str, folder: Path) -> tuple[list[Found], list[PluginFault]]:
 
 
 def _unfit(one: Found, settings: dict[str, Any]) -> Iterator[PluginFault]:
-    """What is wrong with its settings, as types or as values."""
+    """What is wrong with its annotations, and with its settings, as types or as values."""
+    yield from doubts_of(one.cls)
     try:
         schema(settings_of(one.cls))
         if settings or not finding.needs_settings(one.cls):

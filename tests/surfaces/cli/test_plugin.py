@@ -120,6 +120,14 @@ def test_every_fault_of_a_file_is_told_with_its_line_and_what_is_meant(tmp_path:
     ]
 
 
+def test_what_a_method_says_of_itself_is_compared_with_what_it_is_called_with(tmp_path: Path) -> None:
+    code = "from plugin_sdk import auth\n\n@auth\ndef word(request: int): ...\n"
+    file = write(tmp_path, {"word.py": code}) / "word.py"
+    result = plugin("check", file)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{file}:3: word.authenticate takes request: int, and is given Request\n1 fault")
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
