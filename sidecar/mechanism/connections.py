@@ -53,6 +53,10 @@ class Listener(Protocol):
         """`answer.status`, `reason`, `headers` and `framing` are known."""
         ...
 
+    def on_interim(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """An interim answer, other than 100 (RFC 9110, 15.2)."""
+        ...
+
     def on_data(self, data: bytes) -> None:
         """Bytes of the body: as they came, or without framing if `pieces` were asked for. Never empty."""
         ...
@@ -103,8 +107,10 @@ class Connection(asyncio.Protocol):
         self._written = 0
         self._reset(bodiless=False)
 
-    def _reset(self, *, bodiless: bool) -> None:
+    def _reset(self, *, bodiless: bool, upgrade: bool = False) -> None:
         self._bodiless = bodiless
+        self._upgrade = upgrade
+        self._unfit = ""  # why the answer cannot be used
         self._seen = b""  # of the head, until it is whole
         self._interim = 0
         self._headed = False
@@ -120,15 +126,24 @@ class Connection(asyncio.Protocol):
         """Whether another exchange may begin."""
         return not self._closed and self._listener is None and self._transport is not None
 
-    def ask(self, listener: Listener, request: bytes, *, head_only: bool = False, pieces: bool = False) -> None:
+    def ask(
+        self,
+        listener: Listener,
+        request: bytes,
+        *,
+        head_only: bool = False,
+        pieces: bool = False,
+        upgrade: bool = False,
+    ) -> None:
         """Write a request, or its head; more of it may follow by `write`. Raises UpstreamError if it is closed.
 
         head_only: the method is HEAD, so that the answer has no body whatever its head says.
+        upgrade: it may switch to another protocol (101).
         """
         transport = self._transport
         if transport is None or self._closed or transport.is_closing():
             raise UpstreamError("the connection was closed", processed=False, reused=True)
-        self._reset(bodiless=head_only)
+        self._reset(bodiless=head_only, upgrade=upgrade)
         self._listener = listener
         self._parsing = self._piecewise if pieces else self._whole
         self._uses += 1
@@ -206,6 +221,9 @@ class Connection(asyncio.Protocol):
         listener = self._listener
         if listener is None:
             return
+        if self._unfit:
+            self._fail(self._unfit)
+            return
         if not self._headed:
             if len(seen) > HEAD_BYTES:
                 self._fail(f"its head is larger than {HEAD_BYTES} bytes")
@@ -227,6 +245,8 @@ class Connection(asyncio.Protocol):
     def _after_head(self, seen: bytes) -> bytes | None:
         end = 0
         for _ in range(self._interim + 1):
+            while seen[end : end + 1] in (b"\r", b"\n"):  # the parser passes over empty lines before a head
+                end += 1
             found = seen.find(_HEAD_END, end)
             if found < 0:
                 return None
@@ -348,8 +368,12 @@ class Connection(asyncio.Protocol):
             self._extra = True  # another answer, which nobody asked for
 
     def _on_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        if self._ended:
+            return  # of another answer, which nobody asked for
         if status < 200 and status != 101:
             self._interim += 1  # the real one follows (RFC 9110, 15.2)
+            if status != 100 and self._listener is not None:
+                self._listener.on_interim(status, reason, headers)
             return
         self.status, self.reason, self.headers = status, reason, headers
         self.framing = self._framed(status, headers)
@@ -359,6 +383,8 @@ class Connection(asyncio.Protocol):
 
     def _framed(self, status: int, headers: list[tuple[bytes, bytes]]) -> Framing:
         if status == 101:
+            if not self._upgrade:
+                self._unfit = "it switched to another protocol, which nobody asked for"
             return Framing.TUNNEL
         if self._bodiless or status in (204, 304):
             return Framing.NONE
@@ -366,9 +392,10 @@ class Connection(asyncio.Protocol):
         for name, value in headers:
             lower = name.lower()
             if lower == b"transfer-encoding":
-                codings = value.lower().replace(b" ", b"").split(b",")
-                return Framing.CHUNKED if codings[-1] == b"chunked" else Framing.CLOSE
-            if lower == b"content-length":
+                if framing is Framing.CHUNKED or value.strip(b" \t").lower() != b"chunked":
+                    self._unfit = "it uses a transfer coding that is not understood"
+                framing = Framing.CHUNKED
+            elif lower == b"content-length":
                 self._left = int(value)
                 framing = Framing.LENGTH
         return framing

@@ -53,8 +53,9 @@ class Filters:
             else:
                 self.steps.append(Steps(instance, why_not))
         self.see_body = any(steps.on_chunk or steps.on_event for steps in self.steps)
-        self.request_inline = _inline(steps.on_request for steps in self.steps)
         self.answer_inline = all(_inline((steps.on_response, steps.on_chunk, steps.on_event)) for steps in self.steps)
+        # A filter may give an answer, which passes those before it.
+        self.inline = self.answer_inline and _inline(steps.on_request for steps in self.steps)
         self.end_inline = _inline(steps.on_end for steps in self.steps)
         self.see_answer = self.see_body or any(steps.on_response for steps in self.steps)
 
@@ -66,13 +67,13 @@ class Filters:
 class Passage:
     """One request's way through the filters. answered_by: the filter that answered in the server's place.
 
-    request_inline, answer_inline, end_inline: no hook of that part waits for anything.
+    inline, answer_inline, end_inline: no hook of all, of those for the answer, or at the end, waits for anything.
     """
 
     def __init__(self, filters: Filters, most_bytes: int) -> None:
         self.sees_body = filters.see_body
         self.sees_answer = filters.see_answer
-        self.request_inline = filters.request_inline
+        self.inline = filters.inline
         self.answer_inline = filters.answer_inline
         self.end_inline = filters.end_inline
         self.answered_by = ""

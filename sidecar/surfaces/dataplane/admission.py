@@ -115,7 +115,7 @@ class Admission:
         """Whether `admit` needs no task to run in."""
         if self._model is None and self._error is None and self._knows:
             return False
-        return self.chain.auth_inline and (self.passage is None or self.passage.request_inline)
+        return self.chain.auth_inline and (self.passage is None or self.passage.inline)
 
     async def admit(self, body: bytes) -> Asked | Given:
         """Ask the plugins. Raises ApiError and Reject.

@@ -14,7 +14,7 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
-from plugin_sdk import End, Outcome, Reject, Usage
+from plugin_sdk import End, Outcome, Reject, Request, Usage
 from sidecar.control.leases import Lease, Target
 from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.connections import Connection, UpstreamError
@@ -146,9 +146,9 @@ class Call:
         if choosing is None:
             return
         while True:
+            if error is not None:
+                await self._again(error, choosing)
             try:
-                if error is not None:
-                    await self._again(error, choosing)
                 asked_routes = self._attempt == 0 and self._asked is not None and self._asked.chain.route_inline
                 self._lease = self._lease or await choosing.lease(asked_routes=asked_routes)
                 self._target = self._lease.target
@@ -200,7 +200,7 @@ class Call:
         stage = self._stage = self._trace.begin("upstream", SpanKind.CLIENT)
         stage.set("url.full", target.base_url + request.path)
         headers = self._trace.carry(tuple(headers_for(target, request.headers.raw, plain=plain)), stage)
-        path = f"{request.path}?{request.query}" if request.query else request.path
+        path = self._path(request)
         data = written(request.method, path, connection.origin, headers, body)
         connection.ask(relaying, data, head_only=request.method == "HEAD", pieces=relaying.pieces)
         relaying.connection = connection
@@ -209,6 +209,13 @@ class Call:
             connection.pause()
         if target.timeout_s is not None:
             self._timer = asyncio.get_running_loop().call_later(target.timeout_s, self._too_late, target)
+
+    def _path(self, request: Request) -> str:
+        """What to ask for: the very same, unless a filter has changed it."""
+        incoming = self._incoming
+        if request.path is incoming.path and request.query is incoming.query:
+            return incoming.target
+        return f"{request.path}?{request.query}" if request.query else request.path
 
     def _counts_itself(self, asked: Asked) -> bool:
         """Whether the stream is to tell its usage to us, though the client has not asked for it."""

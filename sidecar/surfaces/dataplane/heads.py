@@ -12,6 +12,7 @@ import httptools
 from sidecar.mechanism.upstream import Pair
 
 HEADERS_MOST = 200
+HEAD_BYTES = 64 * 1024
 
 _TARGET = re.compile(rb"[\x21\x22\x24-\x7e]+")  # no fragment, no spaces, no controls, nothing beyond ASCII
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
@@ -33,8 +34,7 @@ def checked(version: str, headers: list[Pair]) -> tuple[bool, bool]:
     http11 = version == "1.1"
     if not http11 and version != "1.0":
         raise BadRequestError(505, f"HTTP/{version} is not spoken here")
-    if len(headers) > HEADERS_MOST:
-        raise BadRequestError(431, f"more than {HEADERS_MOST} headers")
+    _check_size(headers)
     hosts, expects = 0, False
     for index, (name, value) in enumerate(headers):
         if value[-1:] in (b" ", b"\t"):
@@ -58,14 +58,15 @@ def checked(version: str, headers: list[Pair]) -> tuple[bool, bool]:
 _LENGTHS = frozenset(map(len, ("host", "transfer-encoding", "expect")))
 
 
-def target(url: bytes) -> tuple[str, str]:
-    """Path and query as they came. Raises BadRequestError."""
+def target(url: bytes) -> tuple[str, str, str]:
+    """The target as a server gets it, its path and its query, as they came. Raises BadRequestError."""
     if not _TARGET.fullmatch(url):
         raise BadRequestError(400, "the request's target is not as it should be")
     if not url.startswith(b"/") and url != b"*":
         url = _origin_form(url)
-    path, _, query = url.partition(b"?")
-    return path.decode("ascii"), query.decode("ascii")
+    text = url.decode("ascii")
+    path, _, query = text.partition("?")
+    return text, path, query
 
 
 def _origin_form(url: bytes) -> bytes:
@@ -77,6 +78,13 @@ def _origin_form(url: bytes) -> bytes:
     if parsed is None or not parsed.host:
         raise BadRequestError(400, "the request's target is not as it should be")
     return (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
+
+
+def _check_size(headers: list[Pair]) -> None:
+    if len(headers) > HEADERS_MOST:
+        raise BadRequestError(431, f"more than {HEADERS_MOST} headers")
+    if sum(len(name) + len(value) for name, value in headers) > HEAD_BYTES:
+        raise BadRequestError(431, f"the headers have more than {HEAD_BYTES} bytes")
 
 
 def _check_host(value: bytes) -> None:

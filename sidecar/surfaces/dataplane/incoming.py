@@ -13,9 +13,10 @@ from sidecar.mechanism.modes import Mode
 
 
 class Incoming(msgspec.Struct, frozen=True):
-    """A request as it came. path, query: undecoded, without the "?"."""
+    """A request as it came. target: path and query. path, query: undecoded, without the "?"."""
 
     method: str
+    target: str
     path: str
     query: str
     headers: RawHeaders

@@ -19,7 +19,7 @@ from sidecar.core.manifest import Settings
 from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.heads import BadRequestError, checked, target
+from sidecar.surfaces.dataplane.heads import HEAD_BYTES, BadRequestError, checked, target
 from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.listing import ListingCall
 from sidecar.surfaces.dataplane.plane import Plane
@@ -29,10 +29,11 @@ from sidecar.surfaces.dataplane.wire import Wire
 log = logging.getLogger(__name__)
 
 PREFIX = "/v1/"
-HEAD_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75.0  # longer than clients keep connections in their pools, so that they are the ones to close them
 LINGER_S = 2.0
 LINGER_BYTES = 2 * 2**20
+PIPELINE_MOST = 16  # requests that wait for one before them; reading on is how it is noticed that the client leaves
+PIPELINE_BYTES = 256 * 1024  # of the body of one of them
 
 _NOT_THE_APPLICATIONS: Any = None
 
@@ -103,11 +104,11 @@ class EdgeProtocol(HttpToolsProtocol):
         elif self.phase is Phase.BODY:
             self.since = self.loop.time()
         try:
+            self.parser.feed_data(data)
             if self._in_head:
                 self._head_bytes += len(data)
-            self.parser.feed_data(data)
-            if self._in_head and self._head_bytes > HEAD_BYTES:
-                raise BadRequestError(431, f"the head of the request is larger than {HEAD_BYTES} bytes")
+            if self._in_head and self._head_bytes > 2 * HEAD_BYTES:
+                raise BadRequestError(431, f"the head of the request has more than {HEAD_BYTES} bytes")
         except httptools.HttpParserUpgrade as upgrade:
             self._after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
@@ -189,14 +190,14 @@ class EdgeProtocol(HttpToolsProtocol):
         self._in_head = False
         http11, self.expect_100_continue = checked(self.parser.get_http_version(), self.headers)
         method = self.parser.get_method().decode("ascii")
-        path, query = target(self.url)
+        whole, path, query = target(self.url)
         plane = self.plane
         found = plane.find(path)
         if not found and not path.startswith(PREFIX):
             self._hand_over()
             return
         client = self.client
-        incoming = Incoming(method, path, query, tuple(self.headers), client[0] if client else "")
+        incoming = Incoming(method, whole, path, query, tuple(self.headers), client[0] if client else "")
         wire = Wire(self.transport, self._hang_up, self._answered, http11=http11)
         turn = self._turn = Turn(wire, incoming, found, self.loop.time())
         wire.keep_alive = http11 and self.parser.should_keep_alive()
@@ -208,8 +209,9 @@ class EdgeProtocol(HttpToolsProtocol):
         before, self.cycle = self.cycle, cast(Any, turn)
         self._turns.append(turn)
         if before is not None and not before.response_complete:
-            self.flow.pause_reading()
             self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
+            if len(self.pipeline) >= PIPELINE_MOST:
+                self.flow.pause_reading()
         else:
             self._welcome(turn)
 
@@ -225,6 +227,8 @@ class EdgeProtocol(HttpToolsProtocol):
             self._welcome(turn)
         elif turn.error is None:
             turn.body.append(body)
+            if self.pipeline and turn.size > PIPELINE_BYTES:
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         turn = self._turn
@@ -300,7 +304,7 @@ class EdgeProtocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
         elif self.phase is Phase.BUSY:
-            self.phase = Phase.IDLE
+            self.phase = Phase.HEAD if self._in_head else Phase.IDLE
             self.since = self.loop.time()
 
     def _hang_up(self) -> None:
@@ -345,7 +349,7 @@ class EdgeProtocol(HttpToolsProtocol):
         turn = self._turn if self._turn is not None and not self._turn.received else None
         if turn is None:
             wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
-            turn = Turn(wire, Incoming("", "", "", (), ""), [], self.loop.time())
+            turn = Turn(wire, Incoming("", "", "", "", (), ""), [], self.loop.time())
             before, self.cycle = self.cycle, cast(Any, turn)
             self._turns.append(turn)
             if before is not None and not before.response_complete:

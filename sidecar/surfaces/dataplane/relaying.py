@@ -150,6 +150,10 @@ class Relaying:
                 owner.spawn(self._steps.run(self._failed))
             self._take(lambda: self._head_through(passage, answered))
 
+    def on_interim(self, status: int, reason: bytes, headers: list[Pair]) -> None:
+        if self._owner is not None:
+            self._wire.interim(status, reason, kept(headers, HOP_BY_HOP))
+
     def on_data(self, data: bytes) -> None:
         if self._verbatim:
             self._response.note(data)

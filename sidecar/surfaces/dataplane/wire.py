@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import http
+import socket
+import struct
 from collections.abc import Callable, Iterable
 
 from sidecar.mechanism.upstream import Pair
@@ -70,6 +72,14 @@ class Wire:
             self.expects_continue = False
             self._transport.write(_CONTINUE)
 
+    def interim(self, status: int, reason: bytes, headers: Iterable[Pair]) -> None:
+        """Write an interim answer, such as 103 (RFC 9110, 15.2)."""
+        if self.http11 and not self.begun:
+            lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+            for name, value in headers:
+                lines += (name, b": ", value, b"\r\n")
+            self._transport.write(b"".join([*lines, b"\r\n"]))
+
     def start(self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending) -> None:
         """Write the head. Names and values must be free of line breaks."""
         self.begun = True
@@ -131,10 +141,16 @@ class Wire:
         self.complete = True
         self.keep_alive = False
         if self._sending is Sending.UNTIL_CLOSED:
-            self._transport.abort()  # a connection that is closed in good order would be a clean end
+            self._reset()  # a connection that is closed in good order would be a clean end
         else:
             self._transport.close()
         self._done(self)
+
+    def _reset(self) -> None:
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
     # --- a slow client ------------------------------------------------------------------------------------------
 
