@@ -1,4 +1,8 @@
-"""The interface modes of servers with OpenAI's API, for text, vectors, speech and images, and with Anthropic's."""
+"""The interface modes of servers with OpenAI's API, for text, vectors, speech and images, and with Anthropic's.
+
+A mode has the paths that servers of that kind have: OpenAI's, with and without /v1, and those of llama.cpp, vLLM and
+SGLang. Where modes share a path, the model's mode decides. The first path of a mode is the one that errors speak of.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,81 @@ from plugin_sdk.shapes import anthropic_error
 from plugin_sdk.usage import anthropic_usage, responses_usage
 
 
+def _at(path: str, operation: str, *, method: str = "POST") -> tuple[Endpoint, ...]:
+    """OpenAI's path, and the same without /v1, as llama.cpp and others have it besides."""
+    return Endpoint(path, operation, method), Endpoint(path.removeprefix("/v1"), operation, method)
+
+
+_TOKENS = (Endpoint("/tokenize", "tokenize"), Endpoint("/detokenize", "detokenize"))
+_SCORES = (Endpoint("/score", "score"), Endpoint("/v1/score", "score"))
+_CLASSES = (Endpoint("/classify", "classify"), Endpoint("/v1/classify", "classify"))
+_POOLING = (Endpoint("/pooling", "pooling"),)
+
+
 class Chat(Interface):
     """Conversations: OpenAI's chat completions."""
 
     provides = "chat"
     usage_on_request = True
-    endpoints = (Endpoint("/v1/chat/completions", "chat"),)
+    endpoints = (*_at("/v1/chat/completions", "chat"), Endpoint("/apply-template", "apply_template"), *_TOKENS)
 
 
 class Base(Interface):
-    """Plain continuation of a prompt: OpenAI's completions."""
+    """Continuation of a prompt: OpenAI's completions; llama.cpp's own, and what it fills in between two texts."""
 
     provides = "base"
     usage_on_request = True
-    endpoints = (Endpoint("/v1/completions", "text_completion"),)
+    endpoints = (
+        *_at("/v1/completions", "text_completion"),
+        Endpoint("/completion", "text_completion"),
+        Endpoint("/infill", "text_completion"),
+        *_TOKENS,
+    )
 
 
 class Embedding(Interface):
-    """Vectors: OpenAI's embeddings."""
+    """Vectors: OpenAI's embeddings; and what vLLM does with them."""
 
     provides = "embedding"
-    endpoints = (Endpoint("/v1/embeddings", "embeddings"),)
+    endpoints = (
+        *_at("/v1/embeddings", "embeddings"),
+        Endpoint("/embedding", "embeddings"),
+        *_POOLING,
+        *_SCORES,
+        *_TOKENS,
+    )
 
 
 class Reranker(Interface):
     """Documents ordered by relevance to a query: Jina's and Cohere's rerank API, as llama.cpp, vLLM and TEI have it."""
 
     provides = "reranker"
-    endpoints = (Endpoint("/v1/rerank", "rerank"),)
+    endpoints = (
+        *_at("/v1/rerank", "rerank"),
+        *_at("/v1/reranking", "rerank"),
+        Endpoint("/v2/rerank", "rerank"),
+        *_SCORES,
+        *_CLASSES,
+        *_POOLING,
+        *_TOKENS,
+    )
+
+
+class Classifier(Interface):
+    """Texts sorted into classes, as vLLM and SGLang do it; and OpenAI's moderations, which are such classes."""
+
+    provides = "classifier"
+    endpoints = (*_CLASSES, *_at("/v1/moderations", "moderation"), *_POOLING, *_TOKENS)
 
 
 class Messages(Interface):
     """Conversations in Anthropic's Messages API, as llama.cpp and vLLM have it; a model may be of `chat` too."""
 
     provides = "messages"
-    endpoints = (Endpoint("/v1/messages", "chat"), Endpoint("/v1/messages/count_tokens", "count_tokens"))
+    endpoints = (
+        *_at("/v1/messages", "chat"),
+        *_at("/v1/messages/count_tokens", "count_tokens"),
+    )
 
     def usage(self, tail: bytes, streamed: bool) -> Usage | None:
         """Anthropic's counts, in which cached tokens stand apart."""
@@ -60,7 +104,7 @@ class Responses(Interface):
     """Conversations in OpenAI's Responses API."""
 
     provides = "responses"
-    endpoints = (Endpoint("/v1/responses", "chat"),)
+    endpoints = _at("/v1/responses", "chat")
 
     def usage(self, tail: bytes, streamed: bool) -> Usage | None:
         """The counts of the whole answer, which a stream's last event repeats."""
@@ -72,8 +116,8 @@ class Transcription(Interface):
 
     provides = "transcription"
     endpoints = (
-        Endpoint("/v1/audio/transcriptions", "transcription"),
-        Endpoint("/v1/audio/translations", "translation"),
+        *_at("/v1/audio/transcriptions", "transcription"),
+        *_at("/v1/audio/translations", "translation"),
     )
     events = False
 
@@ -86,7 +130,7 @@ class Speech(Interface):
     """Text to speech: the answer is sound."""
 
     provides = "speech"
-    endpoints = (Endpoint("/v1/audio/speech", "speech"),)
+    endpoints = _at("/v1/audio/speech", "speech")
     events = False
 
     def usage(self, tail: bytes, streamed: bool) -> Usage | None:
@@ -95,11 +139,23 @@ class Speech(Interface):
 
 
 class Image(Interface):
-    """Text to pictures."""
+    """Text to pictures, and pictures to others: forms with files in them."""
 
     provides = "image"
-    endpoints = (Endpoint("/v1/images/generations", "image_generation"),)
+    endpoints = (
+        *_at("/v1/images/generations", "image_generation"),
+        *_at("/v1/images/edits", "image_edit"),
+        *_at("/v1/images/variations", "image_variation"),
+    )
 
     def usage(self, tail: bytes, streamed: bool) -> Usage | None:
         """The tokens of models that count them."""
         return responses_usage(tail, streamed)
+
+
+class Realtime(Interface):
+    """Sound and text both ways over a WebSocket: OpenAI's realtime API, as vLLM has it for speech."""
+
+    provides = "realtime"
+    endpoints = _at("/v1/realtime", "realtime", method="GET")
+    events = False

@@ -36,7 +36,7 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "stats": {"record": ("outcome",)},
 }
 _LIFE: dict[str, tuple[str, ...]] = {"open": (), "close": ()}
-_OWN = ("/-/", "/v1/models/")  # the control API, and the list of models
+_OWN = ("/-/", "/v1/models/", "/upstream/")  # the control API, the list of models, and what is passed through
 _PATH = re.compile(r"/[\x21-\x22\x24\x26-\x3e\x40-\x7e]*")
 _REQUIRED = {"device": "probe", "auth": "authenticate", "route": "resolve", "stats": "record"}
 ON_LOOP = ("validate", "usage", "error", "error_event", "finished")  # plain, called between two turns of the loop
@@ -147,7 +147,7 @@ def _no_endpoint(one: Endpoint) -> str:
     if one.method != one.method.upper():
         return f'has the method {one.method!r}: methods are in capitals, as in "POST"'
     if f"{one.path}/".startswith(_OWN):
-        return "belongs to the sidecar itself, as do all paths below /-/ and /v1/models/"
+        return "belongs to the sidecar itself, as do all paths below /-/, /v1/models/ and /upstream/"
     return ""
 
 

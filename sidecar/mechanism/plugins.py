@@ -55,6 +55,8 @@ BUILTIN = {
     "transcription": "sidecar.builtin.interfaces:Transcription",
     "speech": "sidecar.builtin.interfaces:Speech",
     "image": "sidecar.builtin.interfaces:Image",
+    "classifier": "sidecar.builtin.interfaces:Classifier",
+    "realtime": "sidecar.builtin.interfaces:Realtime",
 }
 
 # Built-ins that a chain may name without a [plugins.*] table, because they work without settings.

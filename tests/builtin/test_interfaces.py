@@ -11,9 +11,11 @@ from plugin_sdk import Interface, NotReady, Reply, Request, Usage
 from sidecar.builtin.interfaces import (
     Base,
     Chat,
+    Classifier,
     Embedding,
     Image,
     Messages,
+    Realtime,
     Reranker,
     Responses,
     Speech,
@@ -21,21 +23,34 @@ from sidecar.builtin.interfaces import (
 )
 from sidecar.mechanism.plugins import BUILTIN
 
-MODES: list[tuple[type[Interface], str, dict[str, str]]] = [
-    (Chat, "chat", {"/v1/chat/completions": "chat"}),
-    (Base, "base", {"/v1/completions": "text_completion"}),
-    (Embedding, "embedding", {"/v1/embeddings": "embeddings"}),
-    (Reranker, "reranker", {"/v1/rerank": "rerank"}),
-    (Messages, "messages", {"/v1/messages": "chat", "/v1/messages/count_tokens": "count_tokens"}),
-    (Responses, "responses", {"/v1/responses": "chat"}),
-    (
-        Transcription,
-        "transcription",
-        {"/v1/audio/transcriptions": "transcription", "/v1/audio/translations": "translation"},
-    ),
-    (Speech, "speech", {"/v1/audio/speech": "speech"}),
-    (Image, "image", {"/v1/images/generations": "image_generation"}),
+MODES: list[type[Interface]] = [
+    *(Chat, Base, Embedding, Reranker, Classifier, Messages, Responses, Transcription, Speech, Image, Realtime)
 ]
+TOKENS = {"/tokenize", "/detokenize"}
+SCORES = {"/score", "/v1/score"}
+CLASSES = {"/classify", "/v1/classify"}
+PATHS: dict[str, set[str]] = {
+    "chat": {"/v1/chat/completions", "/chat/completions", "/apply-template", *TOKENS},
+    "base": {"/v1/completions", "/completions", "/completion", "/infill", *TOKENS},
+    "embedding": {"/v1/embeddings", "/embeddings", "/embedding", "/pooling", *SCORES, *TOKENS},
+    "reranker": {
+        *("/v1/rerank", "/rerank", "/v1/reranking", "/reranking", "/v2/rerank"),
+        *("/pooling", *SCORES, *CLASSES, *TOKENS),
+    },
+    "classifier": {"/v1/moderations", "/moderations", "/pooling", *CLASSES, *TOKENS},
+    "messages": {"/v1/messages", "/messages", "/v1/messages/count_tokens", "/messages/count_tokens"},
+    "responses": {"/v1/responses", "/responses"},
+    "transcription": {
+        *("/v1/audio/transcriptions", "/audio/transcriptions"),
+        *("/v1/audio/translations", "/audio/translations"),
+    },
+    "speech": {"/v1/audio/speech", "/audio/speech"},
+    "image": {
+        *("/v1/images/generations", "/images/generations", "/v1/images/edits", "/images/edits"),
+        *("/v1/images/variations", "/images/variations"),
+    },
+    "realtime": {"/v1/realtime", "/realtime"},
+}
 
 
 class Server:
@@ -55,25 +70,28 @@ class Server:
         raise AssertionError("a probe must not make the server work")
 
 
-@pytest.mark.parametrize(("cls", "mode", "paths"), MODES)
-def test_a_mode_has_its_paths_and_operations(cls: type[Interface], mode: str, paths: dict[str, str]) -> None:
-    assert cls.provides == mode
-    assert {one.path: one.operation for one in cls.endpoints} == paths
-    assert {one.method for one in cls.endpoints} == {"POST"}
+@pytest.mark.parametrize("cls", MODES)
+def test_a_mode_has_the_paths_of_its_servers(cls: type[Interface]) -> None:
+    paths = [one.path for one in cls.endpoints]
+    assert len(set(paths)) == len(paths)
+    assert set(paths) == PATHS[cls.provides]
+    assert {one.method for one in cls.endpoints} == {"GET" if cls is Realtime else "POST"}
 
 
 def test_every_mode_is_there_without_being_declared() -> None:
-    for cls, mode, _ in MODES:
-        assert BUILTIN[mode] == f"sidecar.builtin.interfaces:{cls.__name__}"
+    for cls in MODES:
+        assert BUILTIN[cls.provides] == f"sidecar.builtin.interfaces:{cls.__name__}"
 
 
 def test_event_filters_can_read_all_but_sound_and_forms() -> None:
-    assert {cls.provides for cls, *_ in MODES if not cls.events} == {"transcription", "speech"}
+    assert {cls.provides for cls in MODES if not cls.events} == {"transcription", "speech", "realtime"}
 
 
-def test_no_two_modes_share_a_path() -> None:
-    paths = [endpoint.path for cls, *_ in MODES for endpoint in cls.endpoints]
-    assert len(set(paths)) == len(paths)
+def test_a_path_means_the_same_in_every_mode_that_has_it() -> None:
+    meant: dict[str, str] = {}
+    for endpoint in (endpoint for cls in MODES for endpoint in cls.endpoints):
+        assert meant.setdefault(endpoint.path, endpoint.operation) == endpoint.operation
+    assert not [path for path in meant if path.startswith(("/-/", "/upstream/"))]
 
 
 async def test_a_healthy_server_is_ready_after_one_question() -> None:

@@ -54,6 +54,7 @@ def faults(base: str, body: str) -> list[str]:
                 ("/-", "belongs to the sidecar itself"),
                 ("/v1/models", "belongs to the sidecar itself"),
                 ("/v1/models/all", "belongs to the sidecar itself"),
+                ("/upstream/x/y", "belongs to the sidecar itself"),
             )
         ),
         ("Interface", "provides = 'x'\nendpoints = (Endpoint('/x', 'x', 'post'),)", "methods are in capitals"),

@@ -203,7 +203,7 @@ class Admission:
 
     def _wrong_mode(self, modes: tuple[str, ...]) -> str:
         interfaces = self._generation.interfaces
-        paths = [endpoint.path for mode in modes if mode in interfaces for endpoint in interfaces[mode].endpoints]
+        paths = [interfaces[mode].endpoints[0].path for mode in modes if mode in interfaces]
         return (
             f'the model "{self.name}" is of mode {listed(modes)}, not {self.found.mode}: it answers at {listed(paths)}'
         )
