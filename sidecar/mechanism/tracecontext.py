@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
 from plugin_sdk.messages import RawHeaders
+
+Pair = tuple[bytes, bytes]
 
 SAMPLED = 0x01
 RANDOM = 0x02  # the trace's id is random in its last 56 bits at least
@@ -63,7 +66,7 @@ def read_state(headers: RawHeaders) -> str:
     return state.decode() if state.isascii() else ""
 
 
-def retold(headers: RawHeaders, trace_id: str, span_id: int, flags: int, *, keep_state: bool) -> RawHeaders:
+def retold(headers: Sequence[Pair], trace_id: str, span_id: int, flags: int, *, keep_state: bool) -> Sequence[Pair]:
     """The headers with this span as the parent, in place of the caller's.
 
     keep_state: the caller's `tracestate` belongs to this trace. Otherwise it is of another, and is left out.

@@ -19,7 +19,7 @@ from plugin_sdk import End, Outcome
 from plugin_sdk.messages import RawHeaders
 from sidecar.mechanism.sampling import NEVER, Sampler
 from sidecar.mechanism.spans import NO_STAGE, AnyStage, MutedStage, NoStage, Now, Origin, Stage
-from sidecar.mechanism.tracecontext import RANDOM, SAMPLED, read_caller, read_state, retold
+from sidecar.mechanism.tracecontext import RANDOM, SAMPLED, Pair, read_caller, read_state, retold
 
 Offer = Callable[[Sequence[Stage]], None]
 
@@ -62,7 +62,7 @@ class Untraced:
     def cold_start(self, target: Cold, parent: AnyStage) -> None:
         """Nothing."""
 
-    def carry(self, headers: RawHeaders, stage: AnyStage) -> RawHeaders:  # noqa: ARG002 - nothing of it is recorded
+    def carry(self, headers: Sequence[Pair], stage: AnyStage) -> Sequence[Pair]:  # noqa: ARG002 - nothing of it is recorded
         """The headers as they are."""
         return headers
 
@@ -121,7 +121,7 @@ class RequestTrace:
         stage.started_ns, stage.ended_ns = (int(moment * 1e9) for moment in target.cold)
         stage.attributes = {"sidecar.model": target.model, "sidecar.variant": target.variant}
 
-    def carry(self, headers: RawHeaders, stage: AnyStage) -> RawHeaders:
+    def carry(self, headers: Sequence[Pair], stage: AnyStage) -> Sequence[Pair]:
         """The headers for the upstream: with this stage as the parent, in place of the caller's."""
         origin = self._origin
         return retold(headers, origin.trace_id, stage.span_id, origin.flags, keep_state=origin.parent_id != 0)

@@ -14,7 +14,8 @@ from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.results import is_name
 from sidecar.mechanism.traces import AnyTrace
-from sidecar.surfaces.dataplane.body import Head, read_head
+from sidecar.surfaces.dataplane import passthrough, query
+from sidecar.surfaces.dataplane.body import Head
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Found, Incoming
 
@@ -23,6 +24,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked, of which model: the request as the filters left it, and what matters of its body.
 
     model: as a manifest declares it; None = none does, and a route plugin has to know where it is.
+    through: it goes to the server whatever it is. in_query: the query names the model, and perhaps nothing else does.
     """
 
     name: str
@@ -31,6 +33,26 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     head: Head
     chain: Chain
     passage: Passage | None
+    through: bool = False
+    in_query: bool = False
+
+    def renames_body(self, name: str) -> bool:
+        """Whether the body has to be changed for a server that calls the model so."""
+        return self.head.model != name and not (self.head.model is None and self.elsewhere)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether something else than the body names the model."""
+        return self.through or self.in_query
+
+    def target(self, name: str) -> str:
+        """Path and query for such a server."""
+        path, asked = self.request.path, self.request.query
+        if self.through:
+            path = passthrough.server_path(path)
+        elif self.in_query:
+            asked = query.with_model(asked, name)
+        return f"{path}?{asked}" if asked else path
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -56,6 +78,7 @@ class Admission:
         "_is_model",
         "_knows",
         "_model",
+        "_named",
         "_requested",
         "_trace",
         "chain",
@@ -65,7 +88,9 @@ class Admission:
         "principal",
     )
 
-    def __init__(self, generation: Generation, incoming: Incoming, candidates: list[Found], trace: AnyTrace) -> None:
+    def __init__(
+        self, generation: Generation, incoming: Incoming, candidates: tuple[Found, ...], trace: AnyTrace
+    ) -> None:
         self.name = ""
         self.chain = generation.default_chain
         self.found = candidates[0]
@@ -77,6 +102,7 @@ class Admission:
         self._trace = trace
         self._head = Head()
         self._model: Model | None = None
+        self._named: str | None = None  # by the query
         self._requested = ""
         self._is_model = True
         self._knows = True  # or perhaps a plugin does
@@ -90,11 +116,10 @@ class Admission:
     def identify(self, body: bytes, model: str | None = None) -> None:
         """Find the model and its chain. What is wrong is told by `admit`, to whom the default chain has let in.
 
-        model: as the path or the query names it; None = the body does.
+        model: as a body names it that is not here to be read; None = it is here.
         """
         try:
-            self._head = read_head(body, _content_type(self._incoming)) if model is None else Head(model)
-            self._requested = self._head.model or ""
+            self._requested = self._asked_for(body, model) or ""
             found = self._generation.find(self._requested)
         except ApiError as error:
             self._error = error
@@ -109,6 +134,19 @@ class Admission:
             self.chain.supplies and is_name(self._requested) and self._generation.supplied.may_have(self._requested)
         ):
             self._knows = False
+
+    def _asked_for(self, body: bytes, model: str | None) -> str | None:
+        """The model's name as the client has it. Raises ApiError."""
+        incoming = self._incoming
+        if self.found.through:
+            return passthrough.model_of(incoming.path)
+        self._named = query.model_in(incoming.query)
+        if model is None:
+            self._head = query.head_of(body, incoming.content_type, self._named)
+        else:
+            self._head = Head(model)
+            query.check(model, self._named)
+        return self._head.model or self._named
 
     @property
     def waits_for_nothing(self) -> bool:
@@ -131,17 +169,35 @@ class Admission:
             raise self.unknown_model()
         if self._model is not None and self.found.mode not in self._model.modes:
             raise ApiError(400, "wrong_mode", self._wrong_mode(self._model.modes), param="model")
-        self.found.interface.validate(request)
+        if self.found.through:
+            self._check_through(body)
+        else:
+            self.found.interface.validate(request)
         passage, head = self.passage, self._head
         if passage is not None:
             with self._trace.stage("filters"):
                 result = await passage.request(request)
             if isinstance(result, Answer):
                 return Given(result, passage.answered_by)
-            if result.body is not body:
-                head = _reread(result)
+            if result.body is not body and not self.found.through:
+                head = _reread(result, self._named)
             request = result
-        return Asked(name=self.name, model=self._model, request=request, head=head, chain=self.chain, passage=passage)
+        return Asked(
+            name=self.name,
+            model=self._model,
+            request=request,
+            head=head,
+            chain=self.chain,
+            passage=passage,
+            through=self.found.through,
+            in_query=self._named is not None,
+        )
+
+    def _check_through(self, body: bytes) -> None:
+        names = {self.name, self._requested}
+        if self._model is not None:
+            names |= {*self._model.aliases, *(variant.model_name for variant in self._model.variants)}
+        passthrough.check_names(self._incoming.query, body, self._incoming.content_type, names)
 
     def _passage(self) -> Passage | None:
         settings = self._generation.declaration.settings
@@ -163,7 +219,10 @@ class Admission:
 
     def _choose(self, modes: tuple[str, ...]) -> None:
         """Of the interfaces on the path, the one that the model speaks."""
-        if self.found.mode not in modes:
+        if self.found.through and modes:
+            interface = self._generation.interfaces.get(modes[0], self.found.interface)
+            self.found = msgspec.structs.replace(self.found, mode=modes[0], interface=interface)
+        elif self.found.mode not in modes:
             self.found = next((found for found in self._candidates if found.mode in modes), self.found)
 
     async def _authenticated(self, body: bytes) -> Request:
@@ -193,8 +252,8 @@ class Admission:
     def unknown_model(self) -> ApiError:
         """What to say when nobody knows the model."""
         requested = self._requested
-        if not requested:
-            return ApiError(400, "model_missing", 'the body must name a "model"', param="model")
+        if not requested and not self.found.through:
+            return ApiError(400, "model_missing", 'the body or the query must name a "model"', param="model")
         shown = requested[:200]
         self._trace.asks_for(shown)
         meant = Visible(self._generation, self.principal).near(requested)
@@ -209,16 +268,9 @@ class Admission:
         )
 
 
-def _content_type(incoming: Incoming) -> str:
-    for name, value in incoming.headers:
-        if name.lower() == b"content-type":
-            return value.decode("latin-1")
-    return ""
-
-
-def _reread(request: Request) -> Head:
+def _reread(request: Request, named: str | None) -> Head:
     """What matters of a request that filters have changed."""
     try:
-        return read_head(request.body, request.headers.get("content-type"))
+        return query.head_of(request.body, request.headers.get("content-type"), named)
     except ApiError as error:
         raise ApiError(500, "filter_failed", f"a filter has made of the request what cannot be sent: {error}") from None

@@ -26,7 +26,7 @@ from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Found, Incoming
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.relaying import Relaying
-from sidecar.surfaces.dataplane.request import headers_for, written
+from sidecar.surfaces.dataplane.request import headers_for, passed_on, written
 from sidecar.surfaces.dataplane.response import Response
 from sidecar.surfaces.dataplane.waiting import to_the_end
 from sidecar.surfaces.dataplane.wire import Wire
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class Call:
     """One request. `begin` it when its body is there; the wire is answered, and the outcome recorded."""
 
-    def __init__(self, plane: Plane, incoming: Incoming, candidates: list[Found], wire: Wire) -> None:
+    def __init__(self, plane: Plane, incoming: Incoming, candidates: tuple[Found, ...], wire: Wire) -> None:
         self._plane = plane
         self._generation = plane.generation
         self._generation.enter()
@@ -49,7 +49,9 @@ class Call:
         self._started = self._clock.monotonic()
         self._started_unix = self._clock.unix()
         endpoint = candidates[0].endpoint
-        self._trace = plane.traces.begin(incoming.headers, endpoint.operation, incoming.method, incoming.path)
+        self._trace = plane.traces.begin(
+            incoming.headers if incoming.traced else (), endpoint.operation, incoming.method, incoming.path
+        )
         self._admission = Admission(self._generation, incoming, candidates, self._trace)
         self._response.interface = self._admission.found.interface
         self._choosing: Choosing | None = None
@@ -190,8 +192,8 @@ class Call:
             raise RuntimeError("nothing is asked of nobody")
         request = asked.request
         body, withheld = request.body, None
-        if asked.head.model != target.upstream_model:
-            body = with_model(body, target.upstream_model, request.headers.get("content-type"))
+        if asked.renames_body(target.upstream_model):
+            body = with_model(body, target.upstream_model, self._content_type(request))
         if self._counts_itself(asked):
             body, withheld = with_usage(body), UsageWithheld()
         passage = asked.passage if asked.passage is not None and asked.passage.sees_answer else None
@@ -199,9 +201,11 @@ class Call:
         plain = self._response.begun or withheld is not None or (passage is not None and passage.sees_body)
         stage = self._stage = self._trace.begin("upstream", SpanKind.CLIENT)
         stage.set("url.full", target.base_url + request.path)
-        headers = self._trace.carry(tuple(headers_for(target, request.headers.raw, plain=plain)), stage)
-        path = self._path(request)
-        data = written(request.method, path, connection.origin, headers, body)
+        incoming = self._incoming
+        headers = incoming.passed_on if request.headers.raw is incoming.headers else passed_on(request.headers.raw)
+        carried = self._trace.carry(headers_for(target, headers, plain=plain), stage)
+        path = self._path(request) if not asked.elsewhere else asked.target(target.upstream_model)
+        data = written(request.method, path, connection.origin, carried, body)
         connection.ask(relaying, data, head_only=request.method == "HEAD", pieces=relaying.pieces)
         relaying.connection = connection
         self._relaying = relaying
@@ -209,6 +213,11 @@ class Call:
             connection.pause()
         if target.timeout_s is not None:
             self._timer = asyncio.get_running_loop().call_later(target.timeout_s, self._too_late, target)
+
+    def _content_type(self, request: Request) -> str:
+        incoming = self._incoming
+        same = request.headers.raw is incoming.headers
+        return incoming.content_type if same else request.headers.get("content-type")
 
     def _path(self, request: Request) -> str:
         """What to ask for: the very same, unless a filter has changed it."""

@@ -5,11 +5,13 @@ RFC 9112 (HTTP/1.1), 11.2: a message that is passed on must mean the same to eve
 
 from __future__ import annotations
 
+import enum
 import re
 
 import httptools
 
 from sidecar.mechanism.upstream import Pair
+from sidecar.surfaces.dataplane.request import DROPPED
 
 HEADERS_MOST = 200
 HEAD_BYTES = 64 * 1024
@@ -26,36 +28,64 @@ class BadRequestError(Exception):
         self.status = status
 
 
-def checked(version: str, headers: list[Pair]) -> tuple[bool, bool]:
-    """(it is HTTP/1.1, the client expects 100-continue). Raises BadRequestError.
+class Facts:
+    """What matters of a head. named: what Connection names. passed_on: the headers for a server, in their order."""
+
+    __slots__ = (
+        "content_type",
+        "expects_continue",
+        "hosts",
+        "http11",
+        "length",
+        "named",
+        "passed_on",
+        "traced",
+        "upgrade",
+    )
+
+    def __init__(self, http11: bool) -> None:
+        self.http11 = http11
+        self.hosts = 0
+        self.named = b""
+        self.length = 0
+        self.content_type = ""
+        self.expects_continue = False
+        self.traced = False
+        self.upgrade = b""
+        self.passed_on: list[Pair] = []
+
+
+def read(version: str, headers: list[Pair]) -> Facts:
+    """Raises BadRequestError.
 
     Space at the end of values, which belongs to none (RFC 9112, 5.1), is taken away in place.
     """
-    http11 = version == "1.1"
-    if not http11 and version != "1.0":
+    facts = Facts(version == "1.1")
+    if not facts.http11 and version != "1.0":
         raise BadRequestError(505, f"HTTP/{version} is not spoken here")
-    _check_size(headers)
-    hosts, expects = 0, False
-    for index, (name, value) in enumerate(headers):
-        if value[-1:] in (b" ", b"\t"):
-            value = value.rstrip(b" \t")  # noqa: PLW2901 - from here on it is without
-            headers[index] = (name, value)
-        if len(name) not in _LENGTHS:
-            continue
-        lower = name.lower()
-        if lower == b"host":
-            hosts += 1
-            _check_host(value)
-        elif lower == b"transfer-encoding":
-            _check_coding(value, http11)
-        elif lower == b"expect":
-            expects = _continue(value)
-    if hosts > 1 or (http11 and not hosts):
+    if len(headers) > HEADERS_MOST:
+        raise BadRequestError(431, f"more than {HEADERS_MOST} headers")
+    passed_on = facts.passed_on
+    for index, pair in enumerate(headers):
+        if pair[1][-1:] in _SPACES:
+            pair = headers[index] = (pair[0], pair[1].rstrip(b" \t"))  # noqa: PLW2901 - from here on without it
+        name = pair[0].lower()
+        kind = _KINDS.get(name)
+        if kind is None:
+            passed_on.append(pair)
+        elif kind is not _Kind.DROPPED:
+            kind.note(facts, pair)
+    if facts.hosts > 1 or (facts.http11 and not facts.hosts):
         raise BadRequestError(400, "expected one Host header")  # RFC 9112, 3.2
-    return http11, expects
+    if facts.named and facts.named.lower() not in _PLAIN:
+        facts.passed_on = _without(passed_on, facts.named)
+    return facts
 
 
-_LENGTHS = frozenset(map(len, ("host", "transfer-encoding", "expect")))
+def check_size(headers: list[Pair]) -> None:
+    """Raises BadRequestError if they are too large; there is no need to ask if they came in one read that was not."""
+    if sum(len(name) + len(value) for name, value in headers) > HEAD_BYTES:
+        raise BadRequestError(431, f"the headers have more than {HEAD_BYTES} bytes")
 
 
 def target(url: bytes) -> tuple[str, str, str]:
@@ -80,26 +110,90 @@ def _origin_form(url: bytes) -> bytes:
     return (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
 
 
-def _check_size(headers: list[Pair]) -> None:
-    if len(headers) > HEADERS_MOST:
-        raise BadRequestError(431, f"more than {HEADERS_MOST} headers")
-    if sum(len(name) + len(value) for name, value in headers) > HEAD_BYTES:
-        raise BadRequestError(431, f"the headers have more than {HEAD_BYTES} bytes")
-
-
-def _check_host(value: bytes) -> None:
-    if not _HOST.fullmatch(value):
+def _host(facts: Facts, pair: Pair) -> None:
+    facts.hosts += 1
+    if not _HOST.fullmatch(pair[1]):
         raise BadRequestError(400, "the Host header is not a host")
 
 
-def _check_coding(value: bytes, http11: bool) -> None:
-    if not http11:
+def _connection(facts: Facts, pair: Pair) -> None:
+    facts.named += b"," + pair[1]
+
+
+def _without(headers: list[Pair], named: bytes) -> list[Pair]:
+    """Without those that Connection names (RFC 9110, 7.6.1)."""
+    names = {token.strip().lower() for token in named.split(b",")}
+    return [pair for pair in headers if pair[0].lower() not in names]
+
+
+def _coding(facts: Facts, pair: Pair) -> None:
+    if not facts.http11:
         raise BadRequestError(400, "HTTP/1.0 has no Transfer-Encoding")  # RFC 9112, 6.1
-    if value.lower() != b"chunked":
+    if pair[1].lower() != b"chunked":
         raise BadRequestError(501, "no Transfer-Encoding but chunked is understood")
 
 
-def _continue(value: bytes) -> bool:
-    if value.lower() != b"100-continue":
+def _expect(facts: Facts, pair: Pair) -> None:
+    if pair[1].lower() != b"100-continue":
         raise BadRequestError(417, "nothing but 100-continue can be expected")
-    return True
+    facts.expects_continue = facts.http11
+
+
+def _length(facts: Facts, pair: Pair) -> None:
+    facts.length = int(pair[1])
+
+
+def _content_type(facts: Facts, pair: Pair) -> None:
+    facts.content_type = facts.content_type or pair[1].decode("latin-1")
+    facts.passed_on.append(pair)
+
+
+def _traced(facts: Facts, pair: Pair) -> None:
+    facts.traced = True
+    facts.passed_on.append(pair)
+
+
+def _upgrade(facts: Facts, pair: Pair) -> None:
+    facts.upgrade = pair[1].lower()
+
+
+class _Kind(enum.Enum):
+    """Headers that mean something here; all others are passed on."""
+
+    HOST = enum.auto()
+    CONNECTION = enum.auto()
+    DROPPED = enum.auto()
+    CODING = enum.auto()
+    EXPECT = enum.auto()
+    LENGTH = enum.auto()
+    TYPE = enum.auto()
+    TRACED = enum.auto()
+    UPGRADE = enum.auto()
+
+    def note(self, facts: Facts, pair: Pair) -> None:
+        """Take note of a header of this kind."""
+        _NOTES[self](facts, pair)
+
+
+_NOTES = {
+    _Kind.HOST: _host,
+    _Kind.CONNECTION: _connection,
+    _Kind.CODING: _coding,
+    _Kind.EXPECT: _expect,
+    _Kind.LENGTH: _length,
+    _Kind.TYPE: _content_type,
+    _Kind.TRACED: _traced,
+    _Kind.UPGRADE: _upgrade,
+}
+_KINDS = dict.fromkeys(DROPPED, _Kind.DROPPED) | {
+    b"host": _Kind.HOST,
+    b"connection": _Kind.CONNECTION,
+    b"transfer-encoding": _Kind.CODING,
+    b"expect": _Kind.EXPECT,
+    b"content-length": _Kind.LENGTH,
+    b"content-type": _Kind.TYPE,
+    b"traceparent": _Kind.TRACED,
+    b"upgrade": _Kind.UPGRADE,
+}
+_SPACES = (b" ", b"\t")
+_PLAIN = frozenset((b",close", b",keep-alive"))  # which name no other headers

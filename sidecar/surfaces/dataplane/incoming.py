@@ -10,10 +10,15 @@ from plugin_sdk import Endpoint
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.generations import Generation
 from sidecar.mechanism.modes import Mode
+from sidecar.surfaces.dataplane import passthrough
 
 
-class Incoming(msgspec.Struct, frozen=True):
-    """A request as it came. target: path and query. path, query: undecoded, without the "?"."""
+class Incoming(msgspec.Struct, frozen=True, gc=False):
+    """A request as it came.
+
+    target: path and query. path, query: undecoded, without the "?". passed_on: the headers for a server. traced: it is
+    part of somebody's trace.
+    """
 
     method: str
     target: str
@@ -21,14 +26,30 @@ class Incoming(msgspec.Struct, frozen=True):
     query: str
     headers: RawHeaders
     client: str
+    passed_on: list[tuple[bytes, bytes]] = []
+    content_type: str = ""
+    traced: bool = False
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Where a path leads: the mode and interface that own it."""
+    """Where a path leads: the mode and interface that own it.
+
+    through: to a model's server whatever is asked; then both are the model's first, once that is known.
+    """
 
     mode: str
     endpoint: Endpoint
     interface: Mode
+    through: bool = False
+
+    def takes(self, method: str) -> bool:
+        """Whether there is such a method."""
+        return passthrough.takes(method) if self.through else method == self.endpoint.method
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that there are."""
+        return passthrough.METHODS if self.through else (self.endpoint.method,)
 
 
 class Paths:
@@ -40,10 +61,16 @@ class Paths:
         for mode, interface in generation.interfaces.items():
             for endpoint in interface.endpoints:
                 self._by_path.setdefault(endpoint.path, []).append(Found(mode, endpoint, interface))
+        any_interface = next(iter(generation.interfaces.values()), None)
+        self._through = (
+            [Found("", passthrough.ENDPOINT, any_interface, through=True)] if any_interface is not None else []
+        )
 
     def find(self, path: str) -> list[Found]:
         """Those that serve the path."""
         found = self._by_path.get(path)
+        if found is None and path.startswith(passthrough.PREFIX):
+            return self._through
         if found is None and "%" in path:
             found = self._by_path.get(unquote(path))
         return found or []

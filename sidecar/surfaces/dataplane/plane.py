@@ -14,8 +14,8 @@ from sidecar.core.manifest import Settings
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.traces import Traces
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.incoming import Found, Paths
 from sidecar.surfaces.dataplane.models import ModelList
+from sidecar.surfaces.dataplane.routing import Way, Ways
 
 SWEEP_S = 0.5
 ORIGINS_MOST = 4096  # remembered; route plugins may make up any number
@@ -51,7 +51,7 @@ class Plane:
         self.malformed = 0
         self.refused_connections = 0
         self._connections: set[Connected] = set()
-        self._paths: Paths | None = None
+        self._ways: Ways | None = None
         self._origins: dict[str, Origin] = {}
         self._later: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -94,12 +94,12 @@ class Plane:
             connection.cut_off(error)
         await asyncio.gather(*self._later, return_exceptions=True)
 
-    def find(self, path: str) -> list[Found]:
-        """The interfaces that serve a path."""
-        paths = self._paths
-        if paths is None or paths.generation is not self.controller.generation:
-            paths = self._paths = Paths(self.controller.generation)
-        return paths.find(path)
+    def way(self, method: bytes, url: bytes) -> Way:
+        """Where a request leads. Raises BadRequestError."""
+        ways = self._ways
+        if ways is None or ways.generation is not self.controller.generation:
+            ways = self._ways = Ways(self.controller.generation, self.models)
+        return ways.find(method, url)
 
     def origin(self, base_url: str) -> Origin:
         """Where a server's base URL leads."""

@@ -16,19 +16,18 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.core.manifest import Settings
-from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.heads import HEAD_BYTES, BadRequestError, checked, target
+from sidecar.surfaces.dataplane.heads import HEAD_BYTES, BadRequestError, check_size, read
 from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.listing import ListingCall
 from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.turn import Turn
 from sidecar.surfaces.dataplane.wire import Wire
 
 log = logging.getLogger(__name__)
 
-PREFIX = "/v1/"
 KEEP_ALIVE_S = 75.0  # longer than clients keep connections in their pools, so that they are the ones to close them
 LINGER_S = 2.0
 LINGER_BYTES = 2 * 2**20
@@ -36,6 +35,8 @@ PIPELINE_MOST = 16  # requests that wait for one before them; reading on is how 
 PIPELINE_BYTES = 256 * 1024  # of the body of one of them
 
 _NOT_THE_APPLICATIONS: Any = None
+_NOTHING = Incoming("", "", "", "", (), "")
+_NOWHERE = Way("", "", "", "")
 
 
 class Phase(enum.Enum):
@@ -62,6 +63,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._turns: list[Turn] = []  # of ours, unfinished, in order
         self._in_head = False
         self._head_bytes = 0
+        self._is_large = False
         self._deaf = False  # nothing that comes counts any more
         self._discarded = 0
         self._last = False
@@ -103,6 +105,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.since = self.loop.time()
         elif self.phase is Phase.BODY:
             self.since = self.loop.time()
+        self._is_large = self._head_bytes + len(data) > HEAD_BYTES
         try:
             self.parser.feed_data(data)
             if self._in_head:
@@ -188,32 +191,49 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        http11, self.expect_100_continue = checked(self.parser.get_http_version(), self.headers)
-        method = self.parser.get_method().decode("ascii")
-        whole, path, query = target(self.url)
-        plane = self.plane
-        found = plane.find(path)
-        if not found and not path.startswith(PREFIX):
+        parser, headers = self.parser, self.headers
+        if self._is_large:
+            check_size(headers)
+        facts = read(parser.get_http_version(), headers)
+        way = self.plane.way(parser.get_method(), self.url)
+        if not way.ours:
+            self.expect_100_continue = facts.expects_continue
             self._hand_over()
             return
         client = self.client
-        incoming = Incoming(method, whole, path, query, tuple(self.headers), client[0] if client else "")
-        wire = Wire(self.transport, self._hang_up, self._answered, http11=http11)
-        turn = self._turn = Turn(wire, incoming, found, self.loop.time())
-        wire.keep_alive = http11 and self.parser.should_keep_alive()
-        wire.head_only = method == "HEAD"
-        wire.expects_continue = self.expect_100_continue and http11
-        plane.accepted += 1
+        incoming = Incoming(
+            way.method,
+            way.target,
+            way.path,
+            way.query,
+            tuple(headers),
+            client[0] if client else "",
+            facts.passed_on,
+            facts.content_type,
+            facts.traced,
+        )
+        wire = Wire(self.transport, self._hang_up, self._answered, http11=facts.http11)
+        wire.keep_alive = facts.http11 and parser.should_keep_alive()
+        wire.head_only = way.method == "HEAD"
+        wire.expects_continue = facts.expects_continue
+        turn = self._turn = Turn(wire, incoming, way, self.since)
         self.phase = Phase.BODY
-        turn.error = self._refusal(turn)
+        turn.error = self._too_large() if facts.length > self.plane.max_body else way.error
+        self._queue(turn)
+
+    def _queue(self, turn: Turn) -> None:
+        """Let the turn come when those before it are answered."""
+        self.plane.accepted += 1
         before, self.cycle = self.cycle, cast(Any, turn)
         self._turns.append(turn)
         if before is not None and not before.response_complete:
             self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
             if len(self.pipeline) >= PIPELINE_MOST:
                 self.flow.pause_reading()
-        else:
-            self._welcome(turn)
+        elif turn.error is not None:
+            self._begin(turn)
+        elif turn.wire.expects_continue:
+            turn.wire.go_on()
 
     def on_body(self, body: bytes) -> None:
         turn = self._turn
@@ -254,26 +274,24 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _first(self, turn: Turn) -> bool:
         """Whether nothing before it is unanswered."""
-        return not any(cast(Any, cycle) is turn for cycle, _ in self.pipeline)
+        return not self.pipeline or not any(cast(Any, cycle) is turn for cycle, _ in self.pipeline)
 
     def _begin(self, turn: Turn) -> None:
-        if turn.answering is not None or turn.wire.complete:
+        wire = turn.wire
+        if turn.answering is not None or wire.complete:
             return
-        error, wire = turn.error, turn.wire
+        error = turn.error
         if error is not None:
             if not turn.received:
                 wire.keep_alive = False
             turn.body.clear()
             wire.answer(error.status, error.response_headers(), error.body())
-            return
-        if self.plane.models.owns(turn.incoming.path):
-            listing = ListingCall(self.plane, turn.incoming, wire)
-            turn.answering = listing
+        elif turn.way.lists:
+            listing = turn.answering = ListingCall(self.plane, turn.incoming, wire)
             listing.begin()
-            return
-        call = Call(self.plane, turn.incoming, turn.found, wire)
-        turn.answering = call
-        call.begin(turn.whole())
+        else:
+            call = turn.answering = Call(self.plane, turn.incoming, turn.way.found, wire)
+            call.begin(turn.whole())
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """The turn of a request that had to wait for those before it."""
@@ -349,43 +367,19 @@ class EdgeProtocol(HttpToolsProtocol):
         turn = self._turn if self._turn is not None and not self._turn.received else None
         if turn is None:
             wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
-            turn = Turn(wire, Incoming("", "", "", "", (), ""), [], self.loop.time())
-            before, self.cycle = self.cycle, cast(Any, turn)
-            self._turns.append(turn)
-            if before is not None and not before.response_complete:
-                self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
+            turn = Turn(wire, _NOTHING, _NOWHERE, self.since)
+            turn.error = ApiError(error.status, "bad_request", str(error))
+            self.phase = Phase.BODY
+            wire.keep_alive = False
+            self._queue(turn)
+            return
         turn.error = ApiError(error.status, "bad_request", str(error))
         turn.wire.keep_alive = False
         self.phase = Phase.BODY  # so that what is still on its way is waited for
         self._welcome(turn)
 
-    # --- refusals -----------------------------------------------------------------------------------------------
-
-    def _refusal(self, turn: Turn) -> ApiError | None:
-        """Why the request need not be looked at."""
-        incoming = turn.incoming
-        if self.plane.models.owns(incoming.path):
-            return None
-        if not turn.found:
-            return ApiError(404, "unknown_path", f"no interface serves {incoming.path[:200]}")
-        found = [one for one in turn.found if one.endpoint.method == incoming.method]
-        if not found:
-            methods = ", ".join(sorted({one.endpoint.method for one in turn.found}))
-            message = f"{incoming.path} takes {methods}, not {incoming.method}"
-            return ApiError(405, "method_not_allowed", message, headers=((b"allow", methods.encode()),))
-        turn.found = found
-        declared = _length(incoming.headers)
-        return self._too_large() if declared > self.plane.max_body else None
-
     def _too_large(self) -> ApiError:
         return ApiError(413, "body_too_large", f"the body is larger than {self.plane.max_body} bytes")
-
-
-def _length(headers: tuple[Pair, ...]) -> int:
-    for name, value in headers:
-        if len(name) == 14 and name.lower() == b"content-length":
-            return int(value)
-    return 0
 
 
 def _ignore(_: Wire) -> None:

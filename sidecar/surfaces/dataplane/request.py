@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plugin_sdk.messages import RawHeaders
 from sidecar.control.leases import Target
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.upstream import HOP_BY_HOP, Pair, kept
 
 # Of the client's connection or identity: they do not concern the upstream, which gets its own.
 _OURS = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
-_DROPPED = HOP_BY_HOP | _OURS
-_PLAIN = _DROPPED | {b"accept-encoding"}
+DROPPED = HOP_BY_HOP | _OURS  # of the headers that come in
 
 
-def headers_for(target: Target, headers: Iterable[Pair], *, plain: bool) -> list[Pair]:
-    """The client's headers without what was meant for the sidecar, with the upstream's own key.
-
-    plain: the answer must not be encoded.
-    """
-    found = kept(headers, _PLAIN if plain else _DROPPED)
+def headers_for(target: Target, passed_on: list[Pair], *, plain: bool) -> list[Pair]:
+    """The headers that are passed on, with the upstream's own key. plain: the answer must not be encoded."""
+    if not plain and target.api_key is None:
+        return passed_on
+    found = [pair for pair in passed_on if pair[0].lower() != b"accept-encoding"] if plain else list(passed_on)
     if plain:
         found.append((b"accept-encoding", b"identity"))
     if target.api_key is not None:
@@ -28,7 +25,12 @@ def headers_for(target: Target, headers: Iterable[Pair], *, plain: bool) -> list
     return found
 
 
-def written(method: str, path: str, origin: Origin, headers: RawHeaders | list[Pair], body: bytes) -> bytes:
+def passed_on(headers: Iterable[Pair]) -> list[Pair]:
+    """The client's headers without what was meant for the sidecar."""
+    return kept(headers, DROPPED)
+
+
+def written(method: str, path: str, origin: Origin, headers: Iterable[Pair], body: bytes) -> bytes:
     """The bytes of a request. path: with the query. Header names and values must come from a strict parser."""
     lines = [f"{method} {path} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.host_header, b"\r\n"]
     for name, value in headers:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.incoming import Found, Incoming
+from sidecar.surfaces.dataplane.incoming import Incoming
+from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.wire import Wire
 
 
@@ -37,15 +38,15 @@ class Turn:
     without a look at it.
     """
 
-    __slots__ = ("answering", "began", "body", "disconnected", "error", "found", "incoming", "received", "size", "wire")
+    __slots__ = ("answering", "began", "body", "disconnected", "error", "incoming", "received", "size", "way", "wire")
 
     message_event = _NoEvent()
 
-    def __init__(self, wire: Wire, incoming: Incoming, found: list[Found], began: float) -> None:
+    def __init__(self, wire: Wire, incoming: Incoming, way: Way, began: float) -> None:
         self.began = began
         self.wire = wire
         self.incoming = incoming
-        self.found = found
+        self.way = way
         self.body: list[bytes] = []
         self.size = 0
         self.received = False
