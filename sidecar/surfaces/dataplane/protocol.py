@@ -74,9 +74,8 @@ class EdgeProtocol(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.since = self.loop.time()
         if not self.plane.connected(self):
-            error = ApiError(
-                503, "too_many_connections", "the sidecar has as many connections as it may (max_connections)"
-            )
+            message = "the sidecar has as many connections as it may (max_connections)"
+            error = ApiError(503, "too_many_connections", message, retry_after_s=1.0)
             self._deaf = True
             wire = Wire(self.transport, self._hang_up, _ignore, http11=True)
             wire.keep_alive = False
