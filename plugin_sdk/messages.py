@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -24,28 +24,38 @@ class Headers:
     raw: RawHeaders
 
     def __init__(self, raw: RawHeaders = ()) -> None:
-        object.__setattr__(self, "raw", raw)
+        _set_raw(self, raw)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("headers cannot be changed: make new ones")
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of `name`, or `default`."""
-        return next(self._values(name), default)
+        value = _first(self.raw, name.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
 
     def get_all(self, name: str) -> list[str]:
         """Every value of `name`, in order."""
-        return list(self._values(name))
+        wanted = name.lower().encode("latin-1")
+        return [value.decode("latin-1") for key, value in self.raw if key.lower() == wanted]
 
     def __contains__(self, name: str) -> bool:
-        return any(True for _ in self._values(name))
+        return _first(self.raw, name.lower().encode("latin-1")) is not None
 
     def __repr__(self) -> str:
         return f"Headers({[name.decode('latin-1') for name, _ in self.raw]})"  # values may be secrets
 
-    def _values(self, name: str) -> Iterator[str]:
-        wanted = name.lower().encode("latin-1")
-        return (value.decode("latin-1") for key, value in self.raw if key.lower() == wanted)
+
+_set_raw = Headers.__dict__["raw"].__set__  # one is made for every request, and this is the quickest way
+
+
+def _first(raw: RawHeaders, wanted: bytes) -> bytes | None:
+    """The first value of a name in lower case."""
+    length = len(wanted)
+    for name, value in raw:
+        if len(name) == length and name.lower() == wanted:
+            return value
+    return None
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -93,8 +103,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bearer_token(self) -> str:
         """The token of `Authorization: Bearer` (RFC 6750), or of Anthropic's `x-api-key`; "" without either."""
-        scheme, _, token = self.headers.get("authorization").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
+        scheme, _, token = (_first(self.headers.raw, b"authorization") or b"").partition(b" ")
+        found = token.strip() if scheme.lower() == b"bearer" else _first(self.headers.raw, b"x-api-key")
+        return found.decode("latin-1") if found else ""
 
 
 def amended(request: Request, changed: Request) -> Request:
