@@ -78,7 +78,8 @@ class StaticKeys(Auth[Settings]):
 
     Keys are random and long, so a plain hash is enough (there is nothing to guess). What is looked up is that hash
     mixed with a secret of this process: so the answer's timing tells nothing about the hashes that there are, and does
-    not grow with their number.
+    not grow with their number. That is done once for each key: those that were let in are remembered as they came, so
+    there are never more of them than keys, and forgotten when the file changes.
     """
 
     async def open(self) -> None:
@@ -87,6 +88,8 @@ class StaticKeys(Auth[Settings]):
             self._blind(bytes.fromhex(text[7:])): _entry(Key(key) if isinstance(key, str) else key)
             for text, key in self.config.keys.items()
         }
+        self._let_in: dict[str, Entry] = {}
+        self._filed: dict[bytes, Entry] = {}  # what the file said when they were
         self._file: WatchedFile[dict[bytes, Entry]] | None = None
         if self.config.file:
             self._file = WatchedFile(self.config.file, self._parse, self.config.recheck, self.log)
@@ -103,16 +106,24 @@ class StaticKeys(Auth[Settings]):
         token = request.bearer_token
         if not token:
             raise Reject(401, "no API key was given: send it as `Authorization: Bearer KEY`", code="missing_api_key")
-        blinded = self._blind(hashlib.sha256(token.encode("latin-1", "replace")).digest())
-        entry = self._inline.get(blinded) or (self._file.value.get(blinded) if self._file else None)
-        if entry is None:
-            raise Reject(401, "the API key is not known", code="invalid_api_key")
+        if self._file is not None and self._file.value is not self._filed:
+            self._filed, self._let_in = self._file.value, {}
+        entry = self._let_in.get(token) or self._found(token)
         if entry.expires_s is not None and time.time() >= entry.expires_s:
             day = datetime.datetime.fromtimestamp(entry.expires_s - DAY_S, datetime.UTC).date()
             raise Reject(401, f"the API key has expired: its last day was {day}", code="expired_api_key")
         if entry.models is not None:
             check_model(request, entry.models, entry.principal.id)
         return entry.principal
+
+    def _found(self, token: str) -> Entry:
+        """What there is of a key that was not seen before. Raises Reject."""
+        blinded = self._blind(hashlib.sha256(token.encode("latin-1", "replace")).digest())
+        entry = self._inline.get(blinded) or self._filed.get(blinded)
+        if entry is None:
+            raise Reject(401, "the API key is not known", code="invalid_api_key")
+        self._let_in[token] = entry
+        return entry
 
     def _blind(self, digest: bytes) -> bytes:
         return hmac.digest(self._secret, digest, "sha256")

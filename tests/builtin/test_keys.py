@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -175,6 +176,25 @@ async def test_a_key_is_good_until_the_end_of_its_last_day() -> None:
     assert str(TODAY - DAY) in refused.value.message
 
 
+async def test_a_key_that_was_let_in_before_expires_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = await opened(keys={hashed("sk-a"): {"principal": "a", "expires": TODAY, "models": ["qwen"]}})
+    assert keys.authenticate(bearer("sk-a", "qwen")).id == "a"
+    with pytest.raises(Reject, match="may not use"):
+        keys.authenticate(bearer("sk-a", "mistral"))
+    tomorrow = time.time() + DAY.total_seconds()
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    with pytest.raises(Reject, match="has expired"):
+        keys.authenticate(bearer("sk-a", "qwen"))
+
+
+async def test_only_keys_that_exist_are_remembered() -> None:
+    keys = await opened(keys={hashed("sk-a"): "team-a"})
+    for number in range(100):
+        assert not admitted(keys, f"sk-guess-{number}")
+    assert admitted(keys, "sk-a")
+    assert list(keys._let_in) == ["sk-a"]
+
+
 # --- keys in a file -------------------------------------------------------------------------------------------------
 
 FILE = f"""\
@@ -239,6 +259,22 @@ async def test_a_changed_file_is_read_again(filed: StaticKeys, file: Path) -> No
     await until(lambda: admitted(filed, "sk-new"), "the new key is let in")
     assert not admitted(filed, "sk-a")
     assert admitted(filed, "sk-c")
+
+
+async def test_a_key_that_was_let_in_before_is_refused_once_it_has_left_the_file(filed: StaticKeys, file: Path) -> None:
+    assert all(admitted(filed, "sk-b") for _ in range(3))
+    replaced(file, f"{hashed('sk-new')} team-n\n")
+    await until(lambda: not admitted(filed, "sk-b"), "the old key is refused")
+    assert admitted(filed, "sk-new")
+
+
+async def test_a_key_that_was_let_in_before_gets_what_the_file_says_of_it_now(filed: StaticKeys, file: Path) -> None:
+    assert filed.authenticate(bearer("sk-b", "mistral")) == Principal("team-b")
+    replaced(file, f"{hashed('sk-b')} team-b models=qwen tier=gold\n")
+    may = Principal("team-b", {"tier": "gold", "models": ("qwen",)})
+    await until(lambda: filed.authenticate(bearer("sk-b", "qwen")) == may, "the new line holds")
+    with pytest.raises(Reject, match="may not use"):
+        filed.authenticate(bearer("sk-b", "mistral"))
 
 
 async def test_two_changes_within_one_tick_of_the_clock_are_both_seen(filed: StaticKeys, file: Path) -> None:
