@@ -6,6 +6,7 @@ Everything here is synchronous and runs on the event loop, so that a check and w
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import re
@@ -69,6 +70,7 @@ class Fleet:
         self.failures: dict[tuple[str, str], Failure] = {}  # by model and variant
         self.externals: dict[tuple[str, str, str], ExternalServer] = {}
         self.external_in_flight: Counter[tuple[str, str]] = Counter()  # by model and variant
+        self._external_targets: dict[tuple[str, str], tuple[Variant, Target]] = {}
         self.auto_started: set[str] = set()
         self.moving: dict[str, float] = {}  # stopped only to be started anew, until when that is worth it
         self.transitions = 0
@@ -308,22 +310,16 @@ class Fleet:
     def external_lease(self, model: str, variant: Variant) -> Lease:
         """A lease that holds nothing back, and is counted: what somebody else runs is never stopped."""
         key = (model, variant.name)
-        self.external_in_flight[key] += 1
+        self.external_in_flight[key] = self.external_in_flight.get(key, 0) + 1
+        known = self._external_targets.get(key)
+        if known is None or known[0] is not variant:
+            known = self._external_targets[key] = (variant, _external_target(model, variant))
+        return Lease(None, known[1], self.released, functools.partial(self._given_back, key))
 
-        def given_back() -> None:
-            self.external_in_flight[key] -= 1
-            if not self.external_in_flight[key]:
-                del self.external_in_flight[key]
-
-        target = Target(
-            model=model,
-            variant=variant.name,
-            base_url=variant.url.rstrip("/"),
-            upstream_model=variant.model_name or model,
-            origin="external",
-            api_key=variant.api_key,
-        )
-        return Lease(None, target, self.released, given_back)
+    def _given_back(self, key: tuple[str, str]) -> None:
+        left = self.external_in_flight.pop(key) - 1
+        if left:
+            self.external_in_flight[key] = left
 
     def _waiters(self, model: str) -> list[asyncio.Future[Lease]]:
         waiters = self.waiting.pop(model, None)
@@ -391,3 +387,14 @@ def _closing() -> RefusedError:
 def code_of(reason: str) -> str:
     """The `code` that programs get for a condition's reason: `LoadTimeout` becomes `load_timeout`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
+
+
+def _external_target(model: str, variant: Variant) -> Target:
+    return Target(
+        model=model,
+        variant=variant.name,
+        base_url=variant.url.rstrip("/"),
+        upstream_model=variant.model_name or model,
+        origin="external",
+        api_key=variant.api_key,
+    )

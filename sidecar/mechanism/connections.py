@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 import httptools
 
+from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
 
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
@@ -21,6 +22,8 @@ HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
 _TCP_INFO_BYTES = 128
 _BYTES_ACKED = slice(120, 128)  # struct tcp_info, tcpi_bytes_acked (linux/tcp.h)
 _HEAD_END = b"\r\n\r\n"
+_LOOKED_AT = (HOP_BY_HOP - {b"trailer"}) | {b"content-length", b"content-type"}
+_PLAIN = (b"close,", b"keep-alive,")  # which name no other headers
 
 
 class UpstreamError(Exception):
@@ -85,7 +88,8 @@ class Keeper(Protocol):
 class Connection(asyncio.Protocol):
     """One connection, one exchange at a time.
 
-    status, reason, headers, framing: of the latest answer, once `on_head` was called.
+    status, reason, headers, content_type (in lower case), framing: of the latest answer, once `on_head` was called.
+    passed_on: the headers that are not of this connection alone, and those that tell of the framing.
     """
 
     def __init__(self, pool: Keeper, origin: Origin) -> None:
@@ -94,6 +98,8 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        self.passed_on: list[tuple[bytes, bytes]] = []
+        self.content_type = b""
         self.framing = Framing.NONE
         self._pool = pool
         self._loop = asyncio.get_running_loop()
@@ -376,29 +382,39 @@ class Connection(asyncio.Protocol):
                 self._listener.on_interim(status, reason, headers)
             return
         self.status, self.reason, self.headers = status, reason, headers
-        self.framing = self._framed(status, headers)
+        self.framing = self._read_head(status, headers)
         self._headed = True
         if self._bodiless:
             self._ended = True
 
-    def _framed(self, status: int, headers: list[tuple[bytes, bytes]]) -> Framing:
+    def _read_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> Framing:
+        """How the end of the body is told; what else matters of the headers is noted, and which are passed on."""
+        framing, named, passed_on = Framing.CLOSE, b"", []
+        self.content_type = b""
+        for pair in headers:
+            name = pair[0].lower()
+            if name not in _LOOKED_AT:
+                passed_on.append(pair)
+            elif name == b"content-length":
+                passed_on.append(pair)
+                self._left = int(pair[1])
+                framing = Framing.LENGTH
+            elif name == b"content-type":
+                passed_on.append(pair)
+                self.content_type = pair[1].lower()
+            elif name == b"transfer-encoding":
+                passed_on.append(pair)
+                if framing is Framing.CHUNKED or pair[1].strip(b" \t").lower() != b"chunked":
+                    self._unfit = "it uses a transfer coding that is not understood"
+                framing = Framing.CHUNKED
+            elif name == b"connection":
+                named += pair[1].lower() + b","
+        self.passed_on = _without(passed_on, named) if named and named not in _PLAIN else passed_on
         if status == 101:
             if not self._upgrade:
                 self._unfit = "it switched to another protocol, which nobody asked for"
             return Framing.TUNNEL
-        if self._bodiless or status in (204, 304):
-            return Framing.NONE
-        framing = Framing.CLOSE
-        for name, value in headers:
-            lower = name.lower()
-            if lower == b"transfer-encoding":
-                if framing is Framing.CHUNKED or value.strip(b" \t").lower() != b"chunked":
-                    self._unfit = "it uses a transfer coding that is not understood"
-                framing = Framing.CHUNKED
-            elif lower == b"content-length":
-                self._left = int(value)
-                framing = Framing.LENGTH
-        return framing
+        return Framing.NONE if self._bodiless or status in (204, 304) else framing
 
     def _on_complete(self) -> None:
         if self._headed:
@@ -483,3 +499,9 @@ class _Piecewise(_Parsing):
             return b""
         self._pieces = []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _without(headers: list[tuple[bytes, bytes]], named: bytes) -> list[tuple[bytes, bytes]]:
+    """Without those that Connection names (RFC 9110, 7.6.1)."""
+    names = {token.strip() for token in named.split(b",")}
+    return [pair for pair in headers if pair[0].lower() not in names]

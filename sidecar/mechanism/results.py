@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from plugin_sdk import Event, Headers, ModelInfo, Principal, Reject, Request, Response, Secret, Target, Usage
 from plugin_sdk.messages import RawHeaders
 from plugin_sdk.sse import written
-from sidecar.mechanism.upstream import HOP_BY_HOP
+from sidecar.mechanism import origins
+from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 
 MOST_BYTES = 64 * 2**20  # that one call may return
 MOST_EVENTS = 10_000
@@ -26,7 +26,6 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: names o
 _NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
 _PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
-_URL = re.compile(r"[\x21-\x22\x24-\x3e\x40-\x7e]*")  # as _PATH; urlsplit would take line breaks out unasked
 _FRAMING = HOP_BY_HOP | {b"content-length"}  # what says where a body ends is for whoever sends it to say
 
 
@@ -88,12 +87,11 @@ def target(result: Any) -> Target:
         if result.timeout_s <= 0:
             raise ValueError(f"expected a timeout_s above 0, got {result.timeout_s}")
     _check_key(result.api_key)
-    if not _URL.fullmatch(result.base_url):
-        raise ValueError(f"expected a base_url without spaces, line breaks, ? and #, got {result.base_url!r:.200}")
-    parts = urlsplit(result.base_url)
-    _ = parts.port  # raises ValueError
-    if result.base_url and (parts.scheme not in ("http", "https") or not parts.hostname):
-        raise ValueError(f'expected a base_url "http://HOST:PORT" or "https://HOST", got "{result.base_url}"')
+    if result.base_url:
+        try:
+            origins.check(result.base_url)
+        except ValueError as error:
+            raise ValueError(f"the base_url of a Target leads nowhere: {error}") from None
     return result
 
 

@@ -8,19 +8,16 @@ import httpx
 
 from plugin_sdk import Reply
 from plugin_sdk.messages import RawHeaders
+from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
+from sidecar.mechanism.origins import Origin, socket_of
 from sidecar.mechanism.pool import Pool
 
 Pair = tuple[bytes, bytes]
 
 PROBE_S = 5.0
 
-# RFC 9110, 7.6.1: these speak of one connection, not of the message; Connection itself may name more.
-HOP_BY_HOP = frozenset(
-    (
-        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
-        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
-    )
-)
+# A probe's connection is not kept: the next one may find another server on the port.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
 _PLAIN = frozenset(
@@ -33,18 +30,26 @@ class Client:
 
     def __init__(self) -> None:
         self.pool = Pool()
-        # A probe's connection is not kept: the next one may find another server on the port.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._http = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False)
+        self._http = httpx.AsyncClient(limits=_LIMITS, trust_env=False, follow_redirects=False)
+        self._sockets: dict[str, httpx.AsyncClient] = {}  # by path
 
     def probe(self, base_url: str, headers: RawHeaders = ()) -> ProbeUpstream:
         """The server at `base_url`, as an interface's `ready` sees it."""
-        return ProbeUpstream(self._http, base_url, headers)
+        path = socket_of(base_url)
+        return ProbeUpstream(self._over(path) if path else self._http, base_url, headers)
 
     async def close(self) -> None:
         """Close all connections."""
         self.pool.close()
-        await self._http.aclose()
+        for http in (self._http, *self._sockets.values()):
+            await http.aclose()
+
+    def _over(self, path: str) -> httpx.AsyncClient:
+        http = self._sockets.get(path)
+        if http is None:
+            transport = httpx.AsyncHTTPTransport(uds=path, limits=_LIMITS)
+            http = self._sockets[path] = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+        return http
 
 
 class ProbeUpstream:
@@ -63,12 +68,13 @@ class ProbeUpstream:
 
     async def _send(self, method: str, path: str, body: bytes | None) -> Reply:
         headers = [*self._headers, *([(b"content-type", b"application/json")] if body is not None else [])]
-        request = httpx.Request(method, self._base_url + path, headers=headers, content=body)
+        base_url = "http://localhost" if socket_of(self._base_url) else self._base_url
+        request = httpx.Request(method, base_url + path, headers=headers, content=body)
         request.extensions["timeout"] = httpx.Timeout(PROBE_S).as_dict()
         try:
             response = await self._http.send(request)
         except httpx.HTTPError as error:
-            raise OSError(f"{_origin(self._base_url)} does not answer: {_reason(error)}") from error
+            raise OSError(f"{Origin.of(self._base_url)} does not answer: {_reason(error)}") from error
         return Reply(response.status_code, response.content)
 
 
@@ -90,11 +96,6 @@ def kept(headers: Iterable[Pair], dropped: frozenset[bytes]) -> list[Pair]:
     if named - _PLAIN:
         return [pair for pair in found if pair[0].lower() not in named]
     return found
-
-
-def _origin(url: str) -> str:
-    parts = httpx.URL(url)
-    return f"{parts.scheme}://{parts.netloc.decode()}"
 
 
 def _reason(error: Exception) -> str:

@@ -5,8 +5,8 @@ RFC 9112 (HTTP/1.1), 11.2: a message that is passed on must mean the same to eve
 
 from __future__ import annotations
 
-import enum
 import re
+from collections.abc import Callable
 
 import httptools
 
@@ -69,12 +69,11 @@ def read(version: str, headers: list[Pair]) -> Facts:
     for index, pair in enumerate(headers):
         if pair[1][-1:] in _SPACES:
             pair = headers[index] = (pair[0], pair[1].rstrip(b" \t"))  # noqa: PLW2901 - from here on without it
-        name = pair[0].lower()
-        kind = _KINDS.get(name)
-        if kind is None:
+        note = _NOTES.get(pair[0].lower())
+        if note is None:
             passed_on.append(pair)
-        elif kind is not _Kind.DROPPED:
-            kind.note(facts, pair)
+        else:
+            note(facts, pair)
     if facts.hosts > 1 or (facts.http11 and not facts.hosts):
         raise BadRequestError(400, "expected one Host header")  # RFC 9112, 3.2
     if facts.named and facts.named.lower() not in _PLAIN:
@@ -157,43 +156,22 @@ def _upgrade(facts: Facts, pair: Pair) -> None:
     facts.upgrade = pair[1].lower()
 
 
-class _Kind(enum.Enum):
-    """Headers that mean something here; all others are passed on."""
-
-    HOST = enum.auto()
-    CONNECTION = enum.auto()
-    DROPPED = enum.auto()
-    CODING = enum.auto()
-    EXPECT = enum.auto()
-    LENGTH = enum.auto()
-    TYPE = enum.auto()
-    TRACED = enum.auto()
-    UPGRADE = enum.auto()
-
-    def note(self, facts: Facts, pair: Pair) -> None:
-        """Take note of a header of this kind."""
-        _NOTES[self](facts, pair)
+def _nothing(_facts: Facts, _pair: Pair) -> None:
+    """It is not passed on, and says nothing here."""
 
 
-_NOTES = {
-    _Kind.HOST: _host,
-    _Kind.CONNECTION: _connection,
-    _Kind.CODING: _coding,
-    _Kind.EXPECT: _expect,
-    _Kind.LENGTH: _length,
-    _Kind.TYPE: _content_type,
-    _Kind.TRACED: _traced,
-    _Kind.UPGRADE: _upgrade,
-}
-_KINDS = dict.fromkeys(DROPPED, _Kind.DROPPED) | {
-    b"host": _Kind.HOST,
-    b"connection": _Kind.CONNECTION,
-    b"transfer-encoding": _Kind.CODING,
-    b"expect": _Kind.EXPECT,
-    b"content-length": _Kind.LENGTH,
-    b"content-type": _Kind.TYPE,
-    b"traceparent": _Kind.TRACED,
-    b"upgrade": _Kind.UPGRADE,
+_Note = Callable[[Facts, Pair], None]
+
+# What to do with a header; all others are passed on.
+_NOTES: dict[bytes, _Note] = dict.fromkeys(DROPPED, _nothing) | {
+    b"host": _host,
+    b"connection": _connection,
+    b"transfer-encoding": _coding,
+    b"expect": _expect,
+    b"content-length": _length,
+    b"content-type": _content_type,
+    b"traceparent": _traced,
+    b"upgrade": _upgrade,
 }
 _SPACES = (b" ", b"\t")
 _PLAIN = frozenset((b",close", b",keep-alive"))  # which name no other headers

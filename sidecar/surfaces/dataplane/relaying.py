@@ -20,7 +20,8 @@ from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.connections import Connection, Framing, UpstreamError
 from sidecar.mechanism.filters import Passage
-from sidecar.mechanism.upstream import HOP_BY_HOP, Pair, kept
+from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
+from sidecar.mechanism.upstream import Pair, kept
 from sidecar.surfaces.dataplane.errors import error_body
 from sidecar.surfaces.dataplane.response import EVENT_STREAM, Response, framed_as, unframed
 from sidecar.surfaces.dataplane.tail import Tail
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 ERROR_BYTES = 64 * 1024  # of a server's error, when it has to go into an event
 QUEUE_BYTES = 256 * 1024  # of an answer, waiting for filters
 FILL_BYTES = 64 * 1024  # to end a chunk in which a server died
-
-_FRAMED = HOP_BY_HOP - {b"transfer-encoding", b"trailer"}  # dropped where the framing stays as it is
 
 
 class Owner(Protocol):
@@ -58,13 +57,14 @@ class Owner(Protocol):
         ...
 
 
-class Answered(msgspec.Struct, frozen=True):
+class Answered(msgspec.Struct, frozen=True, gc=False):
     """The head of an answer, kept: the connection may be on its next one before the filters have seen it."""
 
     status: int
     reason: bytes
-    headers: tuple[Pair, ...]
+    headers: list[Pair]
     framing: Framing
+    streamed: bool
 
     def header(self, wanted: bytes) -> bytes:
         """The value of a header in lower case, b"" without it."""
@@ -135,10 +135,11 @@ class Relaying:
             return
         owner.headed(answer.status)
         passage = self._passage
+        streamed = answer.content_type.startswith(EVENT_STREAM)
+        answered = Answered(answer.status, answer.reason, answer.passed_on, answer.framing, streamed)
         if passage is None and not self._response.begun:
-            self._start(answer.status, answer.reason, answer.headers, answer.framing)
+            self._start(answered)
             return
-        answered = Answered(answer.status, answer.reason, tuple(answer.headers), answer.framing)
         if self._response.begun and not _can_follow(answered):
             self._fall_short(answered)
         elif passage is None:
@@ -193,42 +194,40 @@ class Relaying:
 
     # --- passing on ---------------------------------------------------------------------------------------------
 
-    def _start(self, status: int, reason: bytes, headers: list[Pair], framing: Framing) -> None:
+    def _start(self, answered: Answered) -> None:
         """The head as it came, and then the body in its own framing if the client can take it."""
-        response = self._response
-        response.status = status
-        streamed = _is_stream(headers)
-        as_it_comes = framing in (Framing.LENGTH, Framing.NONE) or (framing is Framing.CHUNKED and not self.pieces)
-        if self.pieces and self._withheld is not None:
-            as_it_comes = framing is Framing.NONE
+        response, framing, headers = self._response, answered.framing, answered.headers
+        response.status = answered.status
+        whole = framing is Framing.LENGTH and self._withheld is None
+        as_it_comes = whole or framing is Framing.NONE or (framing is Framing.CHUNKED and not self.pieces)
+        streamed = answered.streamed
         response.tail = Tail(streamed)
-        response.chunked = as_it_comes and framing is Framing.CHUNKED
-        if as_it_comes:
-            self._verbatim = self._withheld is None or framing is Framing.NONE
-            if streamed and framing is Framing.CHUNKED:
+        if not as_it_comes:
+            response.start(answered.status, answered.reason, unframed(headers), response.framed())
+            return
+        self._verbatim = True
+        if framing is Framing.CHUNKED:
+            response.chunked = True
+            if streamed:
                 self._position = ChunkPosition()
-            response.start(status, reason, kept(headers, _FRAMED), Sending.AS_IT_COMES)
-        else:
-            response.start(status, reason, unframed(kept(headers, HOP_BY_HOP)), response.framed())
+        response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES)
 
     async def _head_through(self, passage: Passage, answered: Answered) -> None:
         response = self._response
-        streamed = answered.header(b"content-type").startswith(EVENT_STREAM)
-        original = Headers(tuple(kept(answered.headers, HOP_BY_HOP)))
+        original = Headers(tuple(pair for pair in answered.headers if pair[0].lower() not in HOP_BY_HOP))
         encoding = answered.header(b"content-encoding")
-        came = Head(status=answered.status, headers=original, streamed=streamed)
+        came = Head(status=answered.status, headers=original, streamed=answered.streamed)
         head = await passage.response(came, "" if encoding == b"identity" else encoding.decode("latin-1"))
         response.status = head.status
         if response.begun:
             return
-        response.tail = Tail(streamed)
-        if not passage.sees_body and self._withheld is None:
-            headers = (
-                list(answered.headers) if head.headers is original else framed_as(answered.headers, head.headers.raw)
-            )
-            self._start(
-                head.status, answered.reason if head.status == answered.status else b"", headers, answered.framing
-            )
+        response.tail = Tail(answered.streamed)
+        if not passage.sees_body:
+            if head is not came:
+                headers = framed_as(answered.headers, head.headers.raw)
+                reason = answered.reason if head.status == answered.status else b""
+                answered = Answered(head.status, reason, headers, answered.framing, answered.streamed)
+            self._start(answered)
         elif passage.holds:
             self._given = head
         else:
@@ -363,14 +362,7 @@ class Steps:
             failed(error)
 
 
-def _is_stream(headers: list[Pair]) -> bool:
-    for name, value in headers:
-        if len(name) == 12 and name.lower() == b"content-type":
-            return value.lower().startswith(EVENT_STREAM)
-    return False
-
-
 def _can_follow(answered: Answered) -> bool:
     """Whether the body continues an event stream whose head said nothing of an encoding."""
     encoded = answered.header(b"content-encoding") not in (b"", b"identity")
-    return answered.status < 300 and not encoded and answered.header(b"content-type").startswith(EVENT_STREAM)
+    return answered.status < 300 and not encoded and answered.streamed

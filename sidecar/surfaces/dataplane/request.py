@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sidecar.control.leases import Target
+from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
-from sidecar.mechanism.upstream import HOP_BY_HOP, Pair, kept
+from sidecar.mechanism.upstream import Pair, kept
 
 # Of the client's connection or identity: they do not concern the upstream, which gets its own.
 _OURS = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
@@ -32,7 +33,7 @@ def passed_on(headers: Iterable[Pair]) -> list[Pair]:
 
 def written(method: str, path: str, origin: Origin, headers: Iterable[Pair], body: bytes) -> bytes:
     """The bytes of a request. path: with the query. Header names and values must come from a strict parser."""
-    lines = [f"{method} {path} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.host_header, b"\r\n"]
+    lines = [f"{method} {origin.prefix}{path} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.host_header, b"\r\n"]
     for name, value in headers:
         lines += (name, b": ", value, b"\r\n")
     if body or method not in ("GET", "HEAD", "OPTIONS"):

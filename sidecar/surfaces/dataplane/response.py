@@ -8,8 +8,9 @@ from plugin_sdk import End
 from plugin_sdk import Response as Head
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.clock import Clock
+from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.modes import Mode
-from sidecar.mechanism.upstream import HOP_BY_HOP, Pair
+from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.tail import Tail
 from sidecar.surfaces.dataplane.wire import Sending, Wire

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import http
 import socket
 import struct
@@ -84,7 +85,7 @@ class Wire:
         """Write the head. Names and values must be free of line breaks."""
         self.begun = True
         self._sending = sending
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))]
+        lines = [_status_line(status, reason)]
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
         if sending is Sending.CHUNKED:
@@ -169,3 +170,8 @@ class Wire:
     def gone(self) -> None:
         """The client has left: whoever waits for it need not."""
         self.pause(False)
+
+
+@functools.lru_cache(maxsize=256)
+def _status_line(status: int, reason: bytes) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
