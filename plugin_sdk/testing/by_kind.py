@@ -250,7 +250,11 @@ async def _target_of(live: Live, request: Request, targets: tuple[Target, ...]) 
         raise raised(f"resolve with {len(targets)} targets", error, remedy) from error
     if target is not None and not isinstance(target, Target):
         raise Fault(f"resolve gave a {type(target).__name__}: return one of the targets, a Target of your own, or None")
-    if target is not None and target not in targets and not target.base_url.startswith(("http://", "https://")):
+    if (
+        target is not None
+        and target not in targets
+        and not target.base_url.startswith(("http://", "https://", "unix:/"))
+    ):
         raise Fault(
             f'resolve gave a target of its own with the base_url "{target.base_url}": it needs "http://HOST:PORT"'
         )

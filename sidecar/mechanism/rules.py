@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from plugin_sdk import Filter, Interface
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PortRange, Settings, Variant
 from sidecar.core.names import did_you_mean, listed
-from sidecar.mechanism import placeholders
+from sidecar.mechanism import origins, placeholders
 from sidecar.mechanism.filters import unfit
 from sidecar.mechanism.instance import on_error_of
 from sidecar.mechanism.places import Path as Place
@@ -303,15 +302,10 @@ def _check_weight(variant: Variant) -> Iterator[Fault]:
 
 def _check_url(url: str) -> Iterator[Fault]:
     try:
-        parts = urlsplit(url)
-        _ = parts.port
+        origins.check(url)
     except ValueError as error:
-        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{url}": {error}')
-        return
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        yield Fault(("url",), f'expected "http://HOST:PORT" or "https://HOST", got "{url}"')
-    elif parts.query or parts.fragment or parts.username:
-        yield Fault(("url",), "expected no query, fragment or credentials; a key goes into api_key")
+        shown = "" if set("@?#") & set(url) else f', got "{url}"'  # there may be a key in it
+        yield Fault(("url",), f"{error}{shown}")
 
 
 def _check_command(variant: Variant) -> Iterator[Fault]:

@@ -8,6 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from threading import Thread
 
 import httpx
 import pytest
@@ -48,10 +53,49 @@ mode = "chat"
 aliases = ["org/chatty"]
 variants = [{{ url = "{url}", model_name = "inner/chat", api_key = {{ env = "UPSTREAM_KEY" }} }}]
 
+[models.socket]
+mode = "chat"
+variants = [{{ url = "unix:{folder}/server.sock" }}]
+
 [models.heard]
 mode = "transcription"
 variants = [{{ url = "{url}", model_name = "whisper/1" }}]
 """
+
+
+class SocketServer(ThreadingMixIn, UnixStreamServer):
+    """A server on a unix socket, which tells what it was asked."""
+
+    daemon_threads = True
+
+    class Handler(BaseHTTPRequestHandler):
+        """One connection."""
+
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(b"{}")
+
+        def do_POST(self) -> None:
+            self._answer(self.rfile.read(int(self.headers["content-length"])))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gives it
+            """Say nothing."""
+
+        def _answer(self, body: bytes) -> None:
+            said = json.dumps({"path": self.path, "host": self.headers["host"], "body": body.decode()}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+
+@contextmanager
+def on_socket(path: Path) -> Iterator[None]:
+    with SocketServer(str(path), SocketServer.Handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield
+        server.shutdown()
 
 
 class Here:
@@ -90,7 +134,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     )
     try:
         env = {"UPSTREAM_KEY": "sk-upstream"}
-        with running(folder, {"sidecar.toml": manifest}, env) as sidecar, sidecar.http() as http:
+        with (
+            on_socket(folder / "server.sock"),
+            running(folder, {"sidecar.toml": manifest}, env) as sidecar,
+            sidecar.http() as http,
+        ):
             yield Here(sidecar, upstream, http)
     finally:
         upstream.stop()
@@ -167,6 +215,14 @@ def test_query_and_body_must_name_the_same_model(here: Here) -> None:
     ]
     for query, body, headers, refusal in cases:
         assert here.refused(here.http.post(path + query, content=body, headers=headers)) == refusal, (query, body)
+
+
+def test_a_server_may_listen_on_a_unix_socket(here: Here) -> None:
+    body = '{"model": "socket"}'
+    answers = [here.http.post("/v1/chat/completions", content=body).json() for _ in range(2)]
+    assert answers == [{"path": "/v1/chat/completions", "host": "localhost", "body": body}] * 2
+    with here.sidecar.client() as client:
+        assert client.models.retrieve("socket").model_dump()["ready"]
 
 
 # --- whatever else a server has -----------------------------------------------------------------------------------
