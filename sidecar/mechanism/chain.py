@@ -19,7 +19,12 @@ __all__ = ["Chain", "Instance", "Routed"]
 
 
 class Chain:
-    """The stages of one model, in the manifest's order."""
+    """The stages of one model, in the manifest's order.
+
+    has_auth, has_route: there is somebody to be asked who is calling, and where a request goes. auth_inline,
+    route_inline: none of them waits for anything. supplies: there may be models that no manifest declares.
+    wants_usage: somebody is told of outcomes.
+    """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         self._auths = [Guard(instance) for instance in instances if instance.kind == "auth"]
@@ -27,6 +32,12 @@ class Chain:
         self._routes = [Router(instance) for instance in instances if instance.kind == "route"]
         self._suppliers = [router for router in self._routes if router.supplies]
         self._filters = [instance for instance in instances if instance.kind == "filter"]
+        self.has_auth = bool(self._auths)
+        self.auth_inline = all(auth.inline for auth in self._auths)
+        self.has_route = bool(self._routes)
+        self.route_inline = all(router.inline for router in self._routes)
+        self.supplies = bool(self._suppliers)
+        self.wants_usage = bool(self._sinks or self._filters or self._routes)
         self._compiled: dict[tuple[str, bool], Filters] = {}
 
     async def authenticate(self, request: Request) -> Principal:
@@ -36,25 +47,12 @@ class Chain:
             principal = await auth(request)
         return principal
 
-    @property
-    def has_auth(self) -> bool:
-        """Whether anybody is asked who they are."""
-        return bool(self._auths)
-
-    @property
-    def auth_inline(self) -> bool:
-        """Whether nobody who is asked who they are has to wait for anything."""
-        return all(auth.inline for auth in self._auths)
-
-    @property
-    def route_inline(self) -> bool:
-        """The same of where a request goes."""
-        return all(router.inline for router in self._routes)
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether anybody is told of outcomes."""
-        return bool(self._sinks or self._filters or self._routes)
+    def authenticate_now(self, request: Request) -> Principal:
+        """The same at once, where `auth_inline`. Raises Reject."""
+        principal = ANONYMOUS
+        for auth in self._auths:
+            principal = auth.now(request)
+        return principal
 
     def passage(self, mode: str, most_bytes: int, *, events: bool = True) -> Passage | None:
         """A request's way through the filters; None without any. events: whether the mode's answers can be parsed."""
@@ -65,11 +63,6 @@ class Chain:
             compiled = self._compiled[mode, events] = Filters(self._filters, mode, events=events)
         return compiled.passage(most_bytes)
 
-    @property
-    def has_route(self) -> bool:
-        """Whether anybody is asked where a request goes."""
-        return bool(self._routes)
-
     async def resolve(self, request: Request, targets: tuple[Target, ...]) -> Routed | None:
         """Where the first route plugin that knows sends the request; None leaves it to the manifest. Raises Reject."""
         for router in self._routes:
@@ -77,11 +70,6 @@ class Chain:
             if target is not None:
                 return Routed(router, target)
         return None
-
-    @property
-    def supplies(self) -> bool:
-        """Whether there may be models that no manifest declares."""
-        return bool(self._suppliers)
 
     async def supply(self, request: Request) -> Routed | None:
         """Where the first route plugin with models of its own that knows the model sends the request.
@@ -121,10 +109,20 @@ class Guard:
         if call is None:
             raise unavailable(self._instance, "is not available")
         principal = await call(request)
-        if principal is None:
-            call.failed(results.expected("a Principal", None))
-            raise unavailable(self._instance, "failed")
-        return principal
+        return principal if principal is not None else self._unnamed(call)
+
+    def now(self, request: Request) -> Principal:
+        """The same at once, where it is inline. Raises Reject."""
+        call = self._authenticate
+        if call is None:
+            raise unavailable(self._instance, "is not available")
+        principal = call.now(request)
+        return principal if principal is not None else self._unnamed(call)
+
+    def _unnamed(self, call: Hook[Principal]) -> Principal:
+        """Raises Reject: nobody was named, so nobody may pass."""
+        call.failed(results.expected("a Principal", None))
+        raise unavailable(self._instance, "failed")
 
 
 class Router:

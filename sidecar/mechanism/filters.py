@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from plugin_sdk import Exchange, Filter, Outcome, Request, Response
 from plugin_sdk.messages import amended
 from sidecar.mechanism import results
 from sidecar.mechanism.bodies import Body, Chunks, Events
+from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.hooks import Hook, overrides, unavailable
 from sidecar.mechanism.instance import Instance
 
@@ -31,11 +33,13 @@ class Steps:
         self.refuses = why_not
         usable = instance.plugin if not why_not else None
 
-        def hook(name: str, checked: Any, *, refuses: bool = True) -> Hook[Any] | None:
-            return Hook(instance, name, checked, refuses=refuses) if overrides(usable, Filter, name) else None
+        def hook(name: str, checked: Any, **more: Any) -> Hook[Any] | None:
+            return Hook(instance, name, checked, **more) if overrides(usable, Filter, name) else None
 
-        self.on_request: Hook[Request | Response] | None = hook("on_request", results.request_or_response)
-        self.on_response: Hook[Response] | None = hook("on_response", results.response)
+        self.on_request: Hook[Request | Response] | None = hook(
+            "on_request", results.request_or_response, before=attrgetter("request")
+        )
+        self.on_response: Hook[Response] | None = hook("on_response", results.response, before=attrgetter("response"))
         self.on_chunk: Hook[bytes] | None = hook("on_chunk", results.chunk)
         self.on_event: Hook[list[Any]] | None = hook("on_event", results.events)
         self.on_end: Hook[None] | None = hook("on_end", results.nothing, refuses=False)
@@ -57,6 +61,7 @@ class Filters:
         # A filter may give an answer, which passes those before it.
         self.inline = self.answer_inline and _inline(steps.on_request for steps in self.steps)
         self.end_inline = _inline(steps.on_end for steps in self.steps)
+        self.want_end = any(steps.on_end for steps in self.steps)
         self.see_answer = self.see_body or any(steps.on_response for steps in self.steps)
 
     def passage(self, most_bytes: int) -> Passage | None:
@@ -67,8 +72,24 @@ class Filters:
 class Passage:
     """One request's way through the filters. answered_by: the filter that answered in the server's place.
 
-    inline, answer_inline, end_inline: no hook of all, of those for the answer, or at the end, waits for anything.
+    inline, answer_inline, end_inline: no hook of all, of those for the answer, or at the end, waits for anything. Then
+    `request_now`, `response_now` and `end_now` do the same as those without "now", in a plain call.
     """
+
+    __slots__ = (
+        "_answered",
+        "_begun",
+        "_bodies",
+        "_filters",
+        "_held",
+        "_most_bytes",
+        "answer_inline",
+        "answered_by",
+        "end_inline",
+        "inline",
+        "sees_answer",
+        "sees_body",
+    )
 
     def __init__(self, filters: Filters, most_bytes: int) -> None:
         self.sees_body = filters.see_body
@@ -87,21 +108,37 @@ class Passage:
     async def request(self, request: Request) -> Request | Response:
         """What becomes of the request: it, another, or a whole answer, which needs no further way. Raises Reject."""
         for steps in self._filters.steps:
-            exchange = Exchange(request)
-            self._begun.append((steps, exchange))
-            if steps.refuses:
-                log.error("the filter %s cannot run: %s", steps.instance.name, steps.refuses)
-                raise unavailable(steps.instance, "is not available")
+            exchange = self._begin(steps, request)
             result = await steps.on_request(exchange) if steps.on_request is not None else None
             if isinstance(result, Response):
-                self.answered_by = steps.instance.name
-                return await self._given(result)
+                return await self._given(steps, result)
             if result is not None:
                 request = exchange.request = amended(request, result)
         return request
 
-    async def _given(self, answer: Response) -> Response:
+    def request_now(self, request: Request) -> Request | Response:
+        """The same at once. Raises Reject."""
+        for steps in self._filters.steps:
+            exchange = self._begin(steps, request)
+            result = steps.on_request.now(exchange) if steps.on_request is not None else None
+            if isinstance(result, Response):
+                return at_once(self._given(steps, result))
+            if result is not None:
+                request = exchange.request = amended(request, result)
+        return request
+
+    def _begin(self, steps: Steps, request: Request) -> Exchange:
+        """It is the filter's turn. Raises Reject."""
+        exchange = Exchange(request)
+        self._begun.append((steps, exchange))
+        if steps.refuses:
+            log.error("the filter %s cannot run: %s", steps.instance.name, steps.refuses)
+            raise unavailable(steps.instance, "is not available")
+        return exchange
+
+    async def _given(self, steps: Steps, answer: Response) -> Response:
         """What the filters before make of an answer that one has given in the server's place: it is like any other."""
+        self.answered_by = steps.instance.name
         self._answered = self._begun[:-1]
         encoding = answer.headers.get("content-encoding").lower()
         head = await self.response(
@@ -119,11 +156,22 @@ class Passage:
         for steps, exchange in reversed(self._answered):
             exchange.response = head
             result = await steps.on_response(exchange) if steps.on_response is not None else None
-            if result is not None:  # what the server sends is a stream or not, whatever they say
-                head = exchange.response = msgspec.structs.replace(result, streamed=streamed)
+            if result is not None:
+                head = exchange.response = _as_sent(result, streamed)
         if self.sees_body:
-            self._bodies = self._compile(head, encoding)
-        self._held = not head.streamed and any(isinstance(body, Events) for body in self._bodies)
+            self._compile(head, encoding)
+        return head
+
+    def response_now(self, head: Response, encoding: str) -> Response:
+        """The same at once. Raises Reject."""
+        streamed = head.streamed
+        for steps, exchange in reversed(self._answered):
+            exchange.response = head
+            result = steps.on_response.now(exchange) if steps.on_response is not None else None
+            if result is not None:
+                head = exchange.response = _as_sent(result, streamed)
+        if self.sees_body:
+            self._compile(head, encoding)
         return head
 
     @property
@@ -152,12 +200,18 @@ class Passage:
             if steps.on_end is not None:
                 await steps.on_end(exchange, outcome)
 
+    def end_now(self, outcome: Outcome) -> None:
+        """The same at once."""
+        for steps, exchange in reversed(self._begun):
+            if steps.on_end is not None:
+                steps.on_end.now(exchange, outcome)
+
     @property
     def has_end(self) -> bool:
         """Whether anybody wants to know how it ends."""
-        return any(steps.on_end is not None for steps, _ in self._begun)
+        return self._filters.want_end and bool(self._begun)
 
-    def _compile(self, head: Response, encoding: str) -> list[Body]:
+    def _compile(self, head: Response, encoding: str) -> None:
         """The stages of the body. Filters on events that follow one another share what was parsed."""
         bodies: list[Body] = []
         for steps, exchange in reversed(self._answered):
@@ -174,7 +228,13 @@ class Passage:
                 last = bodies[-1]
                 if isinstance(last, Events):
                     last.add(steps.on_event, exchange)
-        return bodies
+        self._bodies = bodies
+        self._held = not head.streamed and any(isinstance(body, Events) for body in bodies)
+
+
+def _as_sent(head: Response, streamed: bool) -> Response:
+    """What the server sends is a stream or not, whatever a filter says."""
+    return head if head.streamed is streamed else msgspec.structs.replace(head, streamed=streamed)
 
 
 def _inline(hooks: Iterable[Hook[Any] | None]) -> bool:

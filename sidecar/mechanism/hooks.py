@@ -13,6 +13,7 @@ from sidecar.mechanism.bounded import out_of_place
 from sidecar.mechanism.calls import runs_inline
 from sidecar.mechanism.fulfil import ON_LOOP
 from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.watchdog import BLOCKED_S
 
 T = TypeVar("T")
 
@@ -28,18 +29,21 @@ class Hook(Generic[T]):
 
     checked: gives back a good result, and raises TypeError or ValueError for what is none. refuses: there is a request
     that can still be refused. deny: nobody can do without the result, so its failure refuses whatever on_error says.
+    before: of the arguments, what the result may be a changed form of; `checked` gets it as well, and need not look
+    at what is still the very same.
     """
 
-    __slots__ = ("_call", "_checked", "_deny", "_marker", "_name", "_refuses", "inline", "instance")
+    __slots__ = ("_before", "_call", "_checked", "_deny", "_marker", "_name", "_refuses", "inline", "instance")
 
     def __init__(
         self,
         instance: Instance,
         name: str,
-        checked: Callable[[Any], T],
+        checked: Callable[..., T],
         *,
         refuses: bool = True,
         deny: bool = False,
+        before: Callable[..., Any] | None = None,
     ) -> None:
         method = getattr(instance.plugin, name)
         self.instance = instance
@@ -47,6 +51,7 @@ class Hook(Generic[T]):
         self._marker = instance.marker
         self._name = name
         self._checked = checked
+        self._before = before
         self._refuses = refuses
         self._deny = deny or (refuses and instance.on_error == "deny")
         self._call = method if self.inline else instance.bind(name)
@@ -59,8 +64,9 @@ class Hook(Generic[T]):
             return None
         began = perf_counter()
         try:
+            before = self._before(*args) if self._before is not None else None
             returned = await self._call(*args)
-            result = None if returned is None else self._checked(returned)
+            result = None if returned is None else self._good(returned, before)
         except asyncio.CancelledError:
             raise  # it is we who are being cancelled: a plugin's own cancellation is another error
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; taken note of
@@ -70,24 +76,47 @@ class Hook(Generic[T]):
         return result
 
     def now(self, *args: Any) -> T | None:
-        """The same at once, for a method that is `inline`."""
-        if self.instance.out:
+        """The same at once, for a method that is `inline`.
+
+        It marks and counts by itself, without a call to Marker and Instance: it is run for every stage of a request.
+        """
+        instance, marker, began = self.instance, self._marker, perf_counter()
+        if instance.out:
             self._left_out()
             return None
-        took_s, began = 0.0, self._marker.enter()
         try:
-            returned = self._call(*args)
-            result = None if returned is None else self._checked(returned)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._raised(error)
-            return None
+            try:
+                before = self._before(*args) if self._before is not None else None
+                marker.entered = began
+                returned = self._call(*args)
+                result = None if returned is None else self._good(returned, before)
+                marker.entered = 0.0
+            except Exception as error:  # noqa: BLE001 - as above
+                self._ended(began, error)
+                return None
+        except Exception:
+            raise
         except BaseException as error:  # noqa: BLE001 - such as sys.exit(): it is the plugin's failure and no more
-            self._raised(out_of_place(error))
+            self._ended(began, out_of_place(error))
             return None
-        finally:
-            took_s = self._marker.leave(began)
-        self.instance.ran(took_s)
+        took_s = perf_counter() - began
+        if took_s > BLOCKED_S:
+            marker.is_over(took_s)
+        instance.runs += 1
+        instance.in_row = 0
+        instance.durations_s.append(took_s)
         return result
+
+    def _good(self, returned: Any, before: Any) -> T:
+        """Raises TypeError and ValueError."""
+        return self._checked(returned) if self._before is None else self._checked(returned, before)
+
+    def _ended(self, began: float, error: Exception) -> None:
+        """It has raised that. An author's error may have code of its own, so it runs as the plugin's until then."""
+        try:
+            self._raised(error)
+        finally:
+            self._marker.leave(began)
 
     def _left_out(self) -> None:
         if self._deny:

@@ -9,6 +9,7 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from plugin_sdk import Event, Headers, ModelInfo, Principal, Reject, Request, Response, Secret, Target, Usage
@@ -23,9 +24,9 @@ MOST_MODELS = 10_000
 MOST_NAME = 200  # characters of a model's name
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: names of headers, methods
-_NOT_IN_VALUE = re.compile(rb"[\0\r\n]")
 _PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
+_NO_RESPONSE = Response()
 _FRAMING = HOP_BY_HOP | {b"content-length"}  # what says where a body ends is for whoever sends it to say
 
 
@@ -45,7 +46,7 @@ def principal(result: Any) -> Principal:
     if not result.id:
         raise ValueError("expected a Principal with an id, got an empty one")
     _check_text("the id of a Principal", result.id)
-    if not isinstance(result.attributes, Mapping):
+    if type(result.attributes) is not dict and not isinstance(result.attributes, Mapping):
         raise expected("a Principal whose attributes are a mapping", result.attributes)
     return result
 
@@ -131,28 +132,29 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= MOST_NAME and text.isprintable() and not text.isspace()
 
 
-def request_or_response(result: Any) -> Request | Response:
-    """What on_request gives."""
+def request_or_response(result: Any, before: Request) -> Request | Response:
+    """What on_request gives. before: the request as the plugin got it; what is still the very same of it is good."""
     if isinstance(result, Response):
         return response(result)
     if not isinstance(result, Request):
         raise expected("a Request, a Response or None", result)
-    _check_headers(result.headers)
-    _check_bytes(result.body)
-    if not (isinstance(result.method, str) and _TOKEN.fullmatch(result.method.encode("utf-8", "replace"))):
-        raise ValueError(f"expected a method such as POST, got {result.method!r:.80}")
-    if not _PATH.fullmatch(result.path) or not _QUERY.fullmatch(result.query):
-        raise ValueError("expected a path that starts with / and is percent-encoded, as is the query")
+    _check_headers(result.headers, before.headers)
+    if result.body is not before.body:
+        _check_bytes(result.body)
+    if result.method is not before.method:
+        _check_method(result.method)
+    if result.path is not before.path or result.query is not before.query:
+        _check_place(result.path, result.query)
     return result
 
 
-def response(result: Any) -> Response:
-    """What on_response gives."""
+def response(result: Any, before: Response = _NO_RESPONSE) -> Response:
+    """What on_response gives. before: the head as the plugin got it."""
     if not isinstance(result, Response):
         raise expected("a Response or None", result)
     if not (isinstance(result.status, int) and 200 <= result.status <= 599):
         raise ValueError(f"expected a status from 200 to 599, got {result.status!r}")
-    _check_headers(result.headers)
+    _check_headers(result.headers, before.headers)
     _check_bytes(result.body)
     return result
 
@@ -193,7 +195,7 @@ def usage(result: Any) -> Usage:
         raise expected("a Usage or None", result)
     for name in ("input_tokens", "output_tokens", "cached_tokens"):
         count = getattr(result, name)
-        if isinstance(count, bool) or not isinstance(count, int):
+        if type(count) is not int and (isinstance(count, bool) or not isinstance(count, int)):
             raise expected(f"{name} as a whole number", count)
         if count < 0:
             raise ValueError(f"expected {name} of 0 or more, got {count}")
@@ -218,7 +220,8 @@ def body(result: Any) -> bytes:
 def _check_text(what: str, value: Any) -> None:
     if not isinstance(value, str):
         raise expected(f"{what} as text", value)
-    value.encode()  # raises ValueError for half a surrogate pair, which nothing can be sent with
+    if not value.isascii():
+        value.encode()  # raises ValueError for half a surrogate pair, which nothing can be sent with
 
 
 def _check_number(what: str, value: Any) -> None:
@@ -251,12 +254,37 @@ def _check_bytes(value: Any) -> bytes:
     return value
 
 
-def _check_headers(headers: Any) -> None:
+def _check_method(method: Any) -> None:
+    if not (isinstance(method, str) and _TOKEN.fullmatch(method.encode("utf-8", "replace"))):
+        raise ValueError(f"expected a method such as POST, got {method!r:.80}")
+
+
+def _check_place(path: Any, query: Any) -> None:
+    if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
+        raise ValueError("expected a path that starts with / and is percent-encoded, as is the query")
+
+
+def _check_headers(headers: Any, before: Headers = _NO_RESPONSE.headers) -> None:
+    """before: those of which the very same pairs are good, since they came over a connection."""
+    if headers is before:
+        return
     raw: RawHeaders = headers.raw if isinstance(headers, Headers) else headers
     if not isinstance(headers, Headers) or not isinstance(raw, tuple):
         raise expected("Headers of pairs of bytes", raw)
-    for name, value in raw:
-        if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise expected("header names and values as bytes", name if not isinstance(name, bytes) else value)
-        if not _TOKEN.fullmatch(name) or _NOT_IN_VALUE.search(value):
-            raise ValueError(f"expected a header without line breaks, got {name!r}")
+    good = set(map(id, before.raw))
+    for pair in raw:
+        if id(pair) not in good:
+            _check_header(*pair)
+
+
+def _check_header(name: Any, value: Any) -> None:
+    if not isinstance(name, bytes) or not isinstance(value, bytes):
+        raise expected("header names and values as bytes", name if not isinstance(name, bytes) else value)
+    if not _is_token(name) or b"\n" in value or b"\r" in value or b"\0" in value:
+        raise ValueError(f"expected a header without line breaks, got {name!r}")
+
+
+@lru_cache(1024)
+def _is_token(name: bytes) -> bool:
+    """Most plugins add headers of the same few names."""
+    return _TOKEN.fullmatch(name) is not None

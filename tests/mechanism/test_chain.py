@@ -46,9 +46,10 @@ class Door(Auth):
 
 
 async def refusal(instance: Instance) -> Reject:
-    """What a client hears, through a chain whose other plugins would let it in."""
+    """What a client hears, through a chain whose other plugins would let it in; at once where that can be."""
+    chain = Chain([instance])
     with pytest.raises(Reject) as refused:
-        await Chain([instance]).authenticate(REQUEST)
+        chain.authenticate_now(REQUEST) if chain.auth_inline else await chain.authenticate(REQUEST)
     return refused.value
 
 
@@ -86,6 +87,19 @@ async def test_each_must_admit_and_the_last_one_names(made: Make) -> None:
         await Chain([closed, one]).authenticate(REQUEST)
     with pytest.raises(Reject, match="not today"):
         await Chain([one, closed]).authenticate(REQUEST)
+
+
+async def test_where_nobody_waits_a_plain_call_names_the_caller_as_well(made: Make) -> None:
+    class Named(Auth):
+        @inline
+        def authenticate(self, request: Request) -> Principal:
+            return Principal(self.name)
+
+    chain = Chain([await made(Named, "one"), await made(Named, "two")])
+    assert chain.auth_inline
+    assert chain.authenticate_now(REQUEST) == await chain.authenticate(REQUEST) == Principal("two")
+    assert not Chain([await made(Named, "one"), await made(Late)]).auth_inline
+    assert Chain([]).authenticate_now(REQUEST) == ANONYMOUS
 
 
 async def test_a_refusal_reaches_the_client_as_it_was_meant(made: Make) -> None:
@@ -134,6 +148,12 @@ class SaysTrue(Auth):
 
 class SaysNothing(Auth):
     async def authenticate(self, request: Request) -> Any:
+        return None
+
+
+class SaysNothingAtOnce(Auth):
+    @inline
+    def authenticate(self, request: Request) -> Any:
         return None
 
 
@@ -191,6 +211,7 @@ class SaysANumber(Auth):
         (Blocks, "did not answer in time"),
         (SaysTrue, "failed"),
         (SaysNothing, "failed"),
+        (SaysNothingAtOnce, "failed"),
         (SaysAName, "failed"),
         (SaysAClass, "failed"),
         (SaysANumber, "failed"),

@@ -420,6 +420,92 @@ async def test_an_answer_that_cannot_be_read_is_refused_by_a_guard_and_passed_on
         assert lenient.failed == 1
 
 
+# --- at once --------------------------------------------------------------------------------------------------------
+
+
+class Notes(Filter):
+    """Changes request and head, and takes note of the end, waiting for nothing."""
+
+    ended: ClassVar[list[tuple[str, int]]] = []
+
+    @inline
+    def on_request(self, exchange: Exchange) -> Request:
+        return msgspec.structs.replace(exchange.request, body=exchange.request.body + self.name.encode())
+
+    @inline
+    def on_response(self, exchange: Exchange) -> Response:
+        assert exchange.response is not None
+        raw = (*exchange.response.headers.raw, (b"x-by", self.name.encode()))
+        return Response(status=exchange.response.status + 1, headers=Headers(raw))
+
+    @inline
+    def on_end(self, exchange: Exchange, outcome: Outcome) -> None:
+        assert exchange.response is not None
+        self.ended.append((self.name, exchange.response.status))
+
+
+async def test_where_nothing_waits_plain_calls_do_the_same(made: Make) -> None:
+    Notes.ended.clear()
+    instances = await made(Notes, "a"), await made(Notes, "b")
+    awaited, plain = passage(*instances), passage(*instances)
+    assert plain.inline
+    assert (
+        plain.request_now(REQUEST)
+        == await awaited.request(REQUEST)
+        == msgspec.structs.replace(REQUEST, body=REQUEST.body + b"ab")
+    )
+    heads = plain.response_now(STREAM, ""), await awaited.response(STREAM, "")
+    assert [(head.status, head.streamed, head.headers.get_all("x-by")) for head in heads] == [
+        (202, True, ["b", "a"])
+    ] * 2
+    assert plain.has_end
+    plain.end_now(Outcome(model="m"))
+    await awaited.end(Outcome(model="m"))
+    assert Notes.ended == [("b", 201), ("a", 202)] * 2
+
+
+async def test_an_answer_that_a_filter_gives_at_once_passes_those_before_it_as_well(made: Make) -> None:
+    class Says(Filter):
+        @inline
+        def on_request(self, exchange: Exchange) -> Response:
+            return Response(body=b"cached")
+
+    way = passage(await made(Notes, "a"), await made(Says, "cache"), await made(Notes, "b"))
+    answer = way.request_now(REQUEST)
+    assert isinstance(answer, Response)
+    assert (answer.status, answer.body, answer.headers.get("x-by")) == (201, b"cached", "a")
+    assert way.answered_by == "cache"
+
+
+async def test_refusals_and_failures_at_once_are_the_same(made: Make) -> None:
+    with pytest.raises(Reject) as refused:
+        passage(await made(SplitsHeaders)).request_now(REQUEST)
+    assert (refused.value.status, refused.value.code) == (503, "filter_unavailable")
+    assert passage(await made(SplitsHeaders, on_error="skip")).request_now(REQUEST) is REQUEST
+
+
+BAD_PAIR = (b"x", b"1\r\nevil: 1")
+
+
+async def test_what_a_filter_puts_in_the_place_of_the_head_is_no_better_for_that(made: Make) -> None:
+    class Replaces(Filter):
+        @inline
+        def on_request(self, exchange: Exchange) -> Request:
+            exchange.request = msgspec.structs.replace(exchange.request, headers=Headers((BAD_PAIR,)))
+            return exchange.request
+
+        @inline
+        def on_response(self, exchange: Exchange) -> Response:
+            exchange.response = Response(headers=Headers((BAD_PAIR,)))
+            return exchange.response
+
+    lenient = await made(Replaces, on_error="skip")
+    way = passage(lenient)
+    assert way.request_now(REQUEST) is REQUEST
+    assert way.response_now(WHOLE, "") is WHOLE
+    assert lenient.failed == 2
+
+
 # --- failures -------------------------------------------------------------------------------------------------------
 
 

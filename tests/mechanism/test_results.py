@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
-from plugin_sdk import Principal, Reject, Secret, Target
+from plugin_sdk import Headers, Principal, Reject, Request, Response, Secret, Target
 from sidecar.mechanism import results
 
 KEY = Secret("sk-1")
@@ -125,3 +126,27 @@ def test_a_target_that_no_request_could_go_to_is_a_fault(result: Any, why: str) 
         results.target(result)
     assert why in str(told.value)
     assert "sk-x" not in str(told.value)
+
+
+CAME = Request(method="POST", path="/v1/x", headers=Headers(((b"host", b"a"), (b"x-odd", b"b"))), body=b"{}")
+HEAD = Response(headers=CAME.headers)
+
+
+def test_a_message_is_good_that_came_or_was_made_of_what_came() -> None:
+    more = Headers((*CAME.headers.raw[1:], (b"x-new", b"1")))
+    for request in (CAME, msgspec.structs.replace(CAME, headers=more, query="a=b")):
+        assert results.request_or_response(request, CAME) is request
+    for response in (HEAD, Response(status=299, headers=more)):
+        assert results.response(response, HEAD) is response
+        assert results.response(response) is response
+
+
+@pytest.mark.parametrize(
+    "pair", [(b"x", b"1\r\ny: 2"), (b"x", b"\0"), (b"x y", b"1"), (b"", b"1"), (b"x", "1"), (b"x",), 5]
+)
+def test_what_is_new_in_a_message_has_to_be_good(pair: Any) -> None:
+    headers = Headers((*CAME.headers.raw, pair))
+    with pytest.raises((TypeError, ValueError)):
+        results.request_or_response(msgspec.structs.replace(CAME, headers=headers), CAME)
+    with pytest.raises((TypeError, ValueError)):
+        results.response(Response(headers=headers), HEAD)
