@@ -18,6 +18,7 @@ from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
 
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
+LEAVE_S = 5.0
 
 _TCP_INFO_BYTES = 128
 _BYTES_ACKED = slice(120, 128)  # struct tcp_info, tcpi_bytes_acked (linux/tcp.h)
@@ -47,6 +48,9 @@ class Framing(enum.Enum):
     CHUNKED = "chunked"
     CLOSE = "close"
     TUNNEL = "tunnel"  # 101: no HTTP from here on
+
+
+_CLOSED = (Framing.CLOSE, Framing.TUNNEL)  # they end with the connection
 
 
 class Listener(Protocol):
@@ -111,6 +115,7 @@ class Connection(asyncio.Protocol):
         self._parsing: _Parsing = self._whole
         self._uses = 0
         self._written = 0
+        self._asking = False  # the request is not complete
         self._reset(bodiless=False)
 
     def _reset(self, *, bodiless: bool, upgrade: bool = False) -> None:
@@ -140,17 +145,19 @@ class Connection(asyncio.Protocol):
         head_only: bool = False,
         pieces: bool = False,
         upgrade: bool = False,
+        more: bool = False,
     ) -> None:
         """Write a request, or its head; more of it may follow by `write`. Raises UpstreamError if it is closed.
 
         head_only: the method is HEAD, so that the answer has no body whatever its head says.
-        upgrade: it may switch to another protocol (101).
+        upgrade: it may switch to another protocol (101). more: the request is complete only when `asked` says so.
         """
         transport = self._transport
         if transport is None or self._closed or transport.is_closing():
             raise UpstreamError("the connection was closed", processed=False, reused=True)
         self._reset(bodiless=head_only, upgrade=upgrade)
         self._listener = listener
+        self._asking = more
         self._parsing = self._piecewise if pieces else self._whole
         self._uses += 1
         self._written += len(request)
@@ -162,12 +169,24 @@ class Connection(asyncio.Protocol):
             self._written += len(data)
             self._transport.write(data)
 
+    def asked(self) -> None:
+        """The request is complete."""
+        self._asking = False
+
     def abort(self) -> None:
         """Close now, and call back nobody. What was being exchanged is cancelled."""
         self._closed = True
         self._listener = None
         if self._transport is not None:
             self._transport.abort()
+
+    def leave(self) -> None:
+        """Close once all that was written is sent, and call back nobody; but do not wait long for that."""
+        self._closed = True
+        self._listener = None
+        if self._transport is not None:
+            self._transport.close()
+            self._loop.call_later(LEAVE_S, self._transport.abort)
 
     def pause(self) -> None:
         """Read no further: whoever takes the answer is slow."""
@@ -308,7 +327,7 @@ class Connection(asyncio.Protocol):
     def _done(self) -> None:
         """The answer is complete; the connection may be used again if nothing speaks against it."""
         listener, self._listener = self._listener, None
-        again = not self._extra and self._parsing.keep_alive and self.framing is not Framing.CLOSE
+        again = not self._extra and not self._asking and self._parsing.keep_alive and self.framing not in _CLOSED
         if again and self._transport is not None and not self._closed and not self._transport.is_closing():
             if self._bodiless:
                 self._parsing.forget()  # it waits for a body that does not come

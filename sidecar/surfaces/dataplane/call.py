@@ -28,6 +28,9 @@ from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.relaying import Relaying
 from sidecar.surfaces.dataplane.request import headers_for, passed_on, written
 from sidecar.surfaces.dataplane.response import Response
+from sidecar.surfaces.dataplane.tunnel import SWITCHING, Switching, Tunnel
+from sidecar.surfaces.dataplane.upload import Upload
+from sidecar.surfaces.dataplane.uploading import Uploading
 from sidecar.surfaces.dataplane.waiting import to_the_end
 from sidecar.surfaces.dataplane.wire import Wire
 from sidecar.surfaces.dataplane.withheld import UsageWithheld
@@ -38,12 +41,20 @@ log = logging.getLogger(__name__)
 class Call:
     """One request. `begin` it when its body is there; the wire is answered, and the outcome recorded."""
 
-    def __init__(self, plane: Plane, incoming: Incoming, candidates: tuple[Found, ...], wire: Wire) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        incoming: Incoming,
+        candidates: tuple[Found, ...],
+        wire: Wire,
+        tunnel: Tunnel | None = None,
+    ) -> None:
         self._plane = plane
         self._generation = plane.generation
         self._generation.enter()
         self._incoming = incoming
         self._wire = wire
+        self._tunnel = tunnel
         self._clock = plane.controller.clock
         self._response = Response(wire, self._clock)
         self._started = self._clock.monotonic()
@@ -64,17 +75,18 @@ class Call:
         self._task: asyncio.Task[None] | None = None
         self._attempt = 0
         self._fresh = False  # no connection that was used before
+        self._uploading: Uploading | None = None
         self._bytes_in = 0
         self._finished = False
 
     # --- from the client ----------------------------------------------------------------------------------------
 
-    def begin(self, body: bytes) -> None:
-        """The request is complete."""
+    def begin(self, body: bytes, upload: Upload | None = None) -> None:
+        """The request is complete, or its body is on its way."""
         self._bytes_in = len(body)
         try:
             admission = self._admission
-            admission.identify(body)
+            admission.identify(body, upload)
             self._response.interface = admission.found.interface
             if not admission.waits_for_nothing:
                 self.spawn(self._course(body))
@@ -83,6 +95,29 @@ class Call:
                 self.spawn(self._ask())
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is nobody's refusal
             self._fail(error)
+
+    def begin_upload(self, uploading: Uploading) -> None:
+        """The request has a large body, of which so much has come that its model is known."""
+        self._uploading = uploading
+        self.begin(b"", uploading.upload)
+
+    def more(self, data: bytes) -> None:
+        """More of the body has come."""
+        uploading = self._uploading
+        if uploading is not None and not self._finished:
+            try:
+                uploading.feed(data)
+            except ApiError as error:
+                self.cut_off(error)
+
+    def complete(self) -> None:
+        """All of the body has come."""
+        uploading = self._uploading
+        if uploading is not None and not self._finished:
+            try:
+                uploading.finish()
+            except ApiError as error:
+                self.cut_off(error)
 
     def left(self) -> None:
         """The client has gone."""
@@ -123,6 +158,8 @@ class Call:
             self._response.give(admitted.answer, f"answered_by:{admitted.by}")
             self._finish()
             return False
+        if self._tunnel is not None:
+            self._tunnel.check(admitted.passage)
         self._asked = admitted
         self._choosing = Choosing(self._plane.controller, admitted, self._response, self._trace)
         return True
@@ -166,7 +203,8 @@ class Call:
         """Get ready for another attempt. Raises UpstreamError if there is none to be had."""
         self._attempt += 1
         lease, target = self._lease, self._target
-        if error.processed or lease is None or target is None or self._attempt >= choosing.attempts:
+        sent = self._uploading is not None and self._uploading.begun
+        if error.processed or sent or lease is None or target is None or self._attempt >= choosing.attempts:
             raise await self._told(error) from error
         log.info("%s: %s; trying again", self._admission.name, error)
         if error.reused:
@@ -191,13 +229,21 @@ class Call:
         if asked is None or target is None:
             raise RuntimeError("nothing is asked of nobody")
         request = asked.request
+        uploading, framing = self._uploading, b""
         body, withheld = request.body, None
-        if asked.renames_body(target.upstream_model):
+        renamed = asked.renames_body(target.upstream_model)
+        if uploading is not None:
+            framing = uploading.framing(target.upstream_model if renamed else None)
+        elif renamed:
             body = with_model(body, target.upstream_model, self._content_type(request))
-        if self._counts_itself(asked):
+        if uploading is None and self._counts_itself(asked):
             body, withheld = with_usage(body), UsageWithheld()
         passage = asked.passage if asked.passage is not None and asked.passage.sees_answer else None
-        relaying = Relaying(self, self._response, self._wire, passage, withheld)
+        tunnel = self._tunnel
+        if tunnel is None:
+            relaying = Relaying(self, self._response, self._wire, passage, withheld)
+        else:
+            relaying = Switching(self, self._response, self._wire, passage, tunnel)
         plain = self._response.begun or withheld is not None or (passage is not None and passage.sees_body)
         stage = self._stage = self._trace.begin("upstream", SpanKind.CLIENT)
         stage.set("url.full", target.base_url + request.path)
@@ -205,8 +251,9 @@ class Call:
         headers = incoming.passed_on if request.headers.raw is incoming.headers else passed_on(request.headers.raw)
         carried = self._trace.carry(headers_for(target, headers, plain=plain), stage)
         path = self._path(request) if not asked.elsewhere else asked.target(target.upstream_model)
-        data = written(request.method, path, connection.origin, carried, body)
-        connection.ask(relaying, data, head_only=request.method == "HEAD", pieces=relaying.pieces)
+        data = written(request.method, path, connection.origin, carried, body, upgrade=tunnel is not None)
+        head_only = request.method == "HEAD"
+        connection.ask(relaying, data, head_only=head_only, pieces=relaying.pieces, upgrade=tunnel is not None)
         relaying.connection = connection
         self._relaying = relaying
         if self._wire.paused:
@@ -245,6 +292,10 @@ class Call:
             self._timer = None
         if self._stage is not None:
             self._stage.set("http.response.status_code", status)
+
+    def server_slow(self, paused: bool) -> None:
+        if self._uploading is not None:
+            self._uploading.slow(paused)
 
     def answered(self) -> None:
         self._relaying = None
@@ -319,6 +370,9 @@ class Call:
         if self._finished:
             return
         self._finished = True
+        if self._uploading is not None:
+            self._bytes_in = self._uploading.size
+            self._uploading.detach()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -364,8 +418,8 @@ class Call:
             stage.end()
 
     def _usage(self) -> Usage | None:
-        if self._asked is None or self._response.first_byte_at is None:
-            return None  # no server has counted anything
+        if self._asked is None or self._response.first_byte_at is None or self._response.status == SWITCHING:
+            return None  # no server has counted anything, or nobody knows where
         response = self._response
         tail = response.tail.read(chunked=response.chunked)
         return self._admission.found.interface.usage(tail, response.tail.streamed)
@@ -383,13 +437,13 @@ class Call:
             end=response.end,
             status=response.status,
             code=response.code,
-            streamed=response.tail.streamed,
+            streamed=response.tail.streamed or response.status == SWITCHING,
             cold=target is not None and target.cold is not None,
             started_s=self._started_unix,
             duration_s=now - self._started,
             queue_s=self._choosing.queue_s if self._choosing is not None else 0.0,
             first_byte_s=None if first_byte_at is None else first_byte_at - self._started,
-            bytes_in=self._bytes_in,
+            bytes_in=self._bytes_in if self._tunnel is None else self._tunnel.size,
             bytes_out=response.tail.total,
             usage=self._usage(),
             trace_id=self._trace.id,

@@ -12,6 +12,7 @@ from sidecar.control.generations import Generation
 from sidecar.core.manifest import Settings
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.traces import Traces
+from sidecar.surfaces.dataplane.cors import Cors
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.models import ModelList
 from sidecar.surfaces.dataplane.routing import Way, Ways
@@ -51,6 +52,7 @@ class Plane:
         self.refused_connections = 0
         self._connections: set[Connected] = set()
         self._ways: Ways | None = None
+        self._cors: Cors | None = None
         self._origins: dict[str, Origin] = {}
         self._later: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -64,6 +66,16 @@ class Plane:
     def max_body(self) -> int:
         """The most bytes of a request's body."""
         return self.controller.declaration.settings.max_body
+
+    @property
+    def cors(self) -> Cors | None:
+        """Which pages may read answers; None = no rules of ours."""
+        origins = self.controller.declaration.settings.cors_origins
+        if not origins:
+            return None
+        if self._cors is None or self._cors.origins is not origins:
+            self._cors = Cors(origins)
+        return self._cors
 
     def connected(self, connection: Connected) -> bool:
         """Whether one more client may be served."""
@@ -99,6 +111,15 @@ class Plane:
         if ways is None or ways.generation is not self.controller.generation:
             ways = self._ways = Ways(self.controller.generation, self.models)
         return ways.find(method, url)
+
+    def may_stream(self, way: Way, model: str | None) -> bool:
+        """Whether a request's body can go to its server while it still comes in: nobody else has to see it."""
+        generation = self.generation
+        found = generation.find(model) if model is not None else None
+        if found is None or any(one.through for one in way.found):
+            return False
+        fit = [one for one in way.found if one.mode in found[1].modes]
+        return not generation.chain(found[0]).reads_body and not any(one.interface.validates for one in fit)
 
     def origin(self, base_url: str) -> Origin:
         """Where a server's base URL leads."""

@@ -11,6 +11,7 @@ from sidecar.mechanism.upstream import Pair, kept
 
 # Of the client's connection or identity: they do not concern the upstream, which gets its own.
 _OURS = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
+_UPGRADE = b"connection: Upgrade\r\nupgrade: websocket\r\n"
 DROPPED = HOP_BY_HOP | _OURS  # of the headers that come in
 
 
@@ -31,12 +32,19 @@ def passed_on(headers: Iterable[Pair]) -> list[Pair]:
     return kept(headers, DROPPED)
 
 
-def written(method: str, path: str, origin: Origin, headers: Iterable[Pair], body: bytes) -> bytes:
-    """The bytes of a request. path: with the query. Header names and values must come from a strict parser."""
+def written(
+    method: str, path: str, origin: Origin, headers: Iterable[Pair], body: bytes, framing: bytes = b""
+) -> bytes:
+    """The bytes of a request. path: with the query. Header names and values must come from a strict parser.
+
+    framing: the header line that frames a body which is written later.
+    """
     lines = [f"{method} {origin.prefix}{path} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.host_header, b"\r\n"]
     for name, value in headers:
         lines += (name, b": ", value, b"\r\n")
-    if body or method not in ("GET", "HEAD", "OPTIONS"):
+    if framing:
+        lines.append(framing)
+    elif body or method not in ("GET", "HEAD", "OPTIONS"):
         lines.append(b"content-length: %d\r\n" % len(body))
     lines += (b"\r\n", body)
     return b"".join(lines)

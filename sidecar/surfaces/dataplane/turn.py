@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.routing import Way
+from sidecar.surfaces.dataplane.tunnel import Tunnel
+from sidecar.surfaces.dataplane.upload import Upload
 from sidecar.surfaces.dataplane.wire import Wire
 
 
@@ -34,11 +37,23 @@ class _NoEvent:
 class Turn:
     """Stands in the protocol where uvicorn has its own cycles, and has what uvicorn asks of those.
 
-    began: the loop's clock, when its head had come. received: the body is complete. error: why the request is refused
-    without a look at it.
+    began: the loop's clock, when its head had come. length: of the body, if it was told. received: it is complete. error: why the request is refused
+    without a look at it. upload: a large body that is looked at while it comes. call: one that gets it as it comes. tunnel: what the client sends if it gets the WebSocket that it asks for.
     """
 
-    __slots__ = ("answering", "began", "body", "disconnected", "error", "incoming", "received", "size", "way", "wire")
+    __slots__ = (
+        "answering",
+        "began",
+        "body",
+        "disconnected",
+        "error",
+        "incoming",
+        "received",
+        "size",
+        "tunnel",
+        "way",
+        "wire",
+    )
 
     message_event = _NoEvent()
 
@@ -47,12 +62,16 @@ class Turn:
         self.wire = wire
         self.incoming = incoming
         self.way = way
+        self.upload: Upload | None = None
+        self.call: Call | None = None
         self.body: list[bytes] = []
         self.size = 0
+        self.length = 0
         self.received = False
         self.disconnected = False
         self.error: ApiError | None = None
         self.answering: Answering | None = None
+        self.tunnel: Tunnel | None = None
 
     @property
     def response_complete(self) -> bool:

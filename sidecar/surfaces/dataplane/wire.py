@@ -15,6 +15,7 @@ from sidecar.mechanism.upstream import Pair
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _CLOSE = b"connection: close\r\n"
+_CORS = b"access-control-"
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 
@@ -60,7 +61,7 @@ class Wire:
         self.begun = False
         self.complete = False
         self.paused = False
-        self.extra = b""  # header lines that every answer on this connection gets
+        self.extra = b""  # who may read the answer, as header lines, in place of what the server says about that
         self._transport = transport
         self._hang_up = hang_up
         self._done = done
@@ -86,6 +87,8 @@ class Wire:
         self.begun = True
         self._sending = sending
         lines = [_status_line(status, reason)]
+        if self.extra:
+            headers = [pair for pair in headers if not pair[0].lower().startswith(_CORS)]
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
         if sending is Sending.CHUNKED:
