@@ -11,7 +11,6 @@ from plugin_sdk.messages import RawHeaders
 from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.passthrough import METHODS
-from sidecar.surfaces.dataplane.turn import Turn
 
 MAX_AGE_S = 600
 
@@ -46,26 +45,25 @@ class Cors:
         """Whether pages of the origin may read answers."""
         return self._all or origin in self._known
 
-    def apply(self, turn: Turn) -> None:
-        """Have the answer say who may read it, and answer what a browser asks before."""
-        headers = turn.incoming.headers
+    def asked_before(self, method: str, headers: RawHeaders) -> ApiError | None:
+        """What a browser is told that asks whether it may ask; None for any other request."""
         origin = header(headers, b"origin")
-        turn.wire.extra = self._lines(origin)
-        if turn.incoming.method != "OPTIONS" or not origin or not header(headers, b"access-control-request-method"):
-            return
-        if self.allows(origin):
-            asked = header(headers, b"access-control-request-headers")
-            turn.error = Preflight(
-                (
-                    (b"access-control-allow-methods", _METHODS),
-                    *(((b"access-control-allow-headers", asked),) if asked else ()),
-                    (b"access-control-max-age", b"%d" % MAX_AGE_S),
-                )
+        if method != "OPTIONS" or not origin or not header(headers, b"access-control-request-method"):
+            return None
+        if not self.allows(origin):
+            return refusal()
+        asked = header(headers, b"access-control-request-headers")
+        return Preflight(
+            (
+                (b"access-control-allow-methods", _METHODS),
+                *(((b"access-control-allow-headers", asked),) if asked else ()),
+                (b"access-control-max-age", b"%d" % MAX_AGE_S),
             )
-        else:
-            turn.error = refusal()
+        )
 
-    def _lines(self, origin: bytes) -> bytes:
+    def lines(self, headers: RawHeaders) -> bytes:
+        """Header lines of the answer that say who may read it."""
+        origin = header(headers, b"origin")
         if self._all:
             return b"access-control-allow-origin: *\r\n" + _EXPOSED
         if origin in self._known:
