@@ -51,6 +51,7 @@ class Plugin(Generic[C]):
     """Base of all kinds. `config` is what the manifest says, checked; `name` is what the manifest calls the plugin."""
 
     kind: ClassVar[str] = ""
+    reads_body: ClassVar[bool] = True  # of requests; False lets large ones pass while they come, with `body` empty
 
     def __init__(self, config: C | None = None, *, name: str = "", services: Services | None = None) -> None:
         self.config: C = config if config is not None else cast(C, settings_of(type(self))())

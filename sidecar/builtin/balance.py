@@ -125,6 +125,8 @@ class Balance(Route[Settings]):
     If none is ready it leaves the choice to the manifest, which has one started.
     """
 
+    reads_body = False
+
     clock: Callable[[], float] = staticmethod(time.monotonic)
 
     async def open(self) -> None:

@@ -199,6 +199,8 @@ class RemoteKeys:
 class Jwt(Auth[Settings]):
     """Admit the bearers of valid tokens. A token must expire at some time; what cannot be checked is refused."""
 
+    reads_body = False
+
     async def open(self) -> None:
         """Read the keys. An address that does not answer yet is asked again later; a file must be right."""
         self._file: WatchedFile[KeySet] | None = None

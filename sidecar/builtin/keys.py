@@ -82,6 +82,8 @@ class StaticKeys(Auth[Settings]):
     there are never more of them than keys, and forgotten when the file changes.
     """
 
+    reads_body = False
+
     async def open(self) -> None:
         self._secret = secrets.token_bytes(32)
         self._inline = {

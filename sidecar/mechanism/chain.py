@@ -23,7 +23,7 @@ class Chain:
 
     has_auth, has_route: there is somebody to be asked who is calling, and where a request goes. auth_inline,
     route_inline: none of them waits for anything. supplies: there may be models that no manifest declares.
-    wants_usage: somebody is told of outcomes.
+    wants_usage: somebody is told of outcomes. reads_body: somebody has to see the bodies of requests.
     """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
@@ -38,6 +38,8 @@ class Chain:
         self.route_inline = all(router.inline for router in self._routes)
         self.supplies = bool(self._suppliers)
         self.wants_usage = bool(self._sinks or self._filters or self._routes)
+        seeing = [instance for instance in instances if instance.kind in ("auth", "route", "filter")]
+        self.reads_body = any(instance.plugin is None or instance.plugin.reads_body for instance in seeing)
         self._compiled: dict[tuple[str, bool], Filters] = {}
 
     async def authenticate(self, request: Request) -> Principal:

@@ -18,6 +18,7 @@ from sidecar.surfaces.dataplane import passthrough, query
 from sidecar.surfaces.dataplane.body import Head
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Found, Incoming
+from sidecar.surfaces.dataplane.upload import Upload
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,13 +114,13 @@ class Admission:
         """The model's name; "" for what somebody has merely called one."""
         return self.name if self._is_model else ""
 
-    def identify(self, body: bytes, model: str | None = None) -> None:
+    def identify(self, body: bytes, upload: Upload | None = None) -> None:
         """Find the model and its chain. What is wrong is told by `admit`, to whom the default chain has let in.
 
-        model: as a body names it that is not here to be read; None = it is here.
+        upload: a body that is still coming, but has named the model; then `body` is empty.
         """
         try:
-            self._requested = self._asked_for(body, model) or ""
+            self._requested = self._asked_for(body, upload) or ""
             found = self._generation.find(self._requested)
         except ApiError as error:
             self._error = error
@@ -135,17 +136,17 @@ class Admission:
         ):
             self._knows = False
 
-    def _asked_for(self, body: bytes, model: str | None) -> str | None:
+    def _asked_for(self, body: bytes, upload: Upload | None) -> str | None:
         """The model's name as the client has it. Raises ApiError."""
         incoming = self._incoming
         if self.found.through:
             return passthrough.model_of(incoming.path)
         self._named = query.model_in(incoming.query)
-        if model is None:
+        if upload is None:
             self._head = query.head_of(body, incoming.content_type, self._named)
         else:
-            self._head = Head(model)
-            query.check(model, self._named)
+            self._head = Head(upload.model, upload.streams)
+            query.check(upload.model, self._named)
         return self._head.model or self._named
 
     @property

@@ -26,7 +26,7 @@ from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Found, Incoming
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.relaying import Relaying
-from sidecar.surfaces.dataplane.request import headers_for, passed_on, written
+from sidecar.surfaces.dataplane.request import UPGRADE, headers_for, passed_on, written
 from sidecar.surfaces.dataplane.response import Response
 from sidecar.surfaces.dataplane.tunnel import SWITCHING, Switching, Tunnel
 from sidecar.surfaces.dataplane.upload import Upload
@@ -229,7 +229,8 @@ class Call:
         if asked is None or target is None:
             raise RuntimeError("nothing is asked of nobody")
         request = asked.request
-        uploading, framing = self._uploading, b""
+        uploading, tunnel = self._uploading, self._tunnel
+        framing = UPGRADE if tunnel is not None else b""
         body, withheld = request.body, None
         renamed = asked.renames_body(target.upstream_model)
         if uploading is not None:
@@ -239,7 +240,6 @@ class Call:
         if uploading is None and self._counts_itself(asked):
             body, withheld = with_usage(body), UsageWithheld()
         passage = asked.passage if asked.passage is not None and asked.passage.sees_answer else None
-        tunnel = self._tunnel
         if tunnel is None:
             relaying = Relaying(self, self._response, self._wire, passage, withheld)
         else:
@@ -251,11 +251,19 @@ class Call:
         headers = incoming.passed_on if request.headers.raw is incoming.headers else passed_on(request.headers.raw)
         carried = self._trace.carry(headers_for(target, headers, plain=plain), stage)
         path = self._path(request) if not asked.elsewhere else asked.target(target.upstream_model)
-        data = written(request.method, path, connection.origin, carried, body, upgrade=tunnel is not None)
-        head_only = request.method == "HEAD"
-        connection.ask(relaying, data, head_only=head_only, pieces=relaying.pieces, upgrade=tunnel is not None)
+        data = written(request.method, path, connection.origin, carried, body, framing)
+        connection.ask(
+            relaying,
+            data,
+            head_only=request.method == "HEAD",
+            pieces=relaying.pieces,
+            upgrade=tunnel is not None,
+            more=uploading is not None,
+        )
         relaying.connection = connection
         self._relaying = relaying
+        if uploading is not None:
+            uploading.attach(connection)
         if self._wire.paused:
             connection.pause()
         if target.timeout_s is not None:
@@ -299,6 +307,7 @@ class Call:
 
     def answered(self) -> None:
         self._relaying = None
+        self._keep_only_what_is_read()
         self._finish()
         self._wire.end()
 
@@ -345,11 +354,17 @@ class Call:
         at_boundary = relaying is None or relaying.end_chunk()
         if relaying is not None:
             relaying.stop()
+        self._keep_only_what_is_read()
         refusal, end = self._worded(error)
         if not at_boundary:
             self._response.tail.streamed = False
         self._response.refuse(refusal, end)
         self._finish()
+
+    def _keep_only_what_is_read(self) -> None:
+        """The connection is of no use any more if the rest of the body is still to come on it."""
+        if self._uploading is not None and not self._uploading.whole:
+            self._wire.keep_alive = False
 
     def _worded(self, error: Exception) -> tuple[ApiError, End]:
         if isinstance(error, ApiError):

@@ -16,6 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.core.manifest import Settings
+from sidecar.surfaces.dataplane import websockets
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.heads import HEAD_BYTES, BadRequestError, check_size, read
@@ -24,6 +25,8 @@ from sidecar.surfaces.dataplane.listing import ListingCall
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.turn import Turn
+from sidecar.surfaces.dataplane.upload import Upload
+from sidecar.surfaces.dataplane.uploading import STREAM_BYTES, Uploading
 from sidecar.surfaces.dataplane.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._is_large = False
         self._deaf = False  # nothing that comes counts any more
         self._discarded = 0
+        self._advancing = False
         self._last = False
 
     # --- the connection -----------------------------------------------------------------------------------------
@@ -77,9 +81,11 @@ class EdgeProtocol(HttpToolsProtocol):
             message = "the sidecar has as many connections as it may (max_connections)"
             error = ApiError(503, "too_many_connections", message, retry_after_s=1.0)
             self._deaf = True
+            self.phase = Phase.BODY  # for all that is known, a request is on its way
             wire = Wire(self.transport, self._hang_up, _ignore, http11=True)
             wire.keep_alive = False
             wire.answer(error.status, error.response_headers(), error.body())
+            self.loop.call_later(LINGER_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.plane.disconnected(self)
@@ -102,8 +108,18 @@ class EdgeProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self.phase = Phase.HEAD
             self.since = self.loop.time()
-        elif self.phase is Phase.BODY:
+        elif self.phase is not Phase.HEAD:
             self.since = self.loop.time()
+        rest = self._read(data)
+        while rest and not self._deaf:
+            rest = self._read(rest)
+
+    def _read(self, data: bytes) -> bytes:
+        """What was not read of it, since the client has offered to speak something else."""
+        turn = self._turn
+        if turn is not None and turn.tunnel is not None and turn.received:
+            turn.tunnel.feed(data)
+            return b""
         self._is_large = self._head_bytes + len(data) > HEAD_BYTES
         try:
             self.parser.feed_data(data)
@@ -112,7 +128,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if self._in_head and self._head_bytes > 2 * HEAD_BYTES:
                 raise BadRequestError(431, f"the head of the request has more than {HEAD_BYTES} bytes")
         except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data[upgrade.args[0] :])
+            return data[upgrade.args[0] :]  # which nobody has to take up (RFC 9110, 7.8)
         except httptools.HttpParserError as error:
             cause = error.__context__
             if not isinstance(cause, BadRequestError):
@@ -120,9 +136,11 @@ class EdgeProtocol(HttpToolsProtocol):
             self._malformed(cause)
         except BadRequestError as error:
             self._malformed(error)
+        return b""
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.since = self.loop.time()
         self._tell_slow(True)
 
     def resume_writing(self) -> None:
@@ -134,8 +152,6 @@ class EdgeProtocol(HttpToolsProtocol):
         if turn is None:
             return
         turn.wire.pause(paused)
-        if paused:
-            self.since = self.loop.time()
         if turn.answering is not None:
             turn.answering.slow(paused)
 
@@ -145,7 +161,7 @@ class EdgeProtocol(HttpToolsProtocol):
             turn.wire.keep_alive = turn.wire.keep_alive and turn.wire.begun
             if turn.answering is not None:
                 turn.answering.cut_off(error)
-        self.transport.close()
+        self._close()
 
     def shutdown(self) -> None:
         """The server ends: what is being answered is the last."""
@@ -159,25 +175,23 @@ class EdgeProtocol(HttpToolsProtocol):
     def look_after(self, now: float, settings: Settings) -> None:
         """End it, if nothing has moved for too long."""
         stood_s = now - self.since
-        if self.phase in (Phase.IDLE, Phase.LINGER):
+        if (self.flow.write_paused or self.transport.is_closing()) and stood_s > settings.send_timeout:
+            self.transport.abort()  # the client takes nothing of what was written
+        elif self.phase in (Phase.IDLE, Phase.LINGER):
             if stood_s > (KEEP_ALIVE_S if self.phase is Phase.IDLE else LINGER_S):
                 self.transport.close()
         elif self.phase is Phase.HEAD and stood_s > settings.header_timeout:
             self._malformed(BadRequestError(408, "the head of the request did not come (header_timeout)"))
-        elif self.phase is Phase.BODY and self._turn is not None and stood_s > settings.body_timeout:
+        elif self.phase is Phase.BODY and not self._deaf and stood_s > settings.body_timeout:
             self._malformed(BadRequestError(408, "the body of the request did not come (body_timeout)"))
-        elif self._turns:
-            self._look_after_answer(self._turns[0], now, settings)
-
-    def _look_after_answer(self, turn: Turn, now: float, settings: Settings) -> None:
-        if turn.wire.paused and now - self.since > settings.send_timeout:
-            self.transport.abort()  # the client takes nothing of it
-        elif settings.request_timeout and now - turn.began > settings.request_timeout:
+        elif self._turns and settings.request_timeout and now - self._turns[0].began > settings.request_timeout:
             self.cut_off(ApiError(504, "request_timeout", "the request took too long (request_timeout)"))
 
     # --- from the parser ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._deaf:
+            raise BadRequestError(400, "nothing may follow what was refused")
         self.url = b""
         self.headers = []
         self._turn = None
@@ -216,8 +230,15 @@ class EdgeProtocol(HttpToolsProtocol):
         wire.head_only = way.method == "HEAD"
         wire.expects_continue = facts.expects_continue
         turn = self._turn = Turn(wire, incoming, way, self.since)
+        turn.length = facts.length
         self.phase = Phase.BODY
         turn.error = self._too_large() if facts.length > self.plane.max_body else way.error
+        cors = self.plane.cors
+        if cors is not None:
+            wire.extra = cors.lines(incoming.headers)
+            turn.error = cors.asked_before(incoming.method, incoming.headers) or turn.error
+        if facts.upgrade:
+            websockets.offer(turn, facts, cors, self.flow)
         self._queue(turn)
 
     def _queue(self, turn: Turn) -> None:
@@ -226,6 +247,7 @@ class EdgeProtocol(HttpToolsProtocol):
         before, self.cycle = self.cycle, cast(Any, turn)
         self._turns.append(turn)
         if before is not None and not before.response_complete:
+            turn.began = self.loop.time()
             self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
             if len(self.pipeline) >= PIPELINE_MOST:
                 self.flow.pause_reading()
@@ -243,9 +265,16 @@ class EdgeProtocol(HttpToolsProtocol):
         if turn.error is None and turn.size > self.plane.max_body:
             turn.error = self._too_large()
             turn.body.clear()
-            self._welcome(turn)
+            if turn.call is not None:
+                turn.call.cut_off(turn.error)
+            else:
+                self._welcome(turn)
+        elif turn.call is not None:
+            turn.call.more(body)
         elif turn.error is None:
             turn.body.append(body)
+            if turn.size > STREAM_BYTES and turn.way.found and self._first(turn):
+                self._look_at(turn, body)
             if self.pipeline and turn.size > PIPELINE_BYTES:
                 self.flow.pause_reading()
 
@@ -254,11 +283,46 @@ class EdgeProtocol(HttpToolsProtocol):
         if turn is None:
             self.phase = Phase.BUSY
             super().on_message_complete()
+            if self.cycle.response_complete:
+                self._rest()
             return
         turn.received = True
+        if self._deaf:
+            return
         self.phase = Phase.BUSY
         if self._turns and self._turns[0] is turn and turn.answering is None and self._first(turn):
             self._begin(turn)
+
+    def _look_at(self, turn: Turn, body: bytes) -> None:
+        """Pass a large body on while it comes, if it can be told what becomes of it."""
+        upload = turn.upload
+        try:
+            if upload is None:
+                if len(turn.body) > 1 and turn.size - len(body) > STREAM_BYTES:
+                    return  # it was looked at before, and has to be gathered
+                upload = turn.upload = Upload(turn.incoming.content_type, self.plane.max_body)
+                body = turn.whole()
+                turn.body.append(body)
+            upload.feed(body)
+        except ApiError:
+            turn.upload = None  # what is wrong with it is told to whom plugins have let in
+            return
+        if not upload.known:
+            return
+        if not self.plane.may_stream(turn.way, upload.model):
+            turn.upload = None
+            return
+        turn.body.clear()
+        uploading = Uploading(upload, turn.length, self._pause_client)
+        uploading.size = turn.size
+        call = turn.answering = turn.call = Call(self.plane, turn.incoming, turn.way.found, turn.wire)
+        call.begin_upload(uploading)
+
+    def _pause_client(self, paused: bool) -> None:
+        if paused:
+            self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
 
     # --- turns --------------------------------------------------------------------------------------------------
 
@@ -279,6 +343,7 @@ class EdgeProtocol(HttpToolsProtocol):
         wire = turn.wire
         if turn.answering is not None or wire.complete:
             return
+        wire.paused = self.flow.write_paused
         error = turn.error
         if error is not None:
             if not turn.received:
@@ -289,7 +354,7 @@ class EdgeProtocol(HttpToolsProtocol):
             listing = turn.answering = ListingCall(self.plane, turn.incoming, wire)
             listing.begin()
         else:
-            call = turn.answering = Call(self.plane, turn.incoming, turn.way.found, wire)
+            call = turn.answering = Call(self.plane, turn.incoming, turn.way.found, wire, turn.tunnel)
             call.begin(turn.whole())
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
@@ -305,22 +370,53 @@ class EdgeProtocol(HttpToolsProtocol):
             turn = self._turns.pop(0)
             turn.answering = None
             if turn is self._turn and turn.received:
-                self._turn = None
+                if turn.tunnel is None:
+                    self._turn = None
+                else:
+                    self.loop.call_soon(self._go_on_after, turn)  # when this answer is done with
         self.on_response_complete()
+
+    def _go_on_after(self, turn: Turn) -> None:
+        """What came after a request for a WebSocket that the client has not got is its next one."""
+        early = turn.tunnel.take() if turn.tunnel is not None else b""
+        if self._turn is turn:
+            self._turn = None
+            if early:
+                self.data_received(early)
 
     def on_response_complete(self) -> None:
         """What uvicorn does here, without a timer for each request: connections are looked after together."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self.since = self.loop.time()
+        elif self.pipeline:
+            self._advance()
+        elif self._last:
+            self._close()
+        elif self.phase is not Phase.LINGER:
+            self.flow.resume_reading()
+            self._rest()
+
+    def _advance(self) -> None:
+        """Begin what waits: in a loop, since each may be answered in the very call that begins it."""
+        if self._advancing:
             return
-        if self._last and not self.pipeline:
-            self.transport.close()
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
+        self._advancing = True
+        cycle: Any = self.cycle
+        while self.pipeline and self.phase is not Phase.LINGER and not self.transport.is_closing():
             cycle, app = self.pipeline.pop()
+            if len(self.pipeline) < PIPELINE_MOST:
+                self.flow.resume_reading()
             self._start_asgi_task(cycle, app)
-        elif self.phase is Phase.BUSY:
+            if not cycle.response_complete:
+                break
+        self._advancing = False
+        if cycle.response_complete and not self.transport.is_closing():
+            self._rest()
+
+    def _rest(self) -> None:
+        """Wait for the next request, if there is not some of it already."""
+        if self.phase is Phase.BUSY:
             self.phase = Phase.HEAD if self._in_head else Phase.IDLE
             self.since = self.loop.time()
 
@@ -334,6 +430,11 @@ class EdgeProtocol(HttpToolsProtocol):
                 self.transport.write_eof()
                 self.flow.resume_reading()
                 return
+        self._close()
+
+    def _close(self) -> None:
+        """Close it when all is written."""
+        self.since = self.loop.time()
         self.transport.close()
 
     def _discard(self, data: bytes) -> None:
@@ -353,16 +454,16 @@ class EdgeProtocol(HttpToolsProtocol):
         self.phase = Phase.BODY
         super().on_headers_complete()
 
-    def _after_upgrade(self, rest: bytes) -> None:
-        """The client offers to speak something else, which nobody has to take up (RFC 9110, 7.8)."""
-        if rest:
-            self.data_received(rest)
-
     def _malformed(self, error: BadRequestError) -> None:
         """Answer what is no request, after those that were; then hang up."""
+        if self._deaf:
+            return
         log.debug("a client sent what is no request: %s", error)
         self.plane.malformed += 1
         self._deaf = True
+        if self._turn is None and self.phase is Phase.BODY:
+            self._close()  # the application waits for the rest of a body, and would do so for ever
+            return
         turn = self._turn if self._turn is not None and not self._turn.received else None
         if turn is None:
             wire = Wire(self.transport, self._hang_up, self._answered, http11=True)

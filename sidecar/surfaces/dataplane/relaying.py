@@ -52,6 +52,10 @@ class Owner(Protocol):
         """The server has answered."""
         ...
 
+    def server_slow(self, paused: bool) -> None:
+        """The server does not keep up with the request, or has caught up."""
+        ...
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it in the request's task."""
         ...
@@ -190,7 +194,8 @@ class Relaying:
             self._owner.broken(error)
 
     def on_writable(self, writable: bool) -> None:
-        """The request has been written whole before the answer came; there is nothing to slow down."""
+        if self._owner is not None:
+            self._owner.server_slow(not writable)
 
     # --- passing on ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from sidecar.mechanism.upstream import Pair, kept
 
 # Of the client's connection or identity: they do not concern the upstream, which gets its own.
 _OURS = frozenset((b"host", b"content-length", b"expect", b"authorization", b"x-api-key"))
-_UPGRADE = b"connection: Upgrade\r\nupgrade: websocket\r\n"
+UPGRADE = b"connection: Upgrade\r\nupgrade: websocket\r\n"
 DROPPED = HOP_BY_HOP | _OURS  # of the headers that come in
 
 
@@ -37,7 +37,7 @@ def written(
 ) -> bytes:
     """The bytes of a request. path: with the query. Header names and values must come from a strict parser.
 
-    framing: the header line that frames a body which is written later.
+    framing: header lines in place of the length: of a body which is written later, or UPGRADE.
     """
     lines = [f"{method} {origin.prefix}{path} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.host_header, b"\r\n"]
     for name, value in headers:

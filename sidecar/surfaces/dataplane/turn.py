@@ -37,20 +37,24 @@ class _NoEvent:
 class Turn:
     """Stands in the protocol where uvicorn has its own cycles, and has what uvicorn asks of those.
 
-    began: the loop's clock, when its head had come. length: of the body, if it was told. received: it is complete. error: why the request is refused
-    without a look at it. upload: a large body that is looked at while it comes. call: one that gets it as it comes. tunnel: what the client sends if it gets the WebSocket that it asks for.
+    began: the loop's clock, when its head had come. length: of the body, if it was told. received: it is complete.
+    error: why the request is refused without a look at it. upload: a large body that is looked at while it comes.
+    call: one that gets it as it comes. tunnel: what the client sends if it gets the WebSocket that it asks for.
     """
 
     __slots__ = (
         "answering",
         "began",
         "body",
+        "call",
         "disconnected",
         "error",
         "incoming",
+        "length",
         "received",
         "size",
         "tunnel",
+        "upload",
         "way",
         "wire",
     )
