@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -20,6 +21,7 @@ from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.protocol import factory
 
 BACKLOG = 2048
+GC_THRESHOLD = 50_000  # objects more than have gone, before new ones are looked at
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,15 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     models = len(controller.declaration.models)
     log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
     plane.look_after()
+    _collect_rarely()
     try:
         await server.serve(sockets=[listener])
     finally:
         await plane.close()
+
+
+def _collect_rarely() -> None:
+    """What is there now stays, and requests leave no reference cycles: looking for some costs more than it saves."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 50, 50)
