@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from plugin_sdk import Config, Exchange, Filter, Headers, Outcome, Principal, Reject, Response, inline
+from plugin_sdk import Config, Exchange, Filter, Headers, Outcome, Principal, Reject, Request, Response, inline
 
-NAMES = ("requests", "tokens")
+ENOUGH = 1 - 1e-9  # for a request: sums of fractions are not exact
+SHORTEST = len("x-ratelimit-limit-tokens")  # what is shorter is none of ours
 EACH = 100  # models with a bucket of their own for one caller; he shares one for all others, which he may make up
 LOOKED_AT = 4  # callers whose buckets are looked at when there are too many; the next request looks at others
 
@@ -68,12 +69,14 @@ class Bucket:
 
     def left(self, limit: int, now: float) -> float:
         """What is left now; below 0 when it is overdrawn."""
+        left = self._left
         if limit != self._limit:
-            self._left += limit - self._limit  # what was used stays used
+            left += limit - self._limit  # what was used stays used
             self._limit = limit
-        self._left = min(limit, self._left + (now - self._at) * limit / 60)
+        left += (now - self._at) * limit / 60
+        self._left = left = left if left < limit else float(limit)
         self._at = now
-        return self._left
+        return left
 
     def is_whole(self, now: float) -> bool:
         """Whether nothing is used up, so that a new one would be the same."""
@@ -85,17 +88,49 @@ class Bucket:
             self._left -= amount
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """One limit that there is. kind: which of a quota's buckets. most: per minute.
+
+    told, left, reset: as headers; of those that change, the names.
+    https://platform.openai.com/docs/guides/rate-limits: the limits, what is left, and when all of it will be.
+    """
+
+    name: str
+    kind: int
+    most: int
+    told: tuple[bytes, bytes]
+    left: bytes
+    reset: bytes
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What holds for a caller on a model, and what that was worked out of. headers: the names of all that there are."""
+
+    config: Settings
+    who: Principal
+    model: str
+    rules: tuple[Rule, ...]
+    headers: frozenset[bytes]
+
+    def hold(self, config: Settings, who: Principal, model: str) -> bool:
+        """Whether they need not be worked out again."""
+        return self.config is config and self.model == model and (self.who is who or self.who == who)
+
+
 class Quota(msgspec.Struct):
-    """A caller's buckets for one model, or for all that nobody lists and those beyond EACH: then model is ""."""
+    """A caller's buckets for one model, or for all that nobody lists and those beyond EACH: then model is "".
+
+    buckets: for requests, and for tokens. terms: those of the latest request; others may ask for what they share.
+    """
 
     who: str
     model: str
-    requests: Bucket
-    tokens: Bucket
+    buckets: tuple[Bucket, Bucket]
+    terms: Terms
 
     def is_whole(self, now: float) -> bool:
         """Whether nothing is lost when it is forgotten."""
-        return self.requests.is_whole(now) and self.tokens.is_whole(now)
+        return all(bucket.is_whole(now) for bucket in self.buckets)
 
 
 class Buckets:
@@ -110,14 +145,25 @@ class Buckets:
     def __len__(self) -> int:
         return self._size
 
-    def get(self, who: str, model: str, make: Callable[[str], Quota], now: float) -> Quota:
-        """The caller's for the model. make: of a model's name."""
+    def find(self, who: str, model: str) -> Quota | None:
+        """The caller's for the model."""
+        held = self._callers.get(who)
+        if held is None:
+            return None
+        self._callers.move_to_end(who)
+        return held.get(model)
+
+    def find_other(self, who: str, model: str, now: float) -> Quota | str:
+        """The one in its place if a caller has no room for another; or for which model he has to get one."""
         held = self._of(who)
-        if model not in held and len(held) >= EACH:
+        if len(held) >= EACH:
             self._forget(held, now)
             model = model if len(held) < EACH else ""
-        quota = held.get(model)
-        return quota if quota is not None else self._keep(held, make(model))
+        return held.get(model, model)
+
+    def add(self, quota: Quota) -> Quota:
+        """One more."""
+        return self._keep(self._of(quota.who), quota)
 
     def again(self, quota: Quota) -> Quota:
         """What is in the quota's place now: it, unless it was forgotten and made anew meanwhile."""
@@ -152,14 +198,6 @@ class Buckets:
         self._size -= len(whole)
 
 
-class State(msgspec.Struct, frozen=True):
-    """Of one request: whose buckets it uses, and the limits that hold for it."""
-
-    quota: Quota
-    requests: int
-    tokens: int
-
-
 class Limits(Filter[Settings]):
     """Refuse with 429 what exceeds the limits, and tell every caller where he stands, as OpenAI's API does.
 
@@ -169,35 +207,26 @@ class Limits(Filter[Settings]):
     clock: Callable[[], float] = staticmethod(time.monotonic)
 
     async def open(self) -> None:
-        self._buckets = await self.keep("buckets", _make, _drop)  # a reload must not be a way around the limits
+        self._buckets = await self.keep("quotas", _make, _drop)  # a reload must not be a way around the limits
 
     @inline
     def on_request(self, exchange: Exchange) -> None:
         """Take the request from its bucket. Raises Reject(429)."""
-        request = exchange.request
-        who, model, now = request.principal, request.model or request.requested_model, self.clock()
-        requests, tokens = self._limits(who, model)
-        self._buckets.shrink(self.config.most, now)
-        quota = self._buckets.get(
-            who.id,
-            model if request.listed else "",
-            lambda name: Quota(who.id, name, Bucket(requests, now), Bucket(tokens, now)),
-            now,
-        )
-        state = State(quota, requests, tokens)
-        short = _shortage(state, now)
-        if short is not None:
-            name, limit, wait_s = short
-            raise Reject(
-                429,
-                f'the limit of {limit} {name} per minute for "{who.id}" on "{model}" is reached: '
-                f"try again in {max(1, math.ceil(wait_s))} s",
-                code="rate_limit_exceeded",
-                retry_after_s=wait_s,
-                headers=_headers(state, now),
-            )
-        quota.requests.take(1)
-        exchange.state["limits"] = state
+        request, now, buckets = exchange.request, self.clock(), self._buckets
+        who, model = request.principal, request.model or request.requested_model
+        if len(buckets) > self.config.most:
+            buckets.shrink(self.config.most, now)
+        quota = buckets.find(who.id, model if request.listed else "")
+        if quota is None:
+            quota = self._first(request, model, now)
+        terms = quota.terms
+        if not terms.hold(self.config, who, model):
+            terms = quota.terms = _terms(self.config, who, model)
+        for rule in terms.rules:
+            if quota.buckets[rule.kind].left(rule.most, now) < ENOUGH:
+                raise _refusal(quota, terms, now)
+        quota.buckets[0].take(1)
+        exchange.state["limits"] = quota, terms
 
     @inline
     def on_response(self, exchange: Exchange) -> Response | None:
@@ -205,25 +234,29 @@ class Limits(Filter[Settings]):
         state, response = exchange.state.get("limits"), exchange.response
         if state is None or response is None:
             return None
-        own = {name.encode(): value.encode() for name, value in _headers(state, self.clock()).items()}
-        raw = tuple(pair for pair in response.headers.raw if pair[0].lower() not in own)
-        return msgspec.structs.replace(response, headers=Headers((*raw, *own.items())))
+        quota, terms = state
+        own = terms.headers
+        raw = [pair for pair in response.headers.raw if len(pair[0]) < SHORTEST or pair[0].lower() not in own]
+        raw += _headers(quota, terms, self.clock())
+        return Response(status=response.status, headers=Headers(tuple(raw)), streamed=response.streamed)
 
     @inline
     def on_end(self, exchange: Exchange, outcome: Outcome) -> None:
         """Take its tokens."""
-        state = exchange.state.get("limits")
-        if state is not None and outcome.usage is not None:
-            self._buckets.again(state.quota).tokens.take(outcome.usage.input_tokens + outcome.usage.output_tokens)
+        state, usage = exchange.state.get("limits"), outcome.usage
+        if state is not None and usage is not None:
+            self._buckets.again(state[0]).buckets[1].take(usage.input_tokens + usage.output_tokens)
 
-    def _limits(self, who: Principal, model: str) -> tuple[int, int]:
-        """Requests and tokens per minute; 0 = no limit."""
-        requests, tokens = self.config.requests_per_minute, self.config.tokens_per_minute
-        for limit in (_match(self.config.models, model), _match(self.config.principals, who.id), _own(who)):
-            if limit is not None:
-                requests = requests if limit.requests_per_minute is None else limit.requests_per_minute
-                tokens = tokens if limit.tokens_per_minute is None else limit.tokens_per_minute
-        return requests, tokens
+    def _first(self, request: Request, model: str, now: float) -> Quota:
+        """The quota of a caller that has none for the model yet."""
+        who = request.principal
+        found = self._buckets.find_other(who.id, model if request.listed else "", now)
+        if isinstance(found, Quota):
+            return found
+        terms = _terms(self.config, who, model)
+        most = {rule.name: rule.most for rule in terms.rules}
+        full = Bucket(most.get("requests", 0), now), Bucket(most.get("tokens", 0), now)
+        return self._buckets.add(Quota(who.id, found, full, terms))
 
 
 async def _make() -> Buckets:
@@ -254,37 +287,56 @@ def _whole(attributes: Mapping[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18 else None
 
 
-def _shortage(state: State, now: float) -> tuple[str, int, float] | None:
-    """What the caller has too little of: its name, the limit, and the seconds until there is enough for a request."""
-    waits = []
-    for name, bucket, limit in _kinds(state):
-        lacking = 1 - bucket.left(limit, now)
-        if lacking > 1e-9:  # sums of fractions are not exact
-            waits.append((name, limit, lacking * 60 / limit))
-    return max(waits, key=lambda wait: wait[2], default=None)
+def _terms(config: Settings, who: Principal, model: str) -> Terms:
+    requests, tokens = config.requests_per_minute, config.tokens_per_minute
+    for limit in (_match(config.models, model), _match(config.principals, who.id), _own(who)):
+        if limit is not None:
+            requests = requests if limit.requests_per_minute is None else limit.requests_per_minute
+            tokens = tokens if limit.tokens_per_minute is None else limit.tokens_per_minute
+    rules = tuple(_rules(requests=requests, tokens=tokens))
+    names = frozenset(name for rule in rules for name in (rule.told[0], rule.left, rule.reset))
+    return Terms(config, who, model, rules, names)
 
 
-def _headers(state: State, now: float) -> dict[str, str]:
-    """https://platform.openai.com/docs/guides/rate-limits: the limits, what is left, and when all of it will be."""
-    headers = {}
-    for name, bucket, limit in _kinds(state):
-        left = bucket.left(limit, now)
-        headers[f"x-ratelimit-limit-{name}"] = str(limit)
-        headers[f"x-ratelimit-remaining-{name}"] = str(max(0, math.floor(left + 1e-9)))
-        headers[f"x-ratelimit-reset-{name}"] = _duration((limit - left) * 60 / limit)
+def _rules(**limits: int) -> Iterator[Rule]:
+    """Those that there are; 0 = no limit."""
+    for kind, (name, most) in enumerate(limits.items()):
+        if most > 0:
+            limit, left, reset = (f"x-ratelimit-{what}-{name}".encode() for what in ("limit", "remaining", "reset"))
+            yield Rule(name, kind, most, (limit, b"%d" % most), left, reset)
+
+
+def _refusal(quota: Quota, terms: Terms, now: float) -> Reject:
+    """There is too little of something: which it is, and the seconds until there is enough for a request."""
+    waits = [((1 - quota.buckets[rule.kind].left(rule.most, now)) * 60 / rule.most, rule) for rule in terms.rules]
+    wait_s, rule = max(waits, key=lambda wait: wait[0])
+    return Reject(
+        429,
+        f'the limit of {rule.most} {rule.name} per minute for "{terms.who.id}" on "{terms.model}" is reached: '
+        f"try again in {max(1, math.ceil(wait_s))} s",
+        code="rate_limit_exceeded",
+        retry_after_s=wait_s,
+        headers={name.decode(): value.decode() for name, value in _headers(quota, terms, now)},
+    )
+
+
+def _headers(quota: Quota, terms: Terms, now: float) -> list[tuple[bytes, bytes]]:
+    headers: list[tuple[bytes, bytes]] = []
+    for rule in terms.rules:
+        most = rule.most
+        left = quota.buckets[rule.kind].left(most, now)
+        headers += (
+            rule.told,
+            (rule.left, b"%d" % (left + 1e-9 if left > 0 else 0)),
+            (rule.reset, _duration((most - left) * 60 / most)),
+        )
     return headers
 
 
-def _kinds(state: State) -> list[tuple[str, Bucket, int]]:
-    """The limits that there are."""
-    kinds = zip(NAMES, (state.quota.requests, state.quota.tokens), (state.requests, state.tokens), strict=True)
-    return [kind for kind in kinds if kind[2] > 0]
-
-
-def _duration(seconds: float) -> str:
+def _duration(seconds: float) -> bytes:
     """As OpenAI writes it: `120ms`, `1.5s`, `6m0s`."""
     if seconds < 1:
-        return f"{math.ceil(seconds * 1000 - 1e-6)}ms"
+        return b"%dms" % math.ceil(seconds * 1000 - 1e-6)
     minutes, rest = divmod(seconds, 60)
     text = f"{rest:.3f}".rstrip("0").rstrip(".")
-    return f"{int(minutes)}m{text}s" if minutes else f"{text}s"
+    return (f"{int(minutes)}m{text}s" if minutes else f"{text}s").encode()

@@ -170,6 +170,35 @@ async def test_a_principals_own_limits_go_before_his_pattern_and_that_before_the
     assert limit("team-b", "big-2", requests_per_minute="many", tokens_per_minute=True) == ("3", "50")
 
 
+async def test_what_is_said_of_a_caller_anew_holds_at_once_for_what_he_has_used(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=5)
+    ask(limits, exchange("anna"))
+    more = told(limits, ask(limits, exchange("anna", requests_per_minute=10)))
+    assert (more["x-ratelimit-limit-requests"], more["x-ratelimit-remaining-requests"]) == ("10", "8")
+    less = told(limits, ask(limits, exchange("anna")))
+    assert (less["x-ratelimit-limit-requests"], less["x-ratelimit-remaining-requests"]) == ("5", "2")
+
+
+async def test_of_names_that_share_a_bucket_each_has_the_limits_of_its_own_pattern(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=9, models={"big-*": {"requests_per_minute": 2}})
+
+    def made_up(model: str) -> Exchange:
+        asked = exchange("anna", model)
+        asked.request = msgspec.structs.replace(asked.request, listed=False)
+        return asked
+
+    shown = [told(limits, ask(limits, made_up(model))) for model in ("small-1", "big-1", "small-2")]
+    assert [headers["x-ratelimit-limit-requests"] for headers in shown] == ["9", "2", "9"]
+    assert [headers["x-ratelimit-remaining-requests"] for headers in shown] == ["8", "0", "6"]
+
+
+async def test_an_answer_is_told_by_the_limits_that_its_request_met(clock: Clock) -> None:
+    limits = await opened(clock, requests_per_minute=5)
+    asked = ask(limits, exchange("anna", requests_per_minute=10))
+    ask(limits, exchange("anna"))
+    assert told(limits, asked)["x-ratelimit-limit-requests"] == "10"
+
+
 async def test_the_answer_tells_where_the_caller_stands(clock: Clock) -> None:
     limits = await opened(clock, requests_per_minute=600, tokens_per_minute=6000)
     asked = ask(limits)
