@@ -43,7 +43,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.dataplane", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute: not for quoting")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes: not for quoting")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help=f"of {', '.join(CASES)}")
     return parser.parse_args()
@@ -66,7 +66,7 @@ def _measure(bench: Bench, name: str, rows: list[Row], failures: dict[str, str])
         rows += CASES[name](bench)
     except (MeasureError, LoadError, ProcessError, OSError) as error:
         failures[name] = str(error)
-    _tell(f"{name}: {failures.get(name, 'done')} ({time.monotonic() - began:.0f} s)")
+    _tell(f"{name}: {'failed' if name in failures else 'done'} ({time.monotonic() - began:.0f} s)")
 
 
 def _print(rows: Sequence[Row], failures: dict[str, str], quick: bool) -> None:

@@ -16,6 +16,7 @@ from tests.benchmarks.dataplane import requests
 from tests.benchmarks.dataplane.processes import answers, await_true, started
 from tests.support import free_port
 
+SPANS_WAIT_S = 1.0  # at most, for their batch to be full
 _TREE = Path(__file__).resolve().parents[3]
 
 
@@ -83,6 +84,7 @@ def _environment(traced: str, collector: int) -> Mapping[str, str]:
     if traced:
         own |= {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": traced}
         own |= {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector}"}
+        own |= {"OTEL_BSP_SCHEDULE_DELAY": f"{SPANS_WAIT_S * 1000:.0f}"}
     return own
 
 

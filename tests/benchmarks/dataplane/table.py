@@ -9,7 +9,7 @@ import msgspec
 from tests.benchmarks.dataplane.rounds import DISTURBED
 from tests.benchmarks.dataplane.rows import Row
 
-_COLUMNS = ("", "result", "target", "stretch", "", "of")
+_COLUMNS = ("", "result", "target", "stretch", "", "measured")
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from tests.benchmarks.dataplane import requests
 from tests.benchmarks.dataplane.bench import Arena, Bench
 from tests.benchmarks.dataplane.load import Asked, Run
-from tests.benchmarks.dataplane.proxies import direct, sidecar
+from tests.benchmarks.dataplane.proxies import SPANS_WAIT_S, direct, sidecar
 from tests.benchmarks.dataplane.rounds import Figure, Rounds, alternate, warm_up
 from tests.benchmarks.dataplane.rows import Goal, Row, at_most
 
 CONNECTIONS = (16, 64)
 GOALS = {"nginx": Goal(0.45, 0.65), "envoy": Goal(1.0, 2.0)}
 PROMPT_BYTES = 400_000
-ARRIVE_S = 10.0  # twice of what a batch of spans waits
+ARRIVE_S = 10.0
 
 
 def per_s(run: Run) -> float:
@@ -67,7 +67,7 @@ def traced(bench: Bench) -> Iterator[Row]:
 
 def _arrived(arena: Arena, asked: Asked) -> Row:
     traced = arena.proxies[1]
-    time.sleep(ARRIVE_S / 2)  # for what is still on its way
+    time.sleep(2 * SPANS_WAIT_S)  # for what is still on its way
     before = arena.stub.counts()
     run = arena.loader.run(traced.port, traced.pid, asked)
     deadline = time.monotonic() + ARRIVE_S
