@@ -252,7 +252,8 @@ class EdgeProtocol(HttpToolsProtocol):
             if len(self.pipeline) >= PIPELINE_MOST:
                 self.flow.pause_reading()
         elif turn.error is not None:
-            self._begin(turn)
+            if turn.length or turn.wire.expects_continue:
+                self._begin(turn)  # before any of its body comes; without one, the connection may be kept
         elif turn.wire.expects_continue:
             turn.wire.go_on()
 
@@ -262,16 +263,15 @@ class EdgeProtocol(HttpToolsProtocol):
             super().on_body(body)
             return
         turn.size += len(body)
-        if turn.error is None and turn.size > self.plane.max_body:
+        if turn.error is not None:
+            self._welcome(turn)
+        elif turn.size > self.plane.max_body:
             turn.error = self._too_large()
             turn.body.clear()
-            if turn.call is not None:
-                turn.call.cut_off(turn.error)
-            else:
-                self._welcome(turn)
+            self._refuse_rest(turn, turn.error)
         elif turn.call is not None:
             turn.call.more(body)
-        elif turn.error is None:
+        else:
             turn.body.append(body)
             if turn.size > STREAM_BYTES and turn.way.found and self._first(turn):
                 self._look_at(turn, body)
@@ -290,7 +290,9 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._deaf:
             return
         self.phase = Phase.BUSY
-        if self._turns and self._turns[0] is turn and turn.answering is None and self._first(turn):
+        if turn.call is not None:
+            turn.call.complete()
+        elif self._turns and self._turns[0] is turn and turn.answering is None and self._first(turn):
             self._begin(turn)
 
     def _look_at(self, turn: Turn, body: bytes) -> None:
@@ -313,6 +315,7 @@ class EdgeProtocol(HttpToolsProtocol):
             turn.upload = None
             return
         turn.body.clear()
+        turn.wire.paused = self.flow.write_paused
         uploading = Uploading(upload, turn.length, self._pause_client)
         uploading.size = turn.size
         call = turn.answering = turn.call = Call(self.plane, turn.incoming, turn.way.found, turn.wire)
@@ -322,7 +325,20 @@ class EdgeProtocol(HttpToolsProtocol):
         if paused:
             self.flow.pause_reading()
         else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Have the client go on; as long as it was not read, it was not slow."""
+        if self.flow.read_paused:
+            self.since = self.loop.time()
             self.flow.resume_reading()
+
+    def _refuse_rest(self, turn: Turn, error: ApiError) -> None:
+        """What has come of its body is wrong."""
+        if turn.call is not None:
+            turn.call.cut_off(error)
+        else:
+            self._welcome(turn)
 
     # --- turns --------------------------------------------------------------------------------------------------
 
@@ -391,10 +407,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.since = self.loop.time()
         elif self.pipeline:
             self._advance()
-        elif self._last:
-            self._close()
-        elif self.phase is not Phase.LINGER:
-            self.flow.resume_reading()
+        else:
             self._rest()
 
     def _advance(self) -> None:
@@ -406,7 +419,7 @@ class EdgeProtocol(HttpToolsProtocol):
         while self.pipeline and self.phase is not Phase.LINGER and not self.transport.is_closing():
             cycle, app = self.pipeline.pop()
             if len(self.pipeline) < PIPELINE_MOST:
-                self.flow.resume_reading()
+                self._read_on()
             self._start_asgi_task(cycle, app)
             if not cycle.response_complete:
                 break
@@ -416,6 +429,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _rest(self) -> None:
         """Wait for the next request, if there is not some of it already."""
+        if self._last:
+            self._close()
+            return
+        self.flow.resume_reading()
         if self.phase is Phase.BUSY:
             self.phase = Phase.HEAD if self._in_head else Phase.IDLE
             self.since = self.loop.time()
@@ -472,11 +489,12 @@ class EdgeProtocol(HttpToolsProtocol):
             self.phase = Phase.BODY
             wire.keep_alive = False
             self._queue(turn)
+            self._welcome(turn)
             return
         turn.error = ApiError(error.status, "bad_request", str(error))
         turn.wire.keep_alive = False
         self.phase = Phase.BODY  # so that what is still on its way is waited for
-        self._welcome(turn)
+        self._refuse_rest(turn, turn.error)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, "body_too_large", f"the body is larger than {self.plane.max_body} bytes")
