@@ -10,13 +10,12 @@ from pathlib import Path
 
 from sidecar import __version__
 from tests.benchmarks.dataplane import table, yardsticks
-from tests.benchmarks.dataplane.bench import FULL, QUICK, Bench
+from tests.benchmarks.dataplane.bench import FULL, QUICK, Bench, MeasureError
 from tests.benchmarks.dataplane.cases import CASES
 from tests.benchmarks.dataplane.load import LoadError
 from tests.benchmarks.dataplane.machine import Cores, allow_many_files, facts, pinned
 from tests.benchmarks.dataplane.processes import ProcessError
 from tests.benchmarks.dataplane.programs import BuildError, build, cache
-from tests.benchmarks.dataplane.rounds import MeasureError
 from tests.benchmarks.dataplane.rows import Row
 
 

@@ -16,6 +16,12 @@ from tests.benchmarks.dataplane.programs import Programs
 from tests.benchmarks.dataplane.proxies import Proxy, Starting
 from tests.benchmarks.dataplane.stub import Stub, stub
 
+LAST_BYTES = 1000  # of a log
+
+
+class MeasureError(Exception):
+    """A measurement came to nothing, because what was measured did not work."""
+
 
 class Scale(msgspec.Struct, frozen=True):
     """How much is done. rounds: so many undisturbed ones are wanted, and no more than `most_rounds` are tried."""
@@ -57,5 +63,13 @@ class Bench(msgspec.Struct, frozen=True):
                 server = stack.enter_context(stub(self.programs.stub, self.cores.load, folder, idle_s))
                 proxies = [stack.enter_context(start(folder, server.port, self.cores.proxy)) for start in starting]
                 yield Arena(server, Loader(self.programs.load, self.cores, folder, [server.pid]), tuple(proxies))
+        except MeasureError as error:
+            raise MeasureError(f"{error}{_last_words(folder)}") from None
         finally:
             shutil.rmtree(folder)
+
+
+def _last_words(folder: Path) -> str:
+    """How the logs below a folder end."""
+    texts = {log.parent.name: log.read_text(errors="replace")[-LAST_BYTES:] for log in sorted(folder.glob("*/log"))}
+    return "".join(f"\n\n{name} said:\n{text}" for name, text in texts.items() if text)

@@ -7,7 +7,7 @@ from statistics import median
 
 import msgspec
 
-from tests.benchmarks.dataplane.bench import Arena, Bench
+from tests.benchmarks.dataplane.bench import Arena, Bench, MeasureError
 from tests.benchmarks.dataplane.load import Asked, Run
 from tests.benchmarks.dataplane.proxies import Proxy
 
@@ -16,10 +16,6 @@ WARM_CONNECTIONS = 64
 
 Figure = Callable[[Run], float]
 Round = Mapping[str, Run]  # by the proxy's name
-
-
-class MeasureError(Exception):
-    """A measurement came to nothing, because what was measured did not work."""
 
 
 class Rounds(msgspec.Struct, frozen=True):
@@ -64,8 +60,10 @@ def warm_up(bench: Bench, arena: Arena, proxies: Sequence[Proxy], request: bytes
 
 def sound(name: str, run: Run) -> Run:
     """A run without faults. Raises MeasureError for any other."""
-    if run.seen.faults or not run.seen.answers + run.seen.events:
+    if run.seen.faults:
         raise MeasureError(f"{name}: {run.seen.faults} faults in {run.seen.answers} answers: {run.seen.fault}")
+    if not run.seen.answers + run.seen.events:
+        raise MeasureError(f"{name}: nothing came in {run.seen.seconds:.1f} s")
     return run
 
 

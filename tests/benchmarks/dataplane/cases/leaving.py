@@ -9,10 +9,9 @@ from contextlib import ExitStack
 from functools import partial
 
 from tests.benchmarks.dataplane import requests
-from tests.benchmarks.dataplane.bench import Arena, Bench
+from tests.benchmarks.dataplane.bench import Arena, Bench, MeasureError
 from tests.benchmarks.dataplane.cases.client import Client
 from tests.benchmarks.dataplane.proxies import sidecar
-from tests.benchmarks.dataplane.rounds import MeasureError
 from tests.benchmarks.dataplane.rows import Goal, Row, at_most
 
 CLIENTS = 20

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from tests.benchmarks.dataplane import requests
-from tests.benchmarks.dataplane.bench import Arena, Bench
+from tests.benchmarks.dataplane.bench import Arena, Bench, MeasureError
 from tests.benchmarks.dataplane.cases.client import Client
 from tests.benchmarks.dataplane.load import Asked
 from tests.benchmarks.dataplane.machine import rss_mb
 from tests.benchmarks.dataplane.proxies import sidecar
-from tests.benchmarks.dataplane.rounds import WARM_CONNECTIONS, MeasureError, sound
+from tests.benchmarks.dataplane.rounds import WARM_CONNECTIONS, sound
 from tests.benchmarks.dataplane.rows import Row, at_most
 
 STALLED = 20
