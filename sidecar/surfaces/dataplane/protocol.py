@@ -26,7 +26,7 @@ from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.turn import Turn
 from sidecar.surfaces.dataplane.upload import Upload
-from sidecar.surfaces.dataplane.uploading import STREAM_BYTES, Uploading
+from sidecar.surfaces.dataplane.uploading import STREAM_BYTES, Uploading, has_left
 from sidecar.surfaces.dataplane.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -175,17 +175,20 @@ class EdgeProtocol(HttpToolsProtocol):
     def look_after(self, now: float, settings: Settings) -> None:
         """End it, if nothing has moved for too long."""
         stood_s = now - self.since
+        waits = not self.flow.read_paused  # for the client: else it is we who do not read
         if (self.flow.write_paused or self.transport.is_closing()) and stood_s > settings.send_timeout:
             self.transport.abort()  # the client takes nothing of what was written
         elif self.phase in (Phase.IDLE, Phase.LINGER):
             if stood_s > (KEEP_ALIVE_S if self.phase is Phase.IDLE else LINGER_S):
                 self.transport.close()
-        elif self.phase is Phase.HEAD and stood_s > settings.header_timeout:
+        elif waits and self.phase is Phase.HEAD and stood_s > settings.header_timeout:
             self._malformed(BadRequestError(408, "the head of the request did not come (header_timeout)"))
-        elif self.phase is Phase.BODY and not self._deaf and stood_s > settings.body_timeout:
+        elif waits and self.phase is Phase.BODY and not self._deaf and stood_s > settings.body_timeout:
             self._malformed(BadRequestError(408, "the body of the request did not come (body_timeout)"))
         elif self._turns and settings.request_timeout and now - self._turns[0].began > settings.request_timeout:
             self.cut_off(ApiError(504, "request_timeout", "the request took too long (request_timeout)"))
+        elif not waits and self.phase is Phase.BODY and has_left(self.transport):
+            self.transport.abort()
 
     # --- from the parser ----------------------------------------------------------------------------------------
 

@@ -59,8 +59,11 @@ class Upload:
         self._scan.finish()
         self.known = True
 
-    def rename(self, name: str) -> None:
-        """Give the model another name; before anything is taken, and only if it has one."""
+    def rename(self, name: str | None) -> None:
+        """Give the model another name, None = its own again; before anything is taken, and only if it has one."""
+        if name is None:
+            self._name, self.length_change = None, 0
+            return
         start, end = self._place
         self._name = name.encode() if self._is_form else msgspec.json.encode(name)
         self.length_change = len(self._name) - (end - start)

@@ -6,6 +6,8 @@ second time, either.
 
 from __future__ import annotations
 
+import asyncio
+import select
 from collections.abc import Callable
 
 from sidecar.mechanism.connections import Connection
@@ -40,8 +42,7 @@ class Uploading:
 
     def framing(self, name: str | None) -> bytes:
         """The header line that frames it, for a server that calls the model `name`; None = as the client does."""
-        if name is not None:
-            self.upload.rename(name)
+        self.upload.rename(name)
         if self._length:
             return b"content-length: %d\r\n" % (self._length + self.upload.length_change)
         return b"transfer-encoding: chunked\r\n"
@@ -71,6 +72,7 @@ class Uploading:
     def finish(self) -> None:
         """All of it has come. Raises ApiError if it is not as it should be."""
         self._whole = True
+        self._pause(False)  # reading on is how it is noticed that the client leaves
         if self._begun and self._connection is None:
             return
         self.upload.finish()
@@ -80,12 +82,15 @@ class Uploading:
     def slow(self, paused: bool) -> None:
         """The server does not keep up, or has caught up."""
         self._slow = paused
-        self._pause(paused)
+        if not self._whole:
+            self._pause(paused)
 
     def _pass_on(self) -> None:
         connection = self._connection
         if connection is None:
             return
+        if self._length and self.size >= self._length and not self._whole:
+            return  # the server would take these for a whole request, and whether they are is about to be known
         data = self.upload.take()
         if data:
             connection.write(data if self._length else b"%x\r\n%b\r\n" % (len(data), data))
@@ -95,3 +100,13 @@ class Uploading:
             connection.asked()
         elif not self._slow:
             self._pause(False)
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Whether a client that has to wait has closed its connection, which nobody notices who does not read on."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
