@@ -123,8 +123,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._is_large = self._head_bytes + len(data) > HEAD_BYTES
         try:
             self.parser.feed_data(data)
-            if self._in_head:
-                self._head_bytes += len(data)
+            if self._in_head:  # since this read, most of which may have been of other requests, or since one before
+                self._head_bytes += len(data) if self._head_bytes else min(len(data), HEAD_BYTES)
             if self._in_head and self._head_bytes > 2 * HEAD_BYTES:
                 raise BadRequestError(431, f"the head of the request has more than {HEAD_BYTES} bytes")
         except httptools.HttpParserUpgrade as upgrade:
