@@ -60,6 +60,10 @@ class Listener(Protocol):
         """`answer.status`, `reason`, `headers` and `framing` are known."""
         ...
 
+    def on_pause(self) -> None:
+        """There is nothing more for now than the head."""
+        ...
+
     def on_interim(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """An interim answer, other than 100 (RFC 9110, 15.2)."""
         ...
@@ -98,6 +102,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: Keeper, origin: Origin) -> None:
         self.origin = origin
+        self.host_line = b"host: %b\r\n" % origin.host_header
         self.idle_since = 0.0
         self.status = 0
         self.reason = b""
@@ -265,7 +270,10 @@ class Connection(asyncio.Protocol):
             if rest:
                 listener.on_data(rest)
             return
-        self._pass_on(rest)
+        if rest or self._ended:
+            self._pass_on(rest)
+        else:
+            listener.on_pause()
 
     def _after_head(self, seen: bytes) -> bytes | None:
         end = 0

@@ -8,6 +8,7 @@ What needs not wait for anything happens in the calls of the connections. What h
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -139,7 +140,6 @@ class Call:
         """End the request now, whatever it waits for."""
         if self._finished:
             return
-        self._stop_relaying()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -176,7 +176,11 @@ class Call:
         connection = self._plane.pool.take(self._plane.origin(self._target.base_url))
         if connection is None:
             return False
-        self._send(connection)
+        try:
+            self._send(connection)
+        except UpstreamError:
+            self._fresh = True  # it was closed in this moment
+            return False
         return True
 
     async def _ask(self, error: UpstreamError | None = None) -> None:
@@ -251,7 +255,7 @@ class Call:
         headers = incoming.passed_on if request.headers.raw is incoming.headers else passed_on(request.headers.raw)
         carried = self._trace.carry(headers_for(target, headers, plain=plain), stage)
         path = self._path(request) if not asked.elsewhere else asked.target(target.upstream_model)
-        data = written(request.method, path, connection.origin, carried, body, framing)
+        data = written(request.method, path, connection, carried, body, framing)
         connection.ask(
             relaying,
             data,
@@ -295,9 +299,8 @@ class Call:
     # --- from the server (relaying.Owner) -----------------------------------------------------------------------
 
     def headed(self, status: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._keep_only_what_is_read()
+        self._stop_timer()
         if self._stage is not None:
             self._stage.set("http.response.status_code", status)
 
@@ -317,6 +320,7 @@ class Call:
             self.spawn(self._broke_off(error))
             return
         self._end_stage(error)
+        self._stop_timer()
         self._relaying = None
         self.spawn(self._ask(error))
 
@@ -326,6 +330,14 @@ class Call:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = self._plane.loop.create_task(self._guarded(work))
+        self._task.add_done_callback(functools.partial(self._over, work))
+
+    def _over(self, work: Coroutine[Any, Any, None], task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step does nothing at all."""
+        work.close()
+        if self._task is task:
+            self._task = None
+            self._finish()
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -388,9 +400,7 @@ class Call:
         if self._uploading is not None:
             self._bytes_in = self._uploading.size
             self._uploading.detach()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         self._release()
         if self._stage is not None:
             self._stage.end()
@@ -420,6 +430,11 @@ class Call:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _stop_relaying(self) -> None:
         relaying, self._relaying = self._relaying, None

@@ -155,6 +155,9 @@ class Relaying:
                 owner.spawn(self._steps.run(self._failed))
             self._take(lambda: self._head_through(passage, answered))
 
+    def on_pause(self) -> None:
+        self._wire.flush()
+
     def on_interim(self, status: int, reason: bytes, headers: list[Pair]) -> None:
         if self._owner is not None:
             self._wire.interim(status, reason, kept(headers, HOP_BY_HOP))
@@ -215,7 +218,7 @@ class Relaying:
             response.chunked = True
             if streamed:
                 self._position = ChunkPosition()
-        response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES)
+        response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES, hold=True)
 
     async def _head_through(self, passage: Passage, answered: Answered) -> None:
         response = self._response

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sidecar.control.leases import Target
+from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
-from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.upstream import Pair, kept
 
 # Of the client's connection or identity: they do not concern the upstream, which gets its own.
@@ -33,13 +33,14 @@ def passed_on(headers: Iterable[Pair]) -> list[Pair]:
 
 
 def written(
-    method: str, path: str, origin: Origin, headers: Iterable[Pair], body: bytes, framing: bytes = b""
+    method: str, path: str, connection: Connection, headers: Iterable[Pair], body: bytes, framing: bytes = b""
 ) -> bytes:
     """The bytes of a request. path: with the query. Header names and values must come from a strict parser.
 
     framing: header lines in place of the length: of a body which is written later, or UPGRADE.
     """
-    lines = [f"{method} {origin.prefix}{path} HTTP/1.1\r\nhost: ".encode("latin-1"), origin.host_header, b"\r\n"]
+    line = f"{method} {connection.origin.prefix}{path} HTTP/1.1\r\n"
+    lines = [line.encode("latin-1"), connection.host_line]
     for name, value in headers:
         lines += (name, b": ", value, b"\r\n")
     if framing:

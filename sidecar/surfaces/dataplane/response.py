@@ -62,10 +62,12 @@ class Response:
         """How to frame a body of which the length is not known."""
         return Sending.CHUNKED if self._wire.http11 else Sending.UNTIL_CLOSED
 
-    def start(self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending) -> None:
-        """Send the head, unless one was sent."""
+    def start(
+        self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending, *, hold: bool = False
+    ) -> None:
+        """Send the head, unless one was sent. hold: together with what is sent next."""
         if not self._wire.begun:
-            self._wire.start(status, reason, headers, sending)
+            self._wire.start(status, reason, headers, sending, hold=hold)
 
     def note(self, data: bytes) -> None:
         """Take note of the server's bytes."""

@@ -39,6 +39,7 @@ class Wire:
         "_done",
         "_drained",
         "_hang_up",
+        "_held",
         "_sending",
         "_transport",
         "begun",
@@ -66,6 +67,7 @@ class Wire:
         self._hang_up = hang_up
         self._done = done
         self._sending = Sending.AS_IT_COMES
+        self._held = b""
         self._drained: asyncio.Future[None] | None = None
 
     def go_on(self) -> None:
@@ -82,8 +84,13 @@ class Wire:
                 lines += (name, b": ", value, b"\r\n")
             self._transport.write(b"".join([*lines, b"\r\n"]))
 
-    def start(self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending) -> None:
-        """Write the head. Names and values must be free of line breaks."""
+    def start(
+        self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending, *, hold: bool = False
+    ) -> None:
+        """Write the head. Names and values must be free of line breaks.
+
+        hold: it may wait for what is written next, or for `flush`.
+        """
         self.begun = True
         self._sending = sending
         lines = [_status_line(status, reason)]
@@ -102,10 +109,20 @@ class Wire:
         if self.extra:
             lines.append(self.extra)
         lines.append(b"\r\n")
-        self._transport.write(b"".join(lines))
+        if hold:
+            self._held = b"".join(lines)
+        else:
+            self._transport.write(b"".join(lines))
+
+    def flush(self) -> None:
+        """Write what was held."""
+        held, self._held = self._held, b""
+        if held:
+            self._transport.write(held)
 
     def reframe(self, filling: bytes) -> None:
         """The bytes that come were framed by the server, and will be by us from here on: `filling` ends its chunk."""
+        self.flush()
         self._transport.write(filling)
         self._sending = Sending.CHUNKED
 
@@ -114,15 +131,17 @@ class Wire:
         if not data or self.head_only:
             return
         if self._sending is Sending.CHUNKED:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            self._transport.write(data)
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._held:
+            data, self._held = self._held + data, b""
+        self._transport.write(data)
 
     def end(self) -> None:
         """The answer is complete."""
         if self.complete:
             return
         self.complete = True
+        self.flush()
         if self._sending is Sending.CHUNKED and not self.head_only:
             self._transport.write(_LAST_CHUNK)
         if not self.keep_alive:
@@ -134,7 +153,7 @@ class Wire:
         head = list(headers)
         if status >= 200 and status not in (204, 304):  # RFC 9110, 8.6
             head.append((b"content-length", b"%d" % len(body)))
-        self.start(status, b"", head, Sending.AS_IT_COMES)
+        self.start(status, b"", head, Sending.AS_IT_COMES, hold=True)
         self.send(body)
         self.end()
 
@@ -143,6 +162,7 @@ class Wire:
         if self.complete:
             return
         self.complete = True
+        self.flush()
         self.keep_alive = False
         if self._sending is Sending.UNTIL_CLOSED:
             self._reset()  # a connection that is closed in good order would be a clean end
