@@ -142,6 +142,8 @@ class Admission:
         if self.found.through:
             return passthrough.model_of(incoming.path)
         self._named = query.model_in(incoming.query)
+        if incoming.method == "GET" and not body:
+            return self._named
         if upload is None:
             self._head = query.head_of(body, incoming.content_type, self._named)
         else:
