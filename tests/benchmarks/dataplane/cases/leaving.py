@@ -91,7 +91,7 @@ def idle_close(bench: Bench) -> Iterator[Row]:
         failed = {proxy.name: _race(proxy.port) for proxy in arena.proxies}
         opened = arena.stub.counts().accepted
     others = ", ".join(f"{name}: {count}" for name, count in failed.items() if name != "sidecar")
-    what = f"the server closes idle connections as they are reused ({BURST * BURSTS} requests): failures"
+    what = f"idle connections closed as they are reused, {BURST * BURSTS} requests: failures"
     yield Row("idle-close", what, failed["sidecar"], "", at_most(0), f"{others or 'alone'}; {opened} connections")
 
 
