@@ -21,6 +21,7 @@ from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.plugins import BUILTIN_CHAIN, CHAIN_KINDS, STRATEGIES, Catalog
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
 _UUID = re.compile(r"(GPU|MIG)-[0-9a-fA-F-]+.*")
 
 
@@ -104,6 +105,12 @@ def check_settings(settings: Settings, known: Known) -> Iterator[Fault]:
         PortRange.parse(settings.ports)
     except ValueError as error:
         yield Fault(("ports",), str(error))
+    for position, origin in enumerate(settings.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            message = (
+                'expected "*" or an origin as browsers write it, such as "https://app.example:8443", without a path'
+            )
+            yield Fault(("cors_origins", position), message)
     if settings.headroom_mb < 0:
         yield Fault(("headroom_mb",), "expected 0 or more")
     yield from _check_chain(settings.chain, known)

@@ -39,6 +39,7 @@ state_dir = "{folder}/state"
 ports = "{ports}"
 chain = ["keys", "log"]
 headroom_mb = 0
+cors_origins = ["{app}"]
 
 [plugins.keys]
 import = "sidecar.builtin.keys:StaticKeys"
@@ -126,6 +127,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     folder, upstream = tmp_path_factory.mktemp("endpoints"), Upstream()
     manifest = SIDECAR.format(
         folder=folder,
+        app=APP,
         ports=free_block(),
         key=KEY_HASH,
         limited=hashlib.sha256(LIMITED.encode()).hexdigest(),
@@ -278,3 +280,54 @@ def test_a_key_for_some_models_opens_no_others_by_any_way(here: Here) -> None:
             assert here.refused(answer) == (400, "model_conflict")
     form = {"files": {"file": ("a.wav", b"RIFF")}, "data": {"model": "whisper/1"}, "headers": few}
     assert here.refused(here.http.post("/upstream/chatty/x", **form)) == (400, "model_conflict")  # type: ignore[arg-type] # of a test
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_that_may_asks_before_and_reads_all_of_the_answer(here: Here) -> None:
+    asks = {
+        "origin": APP,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,x-own",
+    }
+    for path in ("/v1/chat/completions", "/upstream/chatty/x", "/v1/models", "/tokenize"):
+        told = httpx.options(here.sidecar.url + path, headers=asks, trust_env=False)
+        assert (told.status_code, told.content) == (204, b"")
+        assert told.headers["access-control-allow-origin"] == APP
+        assert told.headers["access-control-allow-headers"] == "authorization,x-own"
+        assert "POST" in told.headers["access-control-allow-methods"]
+        assert "content-length" not in told.headers
+    assert not here.upstream.settle()
+    own = b"access-control-allow-origin: https://other.example\r\nAccess-Control-Allow-Credentials: true\r\nVary: X\r\n"
+    here.upstream.answer = ANSWER.replace(b"X-Request-Id", own + b"X-Request-Id")
+    for path, body, status in (
+        ("/v1/chat/completions", {"model": "chatty"}, 200),
+        ("/v1/chat/completions", {"model": "none"}, 404),
+        ("/v1/nowhere", {}, 404),
+    ):
+        answer = here.http.post(path, json=body, headers={"origin": APP})
+        assert answer.status_code == status
+        assert answer.headers.get_list("access-control-allow-origin") == [APP]
+        assert answer.headers["access-control-expose-headers"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+        assert "Origin" in answer.headers["vary"]
+    listed = here.http.get("/v1/models", headers={"origin": APP})
+    assert listed.headers["access-control-allow-origin"] == APP
+
+
+def test_no_other_page_may_ask_and_none_may_use_the_control_api(here: Here) -> None:
+    asks = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    told = httpx.options(f"{here.sidecar.url}/v1/chat/completions", headers=asks, trust_env=False)
+    assert here.refused(told) == (403, "origin_not_allowed")
+    for origin in ({"origin": "https://evil.example"}, {}):
+        answer = here.http.post("/v1/chat/completions", json={"model": "chatty"}, headers=origin)
+        assert answer.status_code == 200
+        assert answer.headers["vary"] == "Origin"
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+    control = httpx.options(f"{here.sidecar.url}/-/status", headers={**asks, "origin": APP}, trust_env=False)
+    read = httpx.get(f"{here.sidecar.url}/-/healthy", headers={"origin": APP}, trust_env=False)
+    for answer in (control, read):
+        assert not [name for name in answer.headers if name.startswith("access-control-allow")]
+    assert here.http.options("/upstream/chatty/x", headers={"origin": APP}).status_code == 200
+    assert here.upstream.settle()[-1].method == b"OPTIONS"  # one that is no question before a request

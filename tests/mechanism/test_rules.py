@@ -59,6 +59,7 @@ SIDECAR = [
     ('[sidecar]\nlisten = "gpu-box:8080" # here', "sidecar.listen", "no auth plugin"),
     ('[sidecar]\nchain = ["log"]\nlisten = "10.0.0.1:1" # here', "sidecar.listen", "no auth plugin"),
     ("[sidecar]\nheadroom_mb = -1 # here", "sidecar.headroom_mb", "expected 0 or more"),
+    ('[sidecar]\ncors_origins = ["*", "https://a/"] # here', "sidecar.cors_origins[1]", 'expected "*" or an origin'),
     ('[sidecar]\nheadroom_mb = "1GB" # here', "sidecar.headroom_mb", "expected int, got str"),
     ('[sidecar]\non_exit = "leave" # here', "sidecar.on_exit", "invalid enum value 'leave'"),
     ('[sidecar]\nchain = [\n"log",\n"lgo"] # here', "sidecar.chain[1]", 'unknown plugin "lgo"; did you mean "log"?'),

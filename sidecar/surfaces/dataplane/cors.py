@@ -14,23 +14,23 @@ from sidecar.surfaces.dataplane.passthrough import METHODS
 
 MAX_AGE_S = 600
 
-_METHODS = ", ".join(METHODS).encode()
+_MAY_ASK = f"access-control-allow-methods: {', '.join(METHODS)}\r\naccess-control-max-age: {MAX_AGE_S}\r\n".encode()
 _EXPOSED = b"access-control-expose-headers: *\r\n"
 
 
 class Preflight(ApiError):
     """What a browser gets that asks before a request; it needs no key, for the request itself will have one."""
 
-    def __init__(self, headers: RawHeaders) -> None:
-        super().__init__(204, "preflight", "", headers=headers)
+    def __init__(self) -> None:
+        super().__init__(204, "preflight", "")
 
     def body(self) -> bytes:
         """There is none."""
         return b""
 
     def response_headers(self) -> RawHeaders:
-        """What may be asked."""
-        return self.headers
+        """All are among those that every answer has."""
+        return ()
 
 
 class Cors:
@@ -45,30 +45,25 @@ class Cors:
         """Whether pages of the origin may read answers."""
         return self._all or origin in self._known
 
-    def asked_before(self, method: str, headers: RawHeaders) -> ApiError | None:
-        """What a browser is told that asks whether it may ask; None for any other request."""
-        origin = header(headers, b"origin")
-        if method != "OPTIONS" or not origin or not header(headers, b"access-control-request-method"):
-            return None
-        if not self.allows(origin):
-            return refusal()
-        asked = header(headers, b"access-control-request-headers")
-        return Preflight(
-            (
-                (b"access-control-allow-methods", _METHODS),
-                *(((b"access-control-allow-headers", asked),) if asked else ()),
-                (b"access-control-max-age", b"%d" % MAX_AGE_S),
-            )
-        )
-
-    def lines(self, headers: RawHeaders) -> bytes:
-        """Header lines of the answer that say who may read it."""
+    def lines(self, method: str, headers: RawHeaders) -> bytes:
+        """Header lines of the answer that say who may read it, and to a browser that asks before, what may be asked."""
         origin = header(headers, b"origin")
         if self._all:
-            return b"access-control-allow-origin: *\r\n" + _EXPOSED
-        if origin in self._known:
-            return b"access-control-allow-origin: " + origin + b"\r\nvary: Origin\r\n" + _EXPOSED
-        return b"vary: Origin\r\n"
+            lines = b"access-control-allow-origin: *\r\n"
+        elif origin in self._known:
+            lines = b"access-control-allow-origin: " + origin + b"\r\nvary: Origin\r\n"
+        else:
+            return b"vary: Origin\r\n"
+        if not _is_preflight(method, headers):
+            return lines + _EXPOSED
+        asked = header(headers, b"access-control-request-headers")
+        return lines + _MAY_ASK + (b"access-control-allow-headers: " + asked + b"\r\n" if asked else b"")
+
+    def asked_before(self, method: str, headers: RawHeaders) -> ApiError | None:
+        """What a browser is told that asks whether it may ask; None for any other request."""
+        if not _is_preflight(method, headers):
+            return None
+        return Preflight() if self.allows(header(headers, b"origin")) else refusal()
 
 
 def refusal() -> ApiError:
@@ -80,3 +75,11 @@ def refusal() -> ApiError:
 def header(headers: Iterable[Pair], wanted: bytes) -> bytes:
     """A header's value, b"" without it."""
     return next((value for name, value in headers if name.lower() == wanted), b"")
+
+
+def _is_preflight(method: str, headers: RawHeaders) -> bool:
+    return (
+        method == "OPTIONS"
+        and bool(header(headers, b"origin"))
+        and bool(header(headers, b"access-control-request-method"))
+    )

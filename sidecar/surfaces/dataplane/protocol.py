@@ -238,7 +238,7 @@ class EdgeProtocol(HttpToolsProtocol):
         turn.error = self._too_large() if facts.length > self.plane.max_body else way.error
         cors = self.plane.cors
         if cors is not None:
-            wire.extra = cors.lines(incoming.headers)
+            wire.extra = cors.lines(incoming.method, incoming.headers)
             turn.error = cors.asked_before(incoming.method, incoming.headers) or turn.error
         if facts.upgrade:
             websockets.offer(turn, facts, cors, self.flow)
