@@ -121,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._uses = 0
         self._written = 0
         self._asking = False  # the request is not complete
+        self._paused = False
         self._reset(bodiless=False)
 
     def _reset(self, *, bodiless: bool, upgrade: bool = False) -> None:
@@ -140,7 +141,8 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether another exchange may begin."""
-        return not self._closed and self._listener is None and self._transport is not None
+        transport = self._transport
+        return not self._closed and self._listener is None and transport is not None and not transport.is_closing()
 
     def ask(
         self,
@@ -184,6 +186,8 @@ class Connection(asyncio.Protocol):
         self._listener = None
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._dispose()
 
     def leave(self) -> None:
         """Close once all that was written is sent, and call back nobody; but do not wait long for that."""
@@ -196,11 +200,13 @@ class Connection(asyncio.Protocol):
     def pause(self) -> None:
         """Read no further: whoever takes the answer is slow."""
         if self._transport is not None and not self._closed:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
         if self._transport is not None and not self._closed:
+            self._paused = False
             self._transport.resume_reading()
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------
@@ -239,6 +245,10 @@ class Connection(asyncio.Protocol):
         self._fail_or_end(exc)
         self._closed = True
         self._transport = None
+        self._dispose()
+
+    def _dispose(self) -> None:
+        """Let go of all that refers back to this object, so that nothing waits for the garbage collector."""
         self._whole.dispose()
         self._piecewise.dispose()
 
@@ -340,6 +350,8 @@ class Connection(asyncio.Protocol):
             if self._bodiless:
                 self._parsing.forget()  # it waits for a body that does not come
             self.idle_since = self._loop.time()
+            if self._paused:  # by the last piece; its end must be noticed, and the next answer heard
+                self.resume()
             self._pool.keep(self)
         else:
             self.abort()
@@ -476,7 +488,7 @@ class _Parsing:
         self._parser = None
 
     def dispose(self) -> None:
-        """Let go of all that refers back to this object, so that nothing waits for the garbage collector."""
+        """Nothing more comes."""
         self._parser = self._connection = None
 
     def on_message_begin(self) -> None:
@@ -518,7 +530,8 @@ class _Piecewise(_Parsing):
         self._pieces: list[bytes] = []
 
     def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
+        if self._connection is not None and not self._connection._extra:  # else it is of an answer that nobody wants
+            self._pieces.append(body)
 
     def take(self) -> bytes:
         pieces = self._pieces
