@@ -15,7 +15,9 @@ import msgspec
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_NOT_BUSY = (3, 4, 8, 9)  # idle, iowait, and guest times, which are in user's (proc_stat(5)); steal is others' work
+# Of the columns in proc_stat(5): idle, iowait; irq and softirq, which may be the work of our own packets; and guest
+# times, which are in user's. Steal counts: it is the host's, or another machine's on it.
+_NOT_BUSY = (3, 4, 5, 6, 8, 9)
 
 
 class Cores(msgspec.Struct, frozen=True):
