@@ -42,9 +42,10 @@ class Pool:
             connection.abort()
             message = f"no connection to {origin} within {CONNECT_S:g} s"
             raise UpstreamError(message, processed=False) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be one
             connection.abort()
-            raise UpstreamError(f"no connection to {origin}: {error.strerror or error}", processed=False) from error
+            why = getattr(error, "strerror", None) or error
+            raise UpstreamError(f"no connection to {origin}: {why}", processed=False) from error
         except BaseException:
             connection.abort()  # it may have been made in the very moment of the cancellation
             raise
