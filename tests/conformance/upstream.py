@@ -57,6 +57,14 @@ class Exchange:
         """These bytes, now."""
         self.connection.socket.sendall(data)
 
+    def stall(self) -> None:
+        """Read nothing more of it."""
+        self.connection.stall()
+
+    def go_on(self) -> None:
+        """Read on."""
+        self.connection.go_on()
+
     def close(self) -> None:
         """An orderly end of the connection."""
         self.connection.close()
@@ -89,6 +97,15 @@ class Connection:
         self._raw = bytearray(data)
         if data:
             self._reader.receive_data(data)
+
+    def stall(self) -> None:
+        """Do not read it any more, and have the system take little in its stead."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self._upstream.do(lambda: self._upstream.watch(self, False))
+
+    def go_on(self) -> None:
+        """Read it again."""
+        self._upstream.do(lambda: self._upstream.watch(self, True))
 
     def close(self, *, reset: bool = False) -> None:
         """Close it from our side."""
@@ -236,12 +253,20 @@ class Upstream:
         self.seen.append(exchange)
         self._queue.put(exchange)
 
+    def watch(self, connection: Connection, wanted: bool) -> None:
+        """Read what comes, or let it be."""
+        is_watched = connection.socket in self._selector.get_map()
+        if wanted and not is_watched:
+            self._selector.register(connection.socket, selectors.EVENT_READ, connection.readable)
+        elif is_watched and not wanted:
+            self._selector.unregister(connection.socket)
+
     def drop(self, connection: Connection, *, reset: bool = False) -> None:
         """Close a connection."""
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        self._selector.unregister(connection.socket)
+        self.watch(connection, False)
         if reset:
             connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         connection.socket.close()

@@ -342,12 +342,13 @@ variants = [{{ name = "first", url = "{other}" }}, {{ name = "second", url = "{u
 
 
 @contextlib.contextmanager
-def world(folder: Path, ports: str, extra: str = "") -> Iterator[World]:
-    """A world of its own. extra: further lines of `[sidecar]`."""
+def world(folder: Path, ports: str, extra: str = "", max_body: int = MAX_BODY, models: str = "") -> Iterator[World]:
+    """A world of its own. extra: further lines of `[sidecar]`. models: further ones, at `{upstream}`."""
     upstream, spare = Upstream(), Upstream()
     manifests = {
-        "sidecar.toml": settings(folder / "state", ports, f'max_body = "{MAX_BODY // 1024}KB"\n{extra}'),
+        "sidecar.toml": settings(folder / "state", ports, f'max_body = "{max_body}B"\n{extra}'),
         "models.toml": manifest(upstream.port, spare.port),
+        "more.toml": models.replace("{upstream}", f"http://127.0.0.1:{upstream.port}"),
     }
     try:
         with running(folder, manifests, {"UPSTREAM_KEY": UPSTREAM_KEY}) as sidecar:

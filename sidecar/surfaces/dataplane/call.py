@@ -100,6 +100,7 @@ class Call:
     def begin_upload(self, uploading: Uploading) -> None:
         """The request has a large body, of which so much has come that its model is known."""
         self._uploading = uploading
+        self._fresh = True  # one that was used may be closed in this moment, and there is no other attempt
         self.begin(b"", uploading.upload)
 
     def more(self, data: bytes) -> None:
@@ -173,7 +174,8 @@ class Call:
         if self._lease is None:
             return False
         self._target = self._lease.target
-        connection = self._plane.pool.take(self._plane.origin(self._target.base_url))
+        origin = self._plane.origin(self._target.base_url)
+        connection = None if self._fresh else self._plane.pool.take(origin)
         if connection is None:
             return False
         try:
