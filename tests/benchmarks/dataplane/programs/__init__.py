@@ -40,7 +40,8 @@ def build(directory: Path) -> Programs:
 
 def _build(directory: Path, name: str) -> Path:
     source = _HERE / f"{name}.c"
-    text = source.read_bytes() + (_HERE / "common.h").read_bytes() + " ".join(_FLAGS).encode()
+    headers = [header.read_bytes() for header in sorted(_HERE.glob("*.h"))]
+    text = b"".join([source.read_bytes(), *headers, " ".join(_FLAGS).encode()])
     program = directory / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}"
     if not program.exists():
         unfinished = program.with_suffix(f".{os.getpid()}")

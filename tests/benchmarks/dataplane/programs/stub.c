@@ -23,9 +23,11 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "answers.h"
 #include "common.h"
+#include "timers.h"
 
-enum { MOST_FDS = 65536, READ_BYTES = 65536, LOOKED_AT = 512, FLOOD_BYTES = 16384, REMEMBERED = 256, BATCH = 512 };
+enum { MOST_FDS = 65536, READ_BYTES = 65536, LOOKED_AT = 512, REMEMBERED = 256, BATCH = 512 };
 
 enum state { IDLE, SILENT, SILENT_STREAM, STREAM, FLOOD };
 static const char *const STATES[] = {"idle", "plain", "silent", "stream", "stream"};
@@ -42,14 +44,7 @@ struct connection {
     size_t in_len, in_room, out_len, out_room;
 };
 
-struct timer {
-    uint64_t when, serial;
-    int fd;
-};
-
 static struct connection *connections[MOST_FDS];
-static struct timer *timers; /* a heap, the next one first */
-static size_t timer_count, timer_room;
 static uint64_t serials, idle_us;
 static int poller, alarm_fd;
 
@@ -59,94 +54,9 @@ static struct {
     uint64_t seed, at_us;
 } cancelled[REMEMBERED];
 
-/* --- what it says ---------------------------------------------------------------------------------------------- */
-
-#define EVENT "data: {\"id\":\"chatcmpl-0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,"
-#define DELTA EVENT "\"model\":\"stub\",\"choices\":[{\"index\":0,\"delta\":"
-static const char STREAM_HEAD[] =
-    "HTTP/1.1 200 OK\r\nserver: stub\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-    "cache-control: no-cache\r\nx-request-id: 0123\r\ntransfer-encoding: chunked\r\n\r\n";
-static const char TRACES_TAKEN[] =
-    "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-static const char LENGTH_REQUIRED[] = "HTTP/1.1 411 Length Required\r\ncontent-length: 0\r\n\r\n";
-static const char STREAM_END[] = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
-
-static char event[1024], plain[4096], models[1024], flood[FLOOD_BYTES + 64];
-static size_t event_len, record_at, plain_len, models_len, flood_len;
-
-static size_t chunk(char *to, size_t room, const char *data) {
-    return (size_t)snprintf(to, room, "%zx\r\n%s\r\n", strlen(data), data);
-}
-
-static size_t json(char *to, size_t room, const char *data) {
-    return (size_t)snprintf(to, room,
-                            "HTTP/1.1 200 OK\r\nserver: stub\r\ncontent-type: application/json\r\n"
-                            "x-request-id: 0123\r\ncontent-length: %zu\r\n\r\n%s",
-                            strlen(data), data);
-}
-
-static void prepare(void) {
-    char text[FLOOD_BYTES + 1], words[400];
-    snprintf(text, sizeof text, DELTA "{\"content\":\"@%0*d@\"},\"finish_reason\":null}]}\n\n", RECORD_BYTES - 2, 0);
-    event_len = chunk(event, sizeof event, text);
-    record_at = (size_t)(strchr(event, '@') - event);
-    for (size_t i = 0; i < sizeof words - 1; i++)
-        words[i] = i % 6 == 5 ? ' ' : 'a';
-    words[sizeof words - 1] = 0;
-    snprintf(text, sizeof text,
-             "{\"id\":\"chatcmpl-0123456789abcdef\",\"object\":\"chat.completion\",\"created\":1700000000,"
-             "\"model\":\"stub\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"%s\"},"
-             "\"logprobs\":null,\"finish_reason\":\"stop\"}],"
-             "\"usage\":{\"prompt_tokens\":200,\"completion_tokens\":100,\"total_tokens\":300}}",
-             words);
-    plain_len = json(plain, sizeof plain, text);
-    models_len = json(models, sizeof models, "{\"object\":\"list\",\"data\":[{\"id\":\"stub\",\"object\":\"model\"}]}");
-    size_t head = (size_t)snprintf(text, sizeof text, DELTA "{\"content\":\"");
-    static const char tail[] = "\"},\"finish_reason\":null}]}\n\n";
-    memset(text + head, 'a', FLOOD_BYTES - head);
-    strcpy(text + FLOOD_BYTES - (sizeof tail - 1), tail);
-    flood_len = chunk(flood, sizeof flood, text);
-}
-
-/* --- timers ---------------------------------------------------------------------------------------------------- */
-
-static void later(const struct connection *c, uint64_t when) {
-    if (timer_count == timer_room) {
-        timer_room = timer_room ? timer_room * 2 : 1024;
-        if (!(timers = realloc(timers, timer_room * sizeof *timers)))
-            die("realloc");
-    }
-    size_t at = timer_count++;
-    for (; at && timers[(at - 1) / 2].when > when; at = (at - 1) / 2)
-        timers[at] = timers[(at - 1) / 2];
-    timers[at] = (struct timer){when, c->serial, c->fd};
-}
-
-static struct timer next_timer(void) {
-    struct timer first = timers[0], last = timers[--timer_count];
-    size_t at = 0, child;
-    while ((child = 2 * at + 1) < timer_count) {
-        if (child + 1 < timer_count && timers[child + 1].when < timers[child].when)
-            child++;
-        if (timers[child].when >= last.when)
-            break;
-        timers[at] = timers[child];
-        at = child;
-    }
-    timers[at] = last;
-    return first;
-}
-
-static void set_alarm(void) {
-    static uint64_t armed;
-    if (!timer_count || timers[0].when == armed)
-        return;
-    armed = timers[0].when;
-    struct itimerspec at = {.it_value = {(time_t)(armed / 1000000), (long)(armed % 1000000) * 1000}};
-    timerfd_settime(alarm_fd, TFD_TIMER_ABSTIME, &at, NULL);
-}
-
 /* --- connections ----------------------------------------------------------------------------------------------- */
+
+static void later(const struct connection *c, uint64_t when) { add_timer(when, c->serial, c->fd); }
 
 static void drop(struct connection *c) {
     if (c->state != IDLE) {
@@ -398,6 +308,15 @@ static int read_on(struct connection *c) {
 }
 
 /* --- the loop -------------------------------------------------------------------------------------------------- */
+
+static void set_alarm(void) {
+    static uint64_t armed;
+    if (!timer_count || timers[0].when == armed)
+        return;
+    armed = timers[0].when;
+    struct itimerspec at = {.it_value = {(time_t)(armed / 1000000), (long)(armed % 1000000) * 1000}};
+    timerfd_settime(alarm_fd, TFD_TIMER_ABSTIME, &at, NULL);
+}
 
 static void accept_all(int listener) {
     int fd, one = 1;
