@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from plugin_sdk.errors import NotReady, PluginError, Reject
-from plugin_sdk.kinds import Filter, Plugin, Route
+from plugin_sdk.kinds import Filter, Plugin, Route, Stats
 from plugin_sdk.messages import DeviceStatus, Endpoint, ModelInfo, Outcome, Principal, Request, Target, Usage
 from plugin_sdk.testing import samples
 from plugin_sdk.testing.common import Deaf
@@ -36,6 +36,8 @@ def checks_of(plugin: type[Plugin[Any]]) -> tuple[Check, ...]:
         return (fifty_at_once_are_not_mixed_up,)
     if issubclass(plugin, Route) and plugin.models is not Route.models:
         return (*CHECKS["route"], models_are_listed_and_found)
+    if issubclass(plugin, Stats) and plugin.record_many is not Stats.record_many:
+        return (*CHECKS["stats"], several_outcomes_can_be_recorded_at_once)
     return CHECKS.get(plugin.kind, ())
 
 
@@ -305,12 +307,23 @@ async def any_outcome_can_be_recorded(subject: Subject) -> None:
         await asyncio.gather(*(_record(live, samples.OUTCOMES[0]) for _ in range(samples.CALLERS)))
 
 
+async def several_outcomes_can_be_recorded_at_once(subject: Subject) -> None:
+    """The same ones, by what is called in place of `record`."""
+    async with subject.alive() as live:
+        outcomes = list(samples.OUTCOMES)
+        await _recorded(live.call("record_many", outcomes), f"record_many of {len(outcomes)} outcomes")
+
+
 async def _record(live: Live, outcome: Outcome) -> None:
+    await _recorded(live.call("record", outcome), f"record({_shown(outcome)})")
+
+
+async def _recorded(call: Awaitable[Any], what: str) -> None:
     try:
-        await live.call("record", outcome)
+        await call
     except Exception as error:
         remedy = "count what cannot be written (self.metrics.count), and expect fields that are empty or out of range"
-        raise raised(f"record({_shown(outcome)})", error, remedy) from error
+        raise raised(what, error, remedy) from error
 
 
 def _shown(outcome: Outcome) -> str:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 import msgspec
 
 from plugin_sdk.errors import PluginError
-from plugin_sdk.kinds import Plugin, settings_of
+from plugin_sdk.kinds import Plugin, Stats, settings_of
 from plugin_sdk.messages import Event, Exchange, Reply, Response
 from plugin_sdk.services import Services
 from plugin_sdk.testing import importing, samples
@@ -85,6 +85,8 @@ def calls(subject: Subject) -> list[Call]:
         ],
         "stats": [Call("record", (outcome,))],
     }
+    if issubclass(subject.plugin, Stats) and subject.plugin.record_many is not Stats.record_many:
+        by_kind["stats"].append(Call("record_many", ([outcome],)))
     return by_kind[subject.plugin.kind]
 
 

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from plugin_sdk import Outcome, Plugin
+from plugin_sdk import Outcome, Plugin, Stats
 from plugin_sdk.services import Services
 from sidecar.mechanism.bounded import Bounded
 from sidecar.mechanism.calls import Threads, bind
 from sidecar.mechanism.plugins import Loaded
-from sidecar.mechanism.sink import Sink
+from sidecar.mechanism.sink import BATCH, Sink
 from sidecar.mechanism.versions import fault_of
 from sidecar.mechanism.watchdog import Marker
 
@@ -86,8 +86,9 @@ class Instance:
             self.problem = f"open failed: {self._why(error)}"
             self.last_error = _shown(error)
             return
-        if self.kind == "stats":
-            self.sink = Sink(self.name, self._recorder())
+        if isinstance(plugin, Stats):
+            several = type(plugin).record_many is not Stats.record_many
+            self.sink = Sink(self.name, self._recorder(several), BATCH if several else 1)
 
     def _why(self, error: Exception) -> str:
         if not isinstance(error, TimeoutError) or str(error):
@@ -137,18 +138,20 @@ class Instance:
                 log.exception("plugin %s did not close", self.name)
         self.threads.close()
 
-    def _recorder(self) -> Callable[[Outcome], Awaitable[None]]:
-        call = self.bind("record")
+    def _recorder(self, several: bool) -> Callable[[list[Outcome]], Awaitable[None]]:
+        """Takes what the plugin takes at once: several outcomes, or a list of one."""
+        name = "record_many" if several else "record"
+        call = self.bind(name)
         clock = asyncio.get_running_loop().time
 
-        async def record(outcome: Outcome) -> None:
+        async def record(outcomes: list[Outcome]) -> None:
             if self.out:
                 return
             began = clock()
             try:
-                await call(outcome)
+                await call(outcomes if several else outcomes[0])
             except Exception as error:  # noqa: BLE001 - taken note of; the next outcome may do better
-                self.went_wrong("record", error)
+                self.went_wrong(name, error)
             else:
                 self.ran(clock() - began)
 

@@ -63,6 +63,7 @@ def faults(base: str, body: str) -> list[str]:
         ("Filter", "def on_end(self, e, o): ...\ndef on_chunks(self, e, c): ...", 'did you mean "on_chunk"?'),
         ("Filter", "def on_chunk(self, e, c): ...\ndef on_event(self, e, v): ...", "sees either bytes or events"),
         ("Filter", "def on_chunk(self, chunk): ...", "is called with (self, exchange, chunk)"),
+        ("Stats", "def record(self, o): ...\ndef record_many(self): ...", "It.record_many takes (self)"),
         ("Auth, Stats", "def authenticate(self, r): ...\ndef record(self, o): ...", "It is of several kinds"),
     ],
 )

@@ -59,6 +59,7 @@ BAD: list[tuple[type[Plugin[Any]], str, str]] = [
     (kinds.KnowsItsTargets, "finished_takes_any_outcome", "expect targets that are gone"),
     (kinds.NeedsUsage, "any_outcome_can_be_recorded", "expect fields that are empty or out of range"),
     (kinds.NeedsItsSink, "any_outcome_can_be_recorded", "count what cannot be written (self.metrics.count)"),
+    (kinds.NeedsUsageOfEach, "several_outcomes_can_be_recorded_at_once", "expect fields that are empty"),
     (kinds.NoEndpoints, "endpoints_are_well_formed", 'endpoints = (Endpoint("/v1/NAME", "NAME"),)'),
     (kinds.RelativePath, "endpoints_are_well_formed", "a path without query"),
     (kinds.TrustsBodies, "usage_survives_garbage", "return None for what cannot be read"),

@@ -132,6 +132,8 @@ def test_the_one_method_has_to_be_written() -> None:
         Plain().authenticate(Request(method="POST", path="/"))
     with pytest.raises(NotImplementedError):
         Stats().record(Outcome(model="m"))
+    with pytest.raises(NotImplementedError):
+        Stats().record_many([])
 
 
 def test_each_kind_has_a_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 from plugin_sdk import (
@@ -223,6 +224,16 @@ class NeedsItsSink(Stats):
 
     async def record(self, outcome: Outcome) -> None:
         await self.http.post("http://stats.example/", json={"model": outcome.model})
+
+
+class NeedsUsageOfEach(Stats):
+    """Is careful with one outcome, and not with several."""
+
+    def record(self, outcome: Outcome) -> None:
+        self.record_many([outcome] if outcome.usage else [])
+
+    def record_many(self, outcomes: Sequence[Outcome]) -> None:
+        self.metrics.count("tokens", sum(cast(Usage, outcome.usage).output_tokens for outcome in outcomes))
 
 
 class NoEndpoints(Interface):
