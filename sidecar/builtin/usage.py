@@ -11,21 +11,23 @@ import logging
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from plugin_sdk import Config, Duration, Outcome, PluginError, Stats, inline
 
 SCHEMA_VERSION = 2
 FLUSH_S = 0.25
+AT_ONCE = 32  # rows in one statement: SQLite gets the interpreter out of the way once for each statement
 BUSY_S = 1.0  # for a database that somebody else writes to; after that it is tried again with the next batch
 CLOSE_S = 5.0
 PRUNE_EVERY_S = 600.0
 PRUNE_ROWS = 5_000  # in one go, so that others get their turn
 
-COLUMNS = {
+_ASKED = {
     "started_s": "REAL NOT NULL",  # unix time
     "duration_s": "REAL NOT NULL",
     "queue_s": "REAL NOT NULL",
@@ -40,6 +42,8 @@ COLUMNS = {
     "code": "TEXT NOT NULL",
     "streamed": "INTEGER NOT NULL",
     "cold": "INTEGER NOT NULL",
+}
+_TOKENS = {
     "input_tokens": "INTEGER",  # NULL: the server did not tell
     "output_tokens": "INTEGER",
     "cached_tokens": "INTEGER",
@@ -47,10 +51,18 @@ COLUMNS = {
     "input_tokens_per_s": "REAL",
     "output_tokens_per_s": "REAL",
     "response_model": "TEXT",
+}
+_SENT = {
     "bytes_in": "INTEGER NOT NULL",
     "bytes_out": "INTEGER NOT NULL",
     "trace_id": "TEXT NOT NULL",
 }
+COLUMNS = {**_ASKED, **_TOKENS, **_SENT}
+
+_asked = attrgetter(*("end.value" if name == "end" else name for name in _ASKED))
+_tokens = attrgetter(*_TOKENS)
+_sent = attrgetter(*_SENT)
+_NOT_TOLD = (None,) * len(_TOKENS)
 
 _NAMES = ", ".join(f'"{name}"' for name in COLUMNS)  # quoted, because END is a word of SQL
 _TYPED = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
@@ -64,7 +76,9 @@ _UPDATE = (
     *(f'ALTER TABLE requests ADD COLUMN "{name}" {COLUMNS[name]}' for name in _SINCE_VERSION_1),
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-_INSERT = f"INSERT INTO requests ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - constants alone
+_VALUES = f"({', '.join('?' * len(COLUMNS))})"
+_INSERT = f"INSERT INTO requests ({_NAMES}) VALUES {_VALUES}"  # noqa: S608 - constants alone
+_INSERT_SOME = f"{_INSERT}, {', '.join([_VALUES] * (AT_ONCE - 1))}"
 _PRUNE = "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE started_s < ? ORDER BY started_s LIMIT ?)"
 
 
@@ -101,8 +115,14 @@ class Usage(Stats[Settings]):
     @inline
     def record(self, outcome: Outcome) -> None:
         """Hand it over to the thread that writes."""
-        if not self._writer.put(outcome):
-            self.metrics.count("dropped")
+        self.record_many((outcome,))
+
+    @inline
+    def record_many(self, outcomes: Sequence[Outcome]) -> None:
+        """The same of several."""
+        excess = self._writer.put(outcomes)
+        if excess:
+            self.metrics.count("dropped", excess)
 
     @property
     def dropped(self) -> int:
@@ -121,6 +141,7 @@ class Writer:
         self._lock = threading.Lock()
         self._waiting: list[Outcome] = []
         self._wake = threading.Event()
+        self._hurry = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._database: sqlite3.Connection | None = None
@@ -142,22 +163,26 @@ class Writer:
         thread.start()
         self._thread = thread  # not before: an `open` that is cancelled is closed meanwhile, and that joins it
 
-    def put(self, outcome: Outcome) -> bool:
-        """Take it, never waiting; False if there is no room left."""
+    def put(self, outcomes: Sequence[Outcome]) -> int:
+        """Take them, never waiting; for how many there was no room left."""
         with self._lock:
-            room = len(self._waiting) < self._config.queue
-            if room:
-                self._waiting.append(outcome)
-        if room:
-            self._wake.set()
-        else:
-            self._drop(1, "there is no room left for what waits to be written")
-        return room
+            room = self._config.queue - len(self._waiting)
+            self._waiting += outcomes[:room]
+            many = 2 * len(self._waiting) > self._config.queue
+        self._wake.set()
+        if many:
+            self._hurry.set()
+        excess = len(outcomes) - room
+        if excess <= 0:
+            return 0
+        self._drop(excess, "there is no room left for what waits to be written")
+        return excess
 
     def stop(self) -> None:
         """Write what waits, and end; after the deadline without it."""
         self._stopping.set()
         self._wake.set()
+        self._hurry.set()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
             if self._thread.is_alive():
@@ -166,8 +191,9 @@ class Writer:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.wait(PRUNE_EVERY_S)
-            self._stopping.wait(FLUSH_S)  # more may come, to be written along with the first
+            self._hurry.wait(FLUSH_S)  # more may come, to be written along with the first
             self._wake.clear()
+            self._hurry.clear()
             self._flush()
             self._prune()
         lost = len(self._flush())
@@ -194,7 +220,10 @@ class Writer:
         database = self._connected()
         try:
             with database:  # a transaction
-                database.executemany(_INSERT, map(row, batch))
+                whole = len(batch) - len(batch) % AT_ONCE
+                for start in range(0, whole, AT_ONCE):
+                    database.execute(_INSERT_SOME, list(chain.from_iterable(map(row, batch[start : start + AT_ONCE]))))
+                database.executemany(_INSERT, map(row, batch[whole:]))
         except Exception as error:
             if _is_of_the_database(error):
                 raise
@@ -278,7 +307,7 @@ def _write_apart(database: sqlite3.Connection, batch: list[Outcome]) -> list[Exc
     with database:
         for outcome in batch:
             try:
-                database.execute(_INSERT, row(outcome))
+                database.execute(_INSERT, [_storable(value) for value in row(outcome)])
             except Exception as error:
                 if _is_of_the_database(error):
                     raise
@@ -302,10 +331,9 @@ def _version(database: sqlite3.Connection) -> int:
 
 def row(outcome: Outcome) -> tuple[Any, ...]:
     """The values of an outcome, as COLUMNS has them."""
-    values = msgspec.structs.asdict(outcome) | {"end": outcome.end.value}
-    if outcome.usage is not None:
-        values |= msgspec.structs.asdict(outcome.usage)
-    return tuple(_storable(values.get(name)) for name in COLUMNS)
+    usage = outcome.usage
+    found: tuple[Any, ...] = _asked(outcome) + (_NOT_TOLD if usage is None else _tokens(usage)) + _sent(outcome)
+    return found
 
 
 def _storable(value: Any) -> Any:

@@ -23,7 +23,7 @@ from plugin_sdk import Usage as Tokens
 from plugin_sdk.kinds import is_inline
 from plugin_sdk.services import Standalone
 from sidecar.builtin import usage
-from sidecar.builtin.usage import COLUMNS, PRUNE_ROWS, SCHEMA_VERSION, Settings, Usage, connect, read, row
+from sidecar.builtin.usage import AT_ONCE, COLUMNS, PRUNE_ROWS, SCHEMA_VERSION, Settings, Usage, connect, read, row
 from tests.support import until, write
 
 OUTCOME = Outcome(
@@ -148,6 +148,39 @@ async def test_what_is_recorded_before_it_closes_is_written(path: Path) -> None:
     assert (len(read(path)), plugin.dropped) == (5000, 0)
 
 
+@pytest.mark.parametrize("count", [1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE + 7])
+async def test_several_at_once_become_a_row_each_in_their_order(path: Path, count: int) -> None:
+    plugin = Usage(Settings(path=str(path)))
+    await plugin.open()
+    plugin.record_many([outcome(model=str(number), usage=Tokens(input_tokens=number)) for number in range(count)])
+    await plugin.close()
+    assert [(found["model"], found["input_tokens"]) for found in read(path)] == [(str(n), n) for n in range(count)]
+
+
+async def test_of_several_at_once_those_that_fit_are_kept_and_the_others_counted(
+    lock: sqlite3.Connection, path: Path
+) -> None:
+    plugin = Usage(Settings(path=str(path), queue=100), name="usage")
+    await plugin.open()
+    plugin.record_many([OUTCOME] * 130)
+    assert plugin.dropped == 30
+    plugin.record_many([])
+    lock.execute("COMMIT")
+    await plugin.close()
+    assert (len(read(path)), plugin.dropped) == (100, 30)
+
+
+async def test_many_do_not_wait_for_more_so_that_there_is_room_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "FLUSH_S", 600.0)
+    plugin = Usage(Settings(path=str(path), queue=100))
+    await plugin.open()
+    plugin.record_many([OUTCOME] * 60)
+    await until(lambda: len(rows(path)) == 60, "the rows are written")
+    await plugin.close()
+
+
 async def test_from_many_threads_at_once_every_outcome_becomes_one_row(path: Path) -> None:
     plugin = Usage(Settings(path=str(path)))
     await plugin.open()
@@ -197,6 +230,7 @@ async def test_without_settings_it_is_in_the_state_directory(tmp_path: Path) -> 
 
 def test_recording_runs_on_the_loop() -> None:
     assert is_inline(Usage.record)
+    assert is_inline(Usage.record_many)
 
 
 def descriptors() -> int:
@@ -358,6 +392,18 @@ async def test_an_outcome_that_cannot_be_stored_costs_no_other(path: Path, caplo
     assert [found["principal"] for found in read(path)] == ["anna", "bert", "carl"]
     assert plugin.dropped == 2
     assert "1 outcomes were dropped so far: one cannot be stored: " in caplog.text
+
+
+async def test_among_many_one_that_cannot_be_stored_costs_no_other(path: Path) -> None:
+    plugin = Usage(Settings(path=str(path)), name="usage")
+    await plugin.open()
+    principals: list[Any] = [f"team-{number}" for number in range(3 * AT_ONCE)]
+    principals[AT_ONCE + 5] = object()
+    plugin.record_many([outcome(principal=principal, model="\ud800") for principal in principals])
+    await plugin.close()
+    kept = [principal for principal in principals if isinstance(principal, str)]
+    assert [(found["principal"], found["model"]) for found in read(path)] == [(principal, "?") for principal in kept]
+    assert plugin.dropped == 1
 
 
 async def test_old_rows_are_forgotten(path: Path) -> None:
