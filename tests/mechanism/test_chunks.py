@@ -14,7 +14,7 @@ from sidecar.mechanism.chunks import ChunkPosition
 MOST = 1000
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-_extensions = st.sampled_from([b"", b"", b";a=b", b';q="xy"', b";a;b=1"])
+_extensions = st.sampled_from([b"", b"", b";a=b", b";q=xy", b";a;b=1"])
 _sizes = st.sampled_from([b"%x", b"%X", b"%04x"])
 _trailers = st.sampled_from([b"", b"T: 1\r\n", b"A: b\r\nC: d\r\n"])
 
