@@ -106,6 +106,7 @@ class Relaying:
     def stop(self) -> None:
         """Nobody waits for it any more."""
         self._owner = None
+        self._steps = None  # whose steps refer back to this object
         if self.connection is not None:
             self.connection.abort()
             self.connection = None
@@ -163,11 +164,8 @@ class Relaying:
             self._wire.interim(status, reason, kept(headers, HOP_BY_HOP))
 
     def on_data(self, data: bytes) -> None:
-        if self._verbatim:
-            self._response.note(data)
-            if self._position is not None:
-                self._position.feed(data)
-            self._wire.send(data)
+        if self._verbatim and self._steps is None:
+            self._relay(data)
         elif self._error_body is not None:
             self._keep_error(data)
         else:
@@ -178,7 +176,7 @@ class Relaying:
 
     def on_end(self) -> None:
         self.connection = None
-        if self._verbatim:
+        if self._verbatim and self._steps is None:
             self._done()
         elif self._error_body is not None:
             self._tell_error()
@@ -218,7 +216,7 @@ class Relaying:
             response.chunked = True
             if streamed:
                 self._position = ChunkPosition()
-        response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES, hold=True)
+        response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES, hold=self._steps is None)
 
     async def _head_through(self, passage: Passage, answered: Answered) -> None:
         response = self._response
@@ -241,9 +239,17 @@ class Relaying:
         else:
             response.start(head.status, b"", unframed(head.headers.raw), response.framed())
 
+    def _relay(self, data: bytes) -> None:
+        self._response.note(data)
+        if self._position is not None:
+            self._position.feed(data)
+        self._wire.send(data)
+
     async def _data_through(self, data: bytes) -> None:
-        response = self._response
-        response.note(data)
+        if self._verbatim:
+            self._relay(data)
+            return
+        self._response.note(data)
         if self._withheld is not None:
             data = self._withheld.feed(data)
         if data and self._passage is not None:
@@ -293,6 +299,7 @@ class Relaying:
 
     def _done(self) -> None:
         owner, self._owner = self._owner, None
+        self._steps = None
         if owner is not None:
             owner.answered()
 
