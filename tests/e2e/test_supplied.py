@@ -102,6 +102,13 @@ def test_they_are_served_by_name_by_alias_and_before_they_are_listed(sidecar: Si
     assert sidecar.ask("unlisted", stream=False).startswith("far-0")
 
 
+def test_their_servers_can_be_asked_for_anything(sidecar: Sidecar) -> None:
+    with sidecar.http() as http:
+        for name in ("nick", "unlisted"):
+            assert http.get(f"/upstream/{name}/health").json() == {"status": "ok"}
+        assert code(http.get("/upstream/nobody/health")) == (404, "model_not_found")
+
+
 def test_they_stand_in_the_list_behind_the_declared_ones(sidecar: Sidecar) -> None:
     with sidecar.client() as client:
         entries = client.models.list().data

@@ -8,15 +8,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from plugin_sdk import End, Exchange, Filter, inline
+from plugin_sdk import End, Exchange, Filter, Headers, Request, inline
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.websockets import with_key
 from tests.support import until
-from tests.surfaces.world import World, get, inside, message, running, status
+from tests.surfaces.world import World, answers, get, inside, message, running, status
 
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 WANTS = (b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13")
@@ -27,8 +28,13 @@ class Guard(Filter):
     """Would have to see all that is said."""
 
     @inline
+    def on_request(self, exchange: Exchange) -> Request:
+        headers = Headers((*exchange.request.headers.raw, (b"x-guarded", exchange.request.mode.encode())))
+        return msgspec.structs.replace(exchange.request, headers=headers)
+
+    @inline
     def on_chunk(self, exchange: Exchange, chunk: bytes) -> bytes | None:
-        return None
+        return chunk.replace(b"secret", b"******")
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +113,16 @@ async def test_a_server_that_is_gone_before_it_switches_is_told_of(w: World) -> 
     assert status((await message(reader))[0]) == 502
 
 
-def test_where_filters_would_see_the_body_there_is_no_websocket(tmp_path: Path) -> None:
+def test_filters_see_what_is_passed_through_and_where_they_could_not_there_is_no_websocket(tmp_path: Path) -> None:
     async def refused(w: World) -> None:
         head, body = await w.ask(get(b"/upstream/m/ws", *WANTS))
         assert (status(head), json.loads(body)["error"]["code"]) == (501, "websocket_unfiltered")
         assert (await w.outcome()).code == "websocket_unfiltered"
         assert not w.server.seen
+        w.server.does = answers(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n\x00secret\xff")
+        assert (await w.ask(get(b"/upstream/m/x?y")))[1] == b"\x00******\xff"
+        assert w.server.seen[0].startswith(b"GET /x?y HTTP/1.1\r\n")
+        assert b"\r\nx-guarded: chat\r\n" in w.server.seen[0]
 
     with running(tmp_path, more=GUARD, model='chain = ["guard"]') as made:
         made.run(refused(made))
