@@ -19,12 +19,14 @@ from sidecar.core.plan import Plan
 from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.surfaces import events_api, guard, plugins_api, report
 from sidecar.surfaces.dataplane.errors import ApiError
+from sidecar.surfaces.dataplane.plane import Plane
 
 
 class ControlState(State):
     """What handlers need."""
 
     controller: Controller
+    plane: Plane
 
 
 Connection = ASGIConnection[Any, Any, Any, ControlState]
@@ -54,7 +56,7 @@ async def ready(state: ControlState) -> Response[dict[str, str]]:
 @get("/-/status", guards=[only_for_operators])
 async def status(state: ControlState) -> report.StatusReport:
     """Devices, models, plugins, problems."""
-    return report.status(state.controller)
+    return report.status(state.controller, state.plane.requests)
 
 
 @get("/-/devices", guards=[only_for_operators])
@@ -156,11 +158,11 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
     return _answer_api_error(request, ApiError(error.status_code, code, error.detail))
 
 
-def control_app(controller: Controller) -> Litestar:
+def control_app(controller: Controller, plane: Plane) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
         route_handlers=[healthy, ready, status, devices, plugins, plan, events, measurements, reload, explain, act],
-        state=ControlState({"controller": controller}),
+        state=ControlState({"controller": controller, "plane": plane}),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,
         logging_config=None,

@@ -15,6 +15,7 @@ from sidecar.core.manifest import Declaration, Model
 from sidecar.core.observed import Condition, Device, Measured, Server
 from sidecar.core.placement import Inventory
 from sidecar.mechanism.instance import Instance
+from sidecar.surfaces.dataplane.plane import Requests
 
 STORY_EVENTS = 10
 
@@ -108,6 +109,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     device_problems: dict[str, str]
     models: tuple[ModelReport, ...]
     plugins: tuple[PluginReport, ...]
+    requests: Requests
     rounds: int
     acted: int
     errors: int
@@ -130,7 +132,7 @@ def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: De
     )
 
 
-def status(controller: Controller) -> StatusReport:
+def status(controller: Controller, requests: Requests) -> StatusReport:
     """Everything, now."""
     generation = controller.generation
     revisions = controller.revisions
@@ -151,6 +153,7 @@ def status(controller: Controller) -> StatusReport:
             for name, model in generation.declaration.models.items()
         ),
         plugins=_plugins(generation),
+        requests=requests,
         rounds=reconciler.rounds,
         acted=reconciler.acted,
         errors=reconciler.errors,

@@ -85,7 +85,7 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     """Serve until `shutdown` is asked for. The controller is open, and stays so."""
     plane = Plane(controller, traces)
     config = uvicorn.Config(
-        cast(Any, control_app(controller)),
+        cast(Any, control_app(controller, plane)),
         loop="uvloop",
         http=cast(Any, factory(plane)),  # called like the class of a protocol
         ws="none",

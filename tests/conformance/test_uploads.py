@@ -383,3 +383,12 @@ def test_an_upload_for_a_server_that_has_to_be_started_is_not_read_until_it_is_t
     assert rss_mb(here) - before < 10
     client.send(whole[sent:])
     assert client.answer().status == 200
+
+
+def test_every_request_is_accounted_for(here: World) -> None:
+    """This one, and those of all these tests."""
+    client, asked = here.ask(post(json_body(MB)))
+    assert here.sidecar.status()["requests"]["in_flight"] == 1
+    asked.send(answer())
+    assert client.answer().status == 200
+    assert here.sidecar.status()["requests"]["in_flight"] == 0

@@ -13,6 +13,7 @@ from sidecar.control.measurements import Measurements
 from sidecar.core.manifest import Declaration, Model, Variant
 from sidecar.core.observed import Measured
 from sidecar.surfaces import report
+from sidecar.surfaces.dataplane.plane import Requests
 
 VARIANT = Variant(name="gpu", required_devices=("nvidia",), memory_mb=900, command=("serve", "{port}"))
 OTHER = Variant(name="cpu", required_devices=("cpu",), memory_mb=900, command=("serve", "{port}"))
@@ -57,7 +58,7 @@ def test_what_was_measured_stands_with_its_model_and_is_gone_through_once() -> N
     for number in range(100):
         measurements.loaded(str(number), VARIANT, 1.0 + number)
         measurements.loaded(str(number), OTHER, 2.0)
-    found = report.status(controller(declaration, measurements))
+    found = report.status(controller(declaration, measurements), Requests())
     assert len(found.models) == 500
     assert measurements.asked == 1
     for model in found.models:

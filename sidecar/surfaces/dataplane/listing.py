@@ -25,6 +25,7 @@ class ListingCall:
     def begin(self) -> None:
         """Answer it."""
         self._task = self._plane.loop.create_task(self._answer())
+        self._task.add_done_callback(self._ended)
 
     def left(self) -> None:
         """The client has gone."""
@@ -52,7 +53,9 @@ class ListingCall:
             self._refuse(ApiError(500, "internal_error", "the sidecar failed on this request; its log says how"))
         finally:
             generation.leave()
-            self._plane.listed += 1
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._plane.listed += 1
 
     def _refuse(self, error: ApiError) -> None:
         if not self._wire.begun:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+import msgspec
+
 from plugin_sdk import End, Outcome
 from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
@@ -33,11 +35,28 @@ class Connected(Protocol):
         ...
 
 
-class Plane:
-    """The data plane of one sidecar. ended: requests by how they ended. accepted: all that began.
+class Requests(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of all requests for inference: `accepted` is the sum of the next five.
 
-    listed: requests for the list of models. malformed: what was no request. refused_connections: beyond the most.
+    ended: those that were looked into, by how they ended (`End`). listed: for the list of models. refused_early: for
+    how they were sent, or where to. abandoned: their clients left before their turn came, or did not send all of them.
+    malformed: what was no request, or did not come in time. connections: of clients, now.
+    refused_connections: beyond the most.
     """
+
+    accepted: int = 0
+    in_flight: int = 0
+    ended: dict[str, int] = {}
+    listed: int = 0
+    refused_early: int = 0
+    abandoned: int = 0
+    malformed: int = 0
+    connections: int = 0
+    refused_connections: int = 0
+
+
+class Plane:
+    """The data plane of one sidecar. Its counts are explained with `Requests`."""
 
     def __init__(self, controller: Controller, traces: Traces) -> None:
         self.controller = controller
@@ -48,6 +67,8 @@ class Plane:
         self.accepted = 0
         self.ended = dict.fromkeys((end.value for end in End), 0)
         self.listed = 0
+        self.refused_early = 0
+        self.abandoned = 0
         self.malformed = 0
         self.refused_connections = 0
         self._connections: set[Connected] = set()
@@ -76,6 +97,22 @@ class Plane:
         if self._cors is None or self._cors.origins is not origins:
             self._cors = Cors(origins)
         return self._cors
+
+    @property
+    def requests(self) -> Requests:
+        """The counts of this moment."""
+        told = sum(self.ended.values()) + self.listed + self.refused_early + self.abandoned
+        return Requests(
+            accepted=self.accepted,
+            in_flight=self.accepted - told,
+            ended=dict(self.ended),
+            listed=self.listed,
+            refused_early=self.refused_early,
+            abandoned=self.abandoned,
+            malformed=self.malformed,
+            connections=len(self._connections),
+            refused_connections=self.refused_connections,
+        )
 
     def connected(self, connection: Connected) -> bool:
         """Whether one more client may be served."""

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.core.manifest import Settings
+from sidecar.mechanism.repeats import Repeats, with_length
 from sidecar.surfaces.dataplane import websockets
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -52,6 +54,16 @@ class Phase(enum.Enum):
     LINGER = "the client to hang up"
 
 
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """A request whose head may come again. length: of its body. extra: what its answer says of who may read it."""
+
+    method: bytes
+    url: bytes
+    incoming: Incoming
+    length: int
+    extra: bytes
+
+
 class EdgeProtocol(HttpToolsProtocol):
     """phase, since (of the loop's clock): for whoever looks after connections that stand still."""
 
@@ -64,6 +76,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._turn: Turn | None = None  # whose request comes in, if it is one of ours
         self._turns: list[Turn] = []  # of ours, unfinished, in order
+        self._repeats = Repeats()
+        self._known: Known | None = None  # the request whose head may come again
         self._in_head = False
         self._head_bytes = 0
         self._is_large = False
@@ -95,6 +109,8 @@ class EdgeProtocol(HttpToolsProtocol):
             turn.wire.gone()
             if turn.answering is not None:
                 turn.answering.left()
+            else:
+                self.plane.abandoned += 1
         self.pipeline.clear()
         super().connection_lost(exc)
         self._turn = None
@@ -106,13 +122,42 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         if self.phase is Phase.IDLE:
             self._unset_keepalive_if_required()
-            self.phase = Phase.HEAD
             self.since = self.loop.time()
+            if (body := self._repeats.body_of(data)) is not None and self._read_again(body):
+                return
+            self.phase = Phase.HEAD
+            self._known = None
         elif self.phase is not Phase.HEAD:
             self.since = self.loop.time()
+        known = self._known
         rest = self._read(data)
+        if self._known is not None and known is None and not rest:
+            self._repeats.learn(data, self._known.length)
         while rest and not self._deaf:
             rest = self._read(rest)
+
+    def _read_again(self, body: bytes) -> bool:
+        """A whole request whose head is known, but for the length of its body; False if it has to be parsed."""
+        known, length = self._known, self._repeats.length
+        if known is None or length > self.plane.max_body:
+            return False
+        way = self.plane.way(known.method, known.url)
+        if way.error is not None or not way.found:
+            return False
+        incoming = known.incoming
+        if length != known.length:
+            headers = tuple(with_length(incoming.headers, length))
+            incoming = msgspec.structs.replace(incoming, headers=headers)
+        wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
+        wire.extra = known.extra
+        turn = self._turn = Turn(wire, incoming, way, self.since)
+        turn.length = turn.size = length
+        turn.received = True
+        turn.body.append(body)
+        self.phase = Phase.BUSY
+        self._queue(turn)
+        self._begin(turn)
+        return True
 
     def _read(self, data: bytes) -> bytes:
         """What was not read of it, since the client has offered to speak something else."""
@@ -240,6 +285,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if cors is not None:
             wire.extra = cors.lines(incoming.method, incoming.headers)
             turn.error = cors.asked_before(incoming.method, incoming.headers) or turn.error
+        if turn.error is None and wire.keep_alive and facts.length and not (facts.upgrade or facts.expects_continue):
+            self._known = Known(parser.get_method(), self.url, incoming, facts.length, wire.extra)
         if facts.upgrade:
             websockets.offer(turn, facts, cors, self.flow)
         self._queue(turn)
@@ -368,6 +415,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if not turn.received:
                 wire.keep_alive = False
             turn.body.clear()
+            self.plane.refused_early += 1
             wire.answer(error.status, error.response_headers(), error.body())
         elif turn.way.lists:
             listing = turn.answering = ListingCall(self.plane, turn.incoming, wire)
