@@ -320,6 +320,7 @@ def test_a_route_picks_a_target_and_another_when_nobody_answers(run: Run, notes:
             two.process.wait()
             assert ask(http, "m").headers["x-served-by"] == "one"
         until(lambda: len(noted(notes, "finished")) == 3, "all choices are told of")
+        until(lambda: len(noted(notes, "outcome")) == 2, "all outcomes are noted")
     assert noted(notes, "targets") == [
         [["v0", True, 0], ["v1", True, 0]],
         [["v0", True, 0], ["v1", True, 0]],
