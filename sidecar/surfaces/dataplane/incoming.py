@@ -61,7 +61,8 @@ class Paths:
         for mode, interface in generation.interfaces.items():
             for endpoint in interface.endpoints:
                 self._by_path.setdefault(endpoint.path, []).append(Found(mode, endpoint, interface))
-        any_interface = next(iter(generation.interfaces.values()), None)
+        interfaces = generation.interfaces
+        any_interface = interfaces.get("chat") or next(iter(interfaces.values()), None)  # whose errors are OpenAI's
         self._through = (
             [Found("", passthrough.ENDPOINT, any_interface, through=True)] if any_interface is not None else []
         )
