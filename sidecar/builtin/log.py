@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from plugin_sdk import Outcome, Stats, inline
@@ -15,6 +16,8 @@ class Log(Stats):
     @inline
     def record(self, outcome: Outcome) -> None:
         """One line: what was asked, by whom, how it ended, how long it took, and the tokens."""
+        if not self.log.isEnabledFor(logging.INFO):
+            return
         tokens = f"{outcome.usage.input_tokens}+{outcome.usage.output_tokens}" if outcome.usage else "-"
         first = f"{outcome.first_byte_s:.3f}" if outcome.first_byte_s is not None else "-"
         self.log.info(

@@ -48,6 +48,12 @@ def test_what_did_not_happen_is_a_dash(caplog: pytest.LogCaptureFixture) -> None
     )
 
 
+def test_where_nobody_wants_to_read_it_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "sidecar.plugins.audit"):
+        Log(name="audit").record(Outcome(model="m"))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "name", ["a\nprincipal=root", "a principal=root", "a\u2028b", "a\x1b[2K", "'a'", '"a"', "a\\n", "\ud800"]
 )
