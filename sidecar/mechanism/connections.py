@@ -16,6 +16,7 @@ import httptools
 
 from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
+from sidecar.mechanism.repeats import Repeats, with_length
 
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
 LEAVE_S = 5.0
@@ -38,6 +39,10 @@ class UpstreamError(Exception):
         super().__init__(message)
         self.processed = processed
         self.reused = reused
+
+
+# An answer that may come again: status, reason, headers, those passed on, content type, length.
+_Known = tuple[int, bytes, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]], bytes, int]
 
 
 class Framing(enum.Enum):
@@ -118,6 +123,8 @@ class Connection(asyncio.Protocol):
         self._whole = _Whole(self)
         self._piecewise = _Piecewise(self)
         self._parsing: _Parsing = self._whole
+        self._repeats = Repeats()
+        self._known: _Known = (0, b"", [], [], b"", 0)
         self._uses = 0
         self._written = 0
         self._asking = False  # the request is not complete
@@ -234,8 +241,10 @@ class Connection(asyncio.Protocol):
             self._feed(data)
             if self._listener is not None:
                 self._pass_on(data)
-        else:
+        elif self._seen or self._bodiless or self._parsing.pieces or (body := self._repeats.body_of(data)) is None:
             self._begin(data)
+        else:
+            self._begin_again(listener, body)
 
     def eof_received(self) -> None:
         """The server will send no more. How much of the request it has got is known only while there is a socket."""
@@ -256,7 +265,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, data: bytes) -> None:
         """Bytes of a head, and perhaps what follows it."""
-        seen = self._seen = self._seen + data if self._seen else data.lstrip(b"\r\n")
+        seen = self._seen = self._seen + data if self._seen else _without_lines(data)
         self._feed(data)
         listener = self._listener
         if listener is None:
@@ -269,21 +278,42 @@ class Connection(asyncio.Protocol):
                 self._fail(f"its head is larger than {HEAD_BYTES} bytes")
             return
         self._seen = b""
+        if seen is data:
+            self._learn(data, self._left)
         rest = self._after_head(seen)
         if rest is None:
             self._fail("it does not speak HTTP: its head has no end")
             return
+        self._tell(listener, rest)
+
+    def _tell(self, listener: Listener, rest: bytes) -> None:
+        """The head is known, and this is what came after it."""
         listener.on_head(self)
         if self._listener is None:
             return  # it was not wanted
         if self.framing is Framing.TUNNEL:
             if rest:
                 listener.on_data(rest)
-            return
-        if rest or self._ended:
+        elif rest or self._ended:
             self._pass_on(rest)
         else:
             listener.on_pause()
+
+    def _begin_again(self, listener: Listener, body: bytes) -> None:
+        """A whole answer whose head is known, but for the length of its body."""
+        length = self._left = self._repeats.length
+        self.status, self.reason, self.headers, self.passed_on, self.content_type, known = self._known
+        if length != known:
+            self.headers, self.passed_on = with_length(self.headers, length), with_length(self.passed_on, length)
+        self.framing = Framing.LENGTH
+        self._headed = self._ended = True
+        self._tell(listener, body)
+
+    def _learn(self, data: bytes, length: int) -> None:
+        """Know the head of this answer when it comes again, if it is one that can be known."""
+        plain = self.framing is Framing.LENGTH and self._ended and not self._extra and not self._interim
+        if plain and self._parsing.keep_alive and not self._parsing.pieces and self._repeats.learn(data, length):
+            self._known = (self.status, self.reason, self.headers, self.passed_on, self.content_type, length)
 
     def _after_head(self, seen: bytes) -> bytes | None:
         end = 0
@@ -545,3 +575,8 @@ def _without(headers: list[tuple[bytes, bytes]], named: bytes) -> list[tuple[byt
     """Without those that Connection names (RFC 9110, 7.6.1)."""
     names = {token.strip() for token in named.split(b",")}
     return [pair for pair in headers if pair[0].lower() not in names]
+
+
+def _without_lines(data: bytes) -> bytes:
+    """Without empty lines before a head."""
+    return data.lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data

@@ -120,7 +120,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._deaf:
             self._discard(data)
             return
-        if self.phase is Phase.IDLE:
+        first = self.phase is Phase.IDLE
+        if first:
             self._unset_keepalive_if_required()
             self.since = self.loop.time()
             if (body := self._repeats.body_of(data)) is not None and self._read_again(body):
@@ -129,9 +130,8 @@ class EdgeProtocol(HttpToolsProtocol):
             self._known = None
         elif self.phase is not Phase.HEAD:
             self.since = self.loop.time()
-        known = self._known
         rest = self._read(data)
-        if self._known is not None and known is None and not rest:
+        if first and self._known is not None and not rest:
             self._repeats.learn(data, self._known.length)
         while rest and not self._deaf:
             rest = self._read(rest)
