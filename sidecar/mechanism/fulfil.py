@@ -19,6 +19,7 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "device": {"probe": ()},
     "interface": {
         "ready": ("upstream",),
+        "alive": ("upstream",),
         "validate": ("request",),
         "usage": ("tail", "streamed"),
         "error": ("status", "code", "message", "param"),

@@ -97,11 +97,18 @@ class Instance:
         where = f": it was at {at.file}:{at.line}" if at is not None and place and at.file.startswith(place) else ""
         return f"it did not end within {OPEN_S:g} s{where}; give what it waits for a timeout of its own"
 
+    @property
+    def deadline_s(self) -> float:
+        """Of each call."""
+        if self.loaded is None:
+            raise RuntimeError(f"plugin {self.name} is not loaded")
+        return self.loaded.declaration.deadline
+
     def bind(self, method: str) -> Callable[..., Awaitable[Any]]:
         """A method of the plugin with its deadline."""
-        if self.plugin is None or self.loaded is None:
+        if self.plugin is None:
             raise RuntimeError(f"plugin {self.name} is not open")
-        return bind(getattr(self.plugin, method), self.loaded.declaration.deadline, self.threads, self.marker)
+        return bind(getattr(self.plugin, method), self.deadline_s, self.threads, self.marker)
 
     def ran(self, took_s: float) -> None:
         """A call went well."""

@@ -8,8 +8,6 @@ from plugin_sdk import Reply
 from plugin_sdk.messages import RawHeaders
 from sidecar.mechanism.connections import Exchange, Pool
 
-PROBE_S = 5.0
-
 # RFC 9110, 7.6.1: these speak of one connection, not of the message; Connection itself may name more.
 HOP_BY_HOP = frozenset(
     (
@@ -43,7 +41,7 @@ class Client:
 
 
 class ProbeUpstream:
-    """Short requests with a deadline (plugin_sdk.Upstream). Raises OSError when there is no answer."""
+    """Requests with no deadline but the caller's (plugin_sdk.Upstream). Raises OSError when there is no answer."""
 
     def __init__(self, http: httpx.AsyncClient, base_url: str, headers: RawHeaders) -> None:
         self._http = http
@@ -59,7 +57,7 @@ class ProbeUpstream:
     async def _send(self, method: str, path: str, body: bytes | None) -> Reply:
         headers = [*self._headers, *([(b"content-type", b"application/json")] if body is not None else [])]
         request = httpx.Request(method, self._base_url + path, headers=headers, content=body)
-        request.extensions["timeout"] = httpx.Timeout(PROBE_S).as_dict()
+        request.extensions["timeout"] = httpx.Timeout(None).as_dict()
         try:
             response = await self._http.send(request)
         except httpx.HTTPError as error:

@@ -66,7 +66,8 @@ BAD: list[tuple[type[Plugin[Any]], str, str]] = [
     (kinds.TrustsBodies, "usage_survives_garbage", "return None for what cannot be read"),
     (kinds.TrustsRequests, "errors_stand_on_one_line", "raise Reject(400, reason)"),
     (kinds.LinesInErrors, "errors_stand_on_one_line", "encode it with msgspec.json.encode"),
-    (kinds.AlwaysReady, "servers_that_fail_are_not_ready", "return False, or raise NotReady with the reason"),
+    (kinds.AlwaysReady, "servers_that_fail_are_not_ready", "ready gave True for a server that answers 503"),
+    (kinds.AlwaysAlive, "servers_that_fail_are_not_ready", "alive gave True for a server that answers 503"),
 ]
 
 
