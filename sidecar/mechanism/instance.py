@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from plugin_sdk import Outcome, Plugin
 from plugin_sdk.services import Services
+from sidecar.mechanism.blame import advice, shown
 from sidecar.mechanism.bounded import Bounded
 from sidecar.mechanism.calls import Threads, bind
 from sidecar.mechanism.plugins import Loaded
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 OPEN_S = 30.0
 CLOSE_S = 10.0
 TIMED = 512  # of the latest calls
-TRACEBACK_CHARACTERS = 4_000
 
 OnError = Literal["deny", "skip", "disable"]
 
@@ -84,7 +83,7 @@ class Instance:
             await Bounded(plugin.open(), OPEN_S, self.marker)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; told by whoever has it opened
             self.problem = f"open failed: {self._why(error)}"
-            self.last_error = _shown(error)
+            self.last_error = shown(error)
             return
         if self.kind == "stats":
             self.sink = Sink(self.name, self._recorder())
@@ -120,10 +119,11 @@ class Instance:
         """A call failed: `what` the plugin was to do."""
         self.failed += 1
         self.in_row += 1
-        self.last_error = _shown(error)
+        told = f"{what}: {advice(getattr(self.plugin, what, None), error, self.deadline_s)}"
+        self.last_error = f"{shown(error)}{told}"
         if self.failed in (1, 10, 100) or self.failed % 1000 == 0:
-            message = "%s plugin %s failed at %s (%d times so far)"
-            log.error(message, self.kind, self.name, what, self.failed, exc_info=error)
+            message = "%s plugin %s failed %d times so far, at %s"
+            log.error(message, self.kind, self.name, self.failed, told, exc_info=error)
         if self.on_error == "disable" and not self.out and self.loaded is not None:
             most = self.loaded.declaration.disable_after
             if self.in_row >= most:
@@ -140,7 +140,7 @@ class Instance:
                 await Bounded(self.plugin.close(), CLOSE_S, self.marker)
             except Exception as error:
                 self.failed += 1
-                self.last_error = _shown(error)
+                self.last_error = shown(error)
                 log.exception("plugin %s did not close", self.name)
         self.threads.close()
 
@@ -160,9 +160,3 @@ class Instance:
                 self.ran(clock() - began)
 
         return record
-
-
-def _shown(error: Exception) -> str:
-    """The error as its author wants to see it: the end of the traceback, which has the line to blame."""
-    text = "".join(traceback.format_exception(error))
-    return text if len(text) <= TRACEBACK_CHARACTERS else "..." + text[-TRACEBACK_CHARACTERS:]
