@@ -127,6 +127,13 @@ class Interface(Plugin[C]):
             raise NotReady(f"health check answered {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}")
         return True
 
+    async def alive(self, upstream: Upstream) -> bool:
+        """Whether a server that was ready still is, every few seconds for those that the sidecar did not start.
+
+        By default what `ready` says: override it where `ready` asks for work, as with `await super().ready(upstream)`.
+        """
+        return await self.ready(upstream)
+
     def validate(self, request: Request) -> None:
         """Refuse a request that this mode cannot serve, by raising Reject. By default none is. Must not block."""
 

@@ -289,7 +289,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Upstream(Protocol):
-    """A server, as an interface's `ready` sees it: short requests with a deadline, connection errors raise OSError."""
+    """A server, as an interface's `ready` sees it. Connection errors raise OSError; what hangs ends at the deadline."""
 
     async def get(self, path: str) -> Reply: ...
 

@@ -383,16 +383,18 @@ async def errors_stand_on_one_line(subject: Subject) -> None:
 async def servers_that_fail_are_not_ready(subject: Subject) -> None:
     """False, NotReady or OSError while the server does not answer as it should."""
     async with subject.alive() as live:
-        try:
-            found = await live.call("ready", Deaf())
-        except (NotReady, OSError):
-            return
-        except Exception as error:
-            raise raised("ready of a server that answers 503", error, "raise NotReady with the reason") from error
-    if found is not False:
-        raise Fault(
-            f"ready gave {found!r} for a server that answers 503: return False, or raise NotReady with the reason"
-        )
+        for method in ("ready", "alive"):
+            try:
+                found = await live.call(method, Deaf())
+            except (NotReady, OSError):
+                continue
+            except Exception as error:
+                raise raised(
+                    f"{method} of a server that answers 503", error, "raise NotReady with the reason"
+                ) from error
+            if found is not False:
+                remedy = "return False, or raise NotReady with the reason"
+                raise Fault(f"{method} gave {found!r} for a server that answers 503: {remedy}")
 
 
 _NO_SHARING = "keep what is a request's in local variables or exchange.state, not in self or in the module"

@@ -71,6 +71,7 @@ def calls(subject: Subject) -> list[Call]:
             Call("usage", (subject.stream, True), on_loop=True),
             Call("error", (503, "busy", "try again"), on_loop=True),
             Call("ready", (Deaf(),)),
+            Call("alive", (Deaf(),)),
         ],
         "route": [
             Call("resolve", (request, samples.TARGETS)),

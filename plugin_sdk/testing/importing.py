@@ -15,17 +15,40 @@ import threading
 from pathlib import Path
 
 MARK = "imported:"
+DROPPED_IN = "dropped_in"
 
 
 def load(module: str, file: str) -> None:
-    """Import by name, or by place, as drop-in files are."""
-    if module != "__main__" and importlib.util.find_spec(module) is not None:
+    """Import by name, or by place, as drop-in files are. What lies beside it can be imported, as the sidecar has it."""
+    place, below = outermost(Path(file))
+    sys.path.append(str(place.parent))
+    if is_known(module):
         importlib.import_module(module)
         return
-    spec = importlib.util.spec_from_file_location("dropped_in", file)
+    spec = importlib.util.spec_from_file_location(DROPPED_IN, place / "__init__.py" if below else place)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is no module")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    sys.modules[DROPPED_IN] = found = importlib.util.module_from_spec(spec)  # where dataclasses look for their module
+    spec.loader.exec_module(found)
+    if below and below != ["__init__"]:
+        importlib.import_module(".".join((DROPPED_IN, *below)))
+
+
+def outermost(file: Path) -> tuple[Path, list[str]]:
+    """The file itself; or the outermost package that it is in, and the names that lead from there to it."""
+    place, below = file, list[str]()
+    while (place.parent / "__init__.py").is_file():
+        below.insert(0, place.stem)
+        place = place.parent
+    return place, below
+
+
+def is_known(module: str) -> bool:
+    """Whether the module can be imported by its name."""
+    try:
+        return module != "__main__" and importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it is not there
+        return False
 
 
 def sockets() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sidecar.control.activator import Activator
 from sidecar.control.changes import take_over_changes
 from sidecar.control.events import Events
+from sidecar.control.externals import ExternalWatch
 from sidecar.control.fleet import Fleet, Memories
 from sidecar.control.generations import Generation, Generations
 from sidecar.control.leases import RefusedError
@@ -20,7 +21,7 @@ from sidecar.control.reconciler import Reconciler
 from sidecar.control.recovery import Recovery
 from sidecar.control.revisions import Revisions, in_force, take_over
 from sidecar.control.servers import Servers
-from sidecar.control.watch import DeviceWatch, ExternalWatch, cap_logs
+from sidecar.control.watch import DeviceWatch, cap_logs
 from sidecar.core.explain import Story, explain, wanting
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
@@ -115,6 +116,7 @@ class Controller:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._externals.close()
         await self._source.close()
         self.fleet.close()
         if self.generations.current is not None:
@@ -244,7 +246,7 @@ class Controller:
 
     async def _probe_externals(self) -> None:
         generation = self.generation
-        await self._externals.probe_all(generation.declaration.models, generation.ready)
+        await self._externals.probe_all(generation.declaration.models, generation.health)
 
     async def _externals_due(self) -> None:
         with contextlib.suppress(TimeoutError):

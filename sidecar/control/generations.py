@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from plugin_sdk import Device as DevicePlugin
-from plugin_sdk import Interface, Upstream
+from plugin_sdk import Interface
 from sidecar.control.building import Build, wanted
 from sidecar.control.openings import Opening
 from sidecar.control.supplied import SuppliedModels
@@ -20,7 +20,7 @@ from sidecar.core.manifest import Declaration, Model
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.listing import Listing, lists_models
-from sidecar.mechanism.modes import Mode
+from sidecar.mechanism.modes import Health, Mode, NoHealth
 from sidecar.mechanism.plugins import Catalog, Loaded
 from sidecar.mechanism.services import Host, PluginServices
 from sidecar.mechanism.watchdog import Marker
@@ -89,18 +89,13 @@ class Generation:
         """Those, and some of plugins' own: enough to tell what was meant, since comparing takes its time."""
         return [*self.names(), *self.supplied.names()[:COMPARED]]
 
-    def ready(self, model: Model) -> Callable[[Upstream], Awaitable[bool]]:
-        """How to find out whether a server of the model can serve: the probe of its first mode."""
-        mode = self.interfaces.get(model.modes[0])
-        if mode is None:
-            instance = self._modes.get(model.modes[0])
-            why = instance.problem if instance else "no such mode"
-
-            async def broken(_: Upstream) -> bool:
-                raise OSError(f"the interface plugin of mode {model.modes[0]} is not available: {why}")
-
-            return broken
-        return mode.ready
+    def health(self, model: Model) -> Health:
+        """How to find out whether a server of the model can serve: what its first mode says."""
+        mode = model.modes[0]
+        if mode in self.interfaces:
+            return self.interfaces[mode]
+        instance = self._modes.get(mode)
+        return NoHealth(mode, instance.problem if instance else "no such mode")
 
     def enter(self) -> None:
         """A request begins on this generation."""

@@ -140,7 +140,7 @@ class Reconciler:
         """How the server is to be run by what is declared now."""
         generation = self._generation()
         return Order(
-            ready=generation.ready(generation.declaration.models[server.model]),
+            ready=generation.health(generation.declaration.models[server.model]).ready,
             devices=tuple(device for key in server.devices for device in devices if device.id == key),
             visibility=self._watch.visibility(server.devices),
             ports=PortRange.parse(generation.declaration.settings.ports),

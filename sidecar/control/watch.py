@@ -1,23 +1,20 @@
-"""Keeps an eye on what changes by itself: devices, the memory that servers really take, external servers, log sizes."""
+"""Keeps an eye on what changes by itself: devices, the memory that servers really take, log sizes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
 from sidecar.control.clock import Clock
-from sidecar.control.fleet import Fleet
 from sidecar.control.live import LiveServer
 from sidecar.control.machine import Machine, Running
-from sidecar.core.manifest import Model
-from sidecar.core.observed import Device, ExternalServer
+from sidecar.core.observed import Device
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.machine import Families
-from sidecar.mechanism.upstream import Client
 
 log = logging.getLogger(__name__)
 
@@ -149,57 +146,6 @@ def _observed(family: dict[int, int], devices: tuple[Device, ...], server: LiveS
         if used and None not in used:
             observed[device.id] = sum(amount for amount in used if amount is not None)
     return observed
-
-
-class ExternalWatch:
-    """Probes the servers that somebody else runs."""
-
-    def __init__(self, fleet: Fleet, client: Client) -> None:
-        self._fleet = fleet
-        self._client = client
-
-    async def probe_all(
-        self, models: dict[str, Model], ready: Callable[[Model], Callable[..., Awaitable[bool]]]
-    ) -> None:
-        """Probe every url variant once, side by side; forget those that are no longer declared."""
-        declared = {
-            (name, variant.name, variant.url)
-            for name, model in models.items()
-            for variant in model.variants
-            if variant.external
-        }
-        for key in self._fleet.externals.keys() - declared:
-            del self._fleet.externals[key]
-        probes = (self._probe(name, model, index, ready(model)) for name, model, index in _externals(models))
-        await asyncio.gather(*probes)
-
-    async def _probe(self, name: str, model: Model, index: int, ready: Callable[..., Awaitable[bool]]) -> None:
-        variant = model.variants[index]
-        key = ((b"authorization", f"Bearer {variant.api_key.reveal()}".encode()),) if variant.api_key else ()
-        healthy, message = False, ""
-        try:
-            healthy = await ready(self._client.probe(variant.url.rstrip("/"), key))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an interface plugin may raise anything; it is why the server is unhealthy
-            message = str(error) or type(error).__name__
-        seen = ExternalServer(model=name, variant=variant.name, healthy=healthy, message=message)
-        identity = (name, variant.name, variant.url)
-        if self._fleet.externals.get(identity) != seen:
-            why = f": {' '.join(message.split())}" if message else ""
-            how = "healthy" if healthy else f"unhealthy{why}"
-            log.info("%s: external server %s is %s", name, variant.url, how)
-            self._fleet.externals[identity] = seen
-            self._fleet.changed.set()
-
-
-def _externals(models: dict[str, Model]) -> list[tuple[str, Model, int]]:
-    return [
-        (name, model, index)
-        for name, model in models.items()
-        for index, variant in enumerate(model.variants)
-        if variant.external
-    ]
 
 
 async def cap_logs(servers: Iterable[LiveServer], limit_bytes: int) -> None:

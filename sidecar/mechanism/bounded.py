@@ -27,7 +27,9 @@ class PluginCallError(Exception):
 def out_of_place(error: BaseException) -> PluginCallError:
     """What a plugin's error becomes if it would end our own task, or the program."""
     text = f": {error}" if str(error) else ""
-    return PluginCallError(f"{type(error).__name__} came out of it{text}")
+    found = PluginCallError(f"{type(error).__name__} came out of it{text}")
+    found.__cause__ = error
+    return found
 
 
 class Bounded(Generic[T]):

@@ -100,7 +100,7 @@ def _run(future: _Job) -> None:
     try:
         result = function()
     except BaseException as error:  # noqa: BLE001 - handed to whoever awaits the call; sys.exit() must not end the thread
-        future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        future.set_exception(error if isinstance(error, Exception) else out_of_place(error))
     else:
         future.set_result(result)
 

@@ -19,6 +19,7 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "device": {"probe": ()},
     "interface": {
         "ready": ("upstream",),
+        "alive": ("upstream",),
         "validate": ("request",),
         "usage": ("tail", "streamed"),
         "error": ("status", "code", "message", "param"),
@@ -79,6 +80,7 @@ def faults_of(cls: type[Plugin[Any]]) -> Iterator[str]:
         hint = did_you_mean_instead(required, own)
         yield f"{cls.__name__} does not define {required}, which {an(cls.kind)} plugin must{hint}"
     yield from _settings(cls)
+    yield from _constructor(cls)
     if cls.kind == "filter":
         yield from _filter(cls, own)
     if cls.kind in ("device", "interface"):
@@ -106,6 +108,17 @@ def _settings(cls: type[Plugin[Any]]) -> Iterator[str]:
     elif given is not None and not (isinstance(given, type) and issubclass(given, Config)):
         name = getattr(given, "__name__", str(given))
         yield f"the settings of {cls.__name__}, {name}, are no Config: derive the class from plugin_sdk.Config"
+
+
+def _constructor(cls: type[Plugin[Any]]) -> Iterator[str]:
+    if cls.__init__ is Plugin.__init__:
+        return
+    signature = inspect.signature(cls.__init__)
+    try:
+        signature.bind("self", "config", name="name", services="services")
+    except TypeError:
+        how = "let it take *args and **kwargs, and hand them to super().__init__"
+        yield f"{cls.__name__}.__init__ takes {signature}, and is called with (config, name=..., services=...): {how}"
 
 
 def _filter(cls: type[Plugin[Any]], own: list[str]) -> Iterator[str]:

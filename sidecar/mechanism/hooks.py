@@ -117,6 +117,7 @@ class Hook(Generic[T]):
             self._raised(error)
         finally:
             self._marker.leave(began)
+            del error  # as below
 
     def _left_out(self) -> None:
         if self._deny:
@@ -132,7 +133,10 @@ class Hook(Generic[T]):
             fault.__cause__ = error  # where it was raised is what its author has to know
             self.failed(fault)
             return
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del error, refusal  # their traceback holds this frame: every refusal would be left to the garbage collector
 
     def failed(self, error: Exception) -> None:
         """It has failed, or its result is of no use. Raises Reject if that is the request's end."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from plugin_sdk import Outcome, Plugin, Stats
 from plugin_sdk.services import Services
+from sidecar.mechanism.blame import advice, shown
 from sidecar.mechanism.bounded import Bounded
 from sidecar.mechanism.calls import Threads, bind
 from sidecar.mechanism.plugins import Loaded
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 OPEN_S = 30.0
 CLOSE_S = 10.0
 TIMED = 512  # of the latest calls
-TRACEBACK_CHARACTERS = 4_000
 
 OnError = Literal["deny", "skip", "disable"]
 
@@ -84,7 +83,7 @@ class Instance:
             await Bounded(plugin.open(), OPEN_S, self.marker)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; told by whoever has it opened
             self.problem = f"open failed: {self._why(error)}"
-            self.last_error = _shown(error)
+            self.last_error = shown(error)
             return
         if isinstance(plugin, Stats):
             several = type(plugin).record_many is not Stats.record_many
@@ -98,11 +97,18 @@ class Instance:
         where = f": it was at {at.file}:{at.line}" if at is not None and place and at.file.startswith(place) else ""
         return f"it did not end within {OPEN_S:g} s{where}; give what it waits for a timeout of its own"
 
+    @property
+    def deadline_s(self) -> float:
+        """Of each call."""
+        if self.loaded is None:
+            raise RuntimeError(f"plugin {self.name} is not loaded")
+        return self.loaded.declaration.deadline
+
     def bind(self, method: str) -> Callable[..., Awaitable[Any]]:
         """A method of the plugin with its deadline."""
-        if self.plugin is None or self.loaded is None:
+        if self.plugin is None:
             raise RuntimeError(f"plugin {self.name} is not open")
-        return bind(getattr(self.plugin, method), self.loaded.declaration.deadline, self.threads, self.marker)
+        return bind(getattr(self.plugin, method), self.deadline_s, self.threads, self.marker)
 
     def ran(self, took_s: float) -> None:
         """A call went well."""
@@ -114,10 +120,11 @@ class Instance:
         """A call failed: `what` the plugin was to do."""
         self.failed += 1
         self.in_row += 1
-        self.last_error = _shown(error)
+        told = f"{what}: {advice(getattr(self.plugin, what, None), error, self.deadline_s)}"
+        self.last_error = f"{shown(error)}{told}"
         if self.failed in (1, 10, 100) or self.failed % 1000 == 0:
-            message = "%s plugin %s failed at %s (%d times so far)"
-            log.error(message, self.kind, self.name, what, self.failed, exc_info=error)
+            message = "%s plugin %s failed %d times so far, at %s"
+            log.error(message, self.kind, self.name, self.failed, told, exc_info=error)
         if self.on_error == "disable" and not self.out and self.loaded is not None:
             most = self.loaded.declaration.disable_after
             if self.in_row >= most:
@@ -134,7 +141,7 @@ class Instance:
                 await Bounded(self.plugin.close(), CLOSE_S, self.marker)
             except Exception as error:
                 self.failed += 1
-                self.last_error = _shown(error)
+                self.last_error = shown(error)
                 log.exception("plugin %s did not close", self.name)
         self.threads.close()
 
@@ -156,9 +163,3 @@ class Instance:
                 self.ran(clock() - began)
 
         return record
-
-
-def _shown(error: Exception) -> str:
-    """The error as its author wants to see it: the end of the traceback, which has the line to blame."""
-    text = "".join(traceback.format_exception(error))
-    return text if len(text) <= TRACEBACK_CHARACTERS else "..." + text[-TRACEBACK_CHARACTERS:]

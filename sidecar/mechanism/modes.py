@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from plugin_sdk import Interface, NotReady, Request, Upstream, Usage
 from sidecar.mechanism import results
 from sidecar.mechanism.hooks import Hook, overrides
 from sidecar.mechanism.instance import Instance
+
+
+class Health(Protocol):
+    """How to find out whether a server can serve. Both raise an Exception with the reason where it cannot."""
+
+    async def ready(self, upstream: Upstream) -> bool:
+        """Whether it can."""
+
+    async def alive(self, upstream: Upstream) -> bool:
+        """Whether it still can; asked every few seconds."""
+
+
+class NoHealth:
+    """Of a mode without a plugin: nothing is ready (Health)."""
+
+    def __init__(self, mode: str, why: str) -> None:
+        self._reason = f"the interface plugin of mode {mode} is not available: {why}"
+
+    async def ready(self, upstream: Upstream) -> bool:
+        """Raises OSError."""
+        del upstream
+        raise OSError(self._reason)
+
+    alive = ready
 
 
 class Mode:
@@ -19,7 +44,9 @@ class Mode:
         self.events = interface.events
         self.usage_on_request = interface.usage_on_request
         self._instance = instance
+        self._deadline_s = instance.deadline_s
         self._ready = instance.bind("ready")
+        self._alive = instance.bind("alive")
         self._usage = Hook(instance, "usage", results.usage, refuses=False)
         self._error = Hook(instance, "error", results.line, refuses=False)
         self._error_event = Hook(instance, "error_event", results.body, refuses=False)
@@ -29,21 +56,31 @@ class Mode:
         self.validates = self._validate is not None
 
     async def ready(self, upstream: Upstream) -> bool:
-        """Whether the server can serve. Raises what the plugin raises, and TimeoutError.
+        """Whether the server can serve. Raises what the plugin raises, and TimeoutError past its deadline.
 
         That a server does not answer, or says that it is not ready, is no failure of the plugin's.
         """
+        return await self._asked("ready", self._ready, upstream)
+
+    async def alive(self, upstream: Upstream) -> bool:
+        """Whether a server that was ready still is. Raises as above."""
+        return await self._asked("alive", self._alive, upstream)
+
+    async def _asked(self, what: str, method: Callable[[Upstream], Awaitable[Any]], upstream: Upstream) -> bool:
         began = perf_counter()
         try:
-            ready = results.truth(await self._ready(upstream))
-        except (NotReady, OSError):
-            self._instance.ran(perf_counter() - began)
+            answer = results.truth(await method(upstream))
+        except (NotReady, OSError) as error:
+            took_s = perf_counter() - began
+            self._instance.ran(took_s)
+            if isinstance(error, TimeoutError) and took_s >= self._deadline_s:
+                raise TimeoutError(f"the health check did not answer within {self._deadline_s:g} s") from error
             raise
         except Exception as error:
-            self._instance.went_wrong("ready", error)
+            self._instance.went_wrong(what, error)
             raise
         self._instance.ran(perf_counter() - began)
-        return ready
+        return answer
 
     def validate(self, request: Request) -> None:
         """Raises Reject if the mode cannot serve the request, or cannot say whether it can."""

@@ -11,7 +11,6 @@ from plugin_sdk import NotReady
 from sidecar.mechanism.procfs import listeners
 from sidecar.mechanism.runner import ServerProcess
 
-PROBE_DEADLINE_S = 5.0
 _PAUSE_S = 0.02
 _PAUSE_MOST_S = 0.5
 _FROZEN_S = 0.5  # a timer that is so late tells of a loop that did not run, as after SIGSTOP
@@ -26,7 +25,7 @@ class NeverReadyError(Exception):
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):
-    """What to wait for. ready: raises NotReady or OSError with the reason while it is not yet so."""
+    """What to wait for. ready: raises NotReady or OSError with the reason while it is not so, in its own time."""
 
     port: int
     ready: Callable[[], Awaitable[bool]]
@@ -82,10 +81,7 @@ async def _attempt(process: ServerProcess, wait: Wait) -> str | None:
             return "it has exited"
         raise NeverReadyError("PortTaken", f"another program listens on port {wait.port}, which was the server's")
     try:
-        async with asyncio.timeout(PROBE_DEADLINE_S):
-            return None if await wait.ready() else "the interface's probe says not yet"
-    except TimeoutError:
-        return f"the health check did not answer within {PROBE_DEADLINE_S:g} s"
+        return None if await wait.ready() else "the interface's probe says not yet"
     except (NotReady, OSError) as error:
         return str(error) or type(error).__name__
     except asyncio.CancelledError:

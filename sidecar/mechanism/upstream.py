@@ -14,11 +14,8 @@ from sidecar.mechanism.pool import Pool
 
 Pair = tuple[bytes, bytes]
 
-PROBE_S = 5.0
-
 # A probe's connection is not kept: the next one may find another server on the port.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-
 
 _PLAIN = frozenset(
     (b"close", b"keep-alive", b"upgrade", b"te")
@@ -53,7 +50,7 @@ class Client:
 
 
 class ProbeUpstream:
-    """Short requests with a deadline (plugin_sdk.Upstream). Raises OSError when there is no answer."""
+    """Requests with no deadline but the caller's (plugin_sdk.Upstream). Raises OSError when there is no answer."""
 
     def __init__(self, http: httpx.AsyncClient, base_url: str, headers: RawHeaders) -> None:
         self._http = http
@@ -70,7 +67,7 @@ class ProbeUpstream:
         headers = [*self._headers, *([(b"content-type", b"application/json")] if body is not None else [])]
         base_url = "http://localhost" if socket_of(self._base_url) else self._base_url
         request = httpx.Request(method, base_url + path, headers=headers, content=body)
-        request.extensions["timeout"] = httpx.Timeout(PROBE_S).as_dict()
+        request.extensions["timeout"] = httpx.Timeout(None).as_dict()
         try:
             response = await self._http.send(request)
         except httpx.HTTPError as error:

@@ -173,7 +173,9 @@ async def test_a_model_has_its_own_chain_or_the_default_one(generations: Generat
 
 async def test_the_mode_of_a_model_tells_when_it_is_ready(generations: Generations) -> None:
     generation = await generations.adopt(declared(), catalog(plugin(Speech, "tts")))
-    assert await generation.ready(Model(variants=(), mode="speech"))(Nowhere())
+    health = generation.health(Model(variants=(), mode="speech"))
+    assert await health.ready(Nowhere())
+    assert await health.alive(Nowhere())
     assert list(generation.interfaces) == ["speech"]
 
 
@@ -181,8 +183,10 @@ async def test_the_mode_of_a_model_tells_when_it_is_ready(generations: Generatio
 async def test_a_mode_that_is_not_available_makes_nothing_ready(generations: Generations, mode: str, why: str) -> None:
     generation = await generations.adopt(declared(), catalog(plugin(Deaf, "tts")))
     assert not generation.interfaces
-    with pytest.raises(OSError, match=f"mode {mode} is not available: {why}"):
-        await generation.ready(Model(variants=(), mode=mode))(Nowhere())
+    health = generation.health(Model(variants=(), mode=mode))
+    for ask in (health.ready, health.alive):
+        with pytest.raises(OSError, match=f"mode {mode} is not available: {why}"):
+            await ask(Nowhere())
 
 
 # --- reload -------------------------------------------------------------------------------------------------------

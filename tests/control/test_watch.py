@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-
-import pytest
 
 from plugin_sdk import Device, DeviceStatus
 from sidecar.control.clock import Clock
-from sidecar.control.fleet import Fleet
-from sidecar.control.watch import DeviceWatch, ExternalWatch
-from sidecar.core.manifest import Model, Variant
+from sidecar.control.watch import DeviceWatch
 from sidecar.mechanism.devices import Prober
 from sidecar.mechanism.machine import Families
-from sidecar.mechanism.upstream import Client
 from tests.support import PATIENCE_S
 
 
@@ -32,30 +26,6 @@ class NoMachine:
 
     async def families(self, leaders: set[int]) -> Families:
         raise NotImplementedError
-
-
-async def test_how_a_server_is_that_somebody_else_runs_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock(monotonic=lambda: 1.0)
-    client = Client()
-    watch = ExternalWatch(Fleet(clock), client)
-    model = Model(mode="chat", variants=(Variant(name="far", url="http://far:1"),))
-    said: list[bool | Exception] = [True, True, OSError("it answered 500:\n<html>"), False]
-
-    async def ready(upstream: object) -> bool:
-        answer = said.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    caplog.set_level(logging.INFO, "sidecar.control.watch")
-    while said:
-        await watch.probe_all({"qwen": model}, lambda _: ready)
-    await client.close()
-    assert caplog.messages == [
-        "qwen: external server http://far:1 is healthy",
-        "qwen: external server http://far:1 is unhealthy: it answered 500: <html>",
-        "qwen: external server http://far:1 is unhealthy",
-    ]
 
 
 async def test_a_reading_that_may_have_begun_before_the_change_is_followed_by_another_that_wakes() -> None:

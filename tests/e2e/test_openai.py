@@ -117,6 +117,7 @@ def test_a_model_in_use_is_not_evicted_and_the_other_waits_its_turn(run: Run) ->
         )  # its turn comes after max_wait, then it loads
         assert sidecar.state("parrot") == "ready"
         stream.close()
+    until(lambda: sidecar.cli("start", "owl", check=False).returncode == 0, "there is room for it, and it loads")
     assert sidecar.ask("owl").startswith("I am owl")
     assert sidecar.state("parrot") == "Stopped"
 

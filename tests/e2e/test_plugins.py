@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.conftest import Run
 from tests.e2e.harness import stub, until
 
@@ -23,13 +21,9 @@ class Door(Auth):
 """
 
 
-def door(body: str, **more: str) -> dict[str, str]:
+def door(body: str) -> dict[str, str]:
     """A plugin module beside the manifests, and its declaration."""
-    table = "\n".join(f"{key} = {value}" for key, value in more.items())
-    return {
-        "plugins/doors.py": HEAD + body,
-        "doors.toml": f'[plugins.door]\nimport = "doors:Door"\n{table}\n',
-    }
+    return {"plugins/doors.py": HEAD + body, "doors.toml": '[plugins.door]\nimport = "doors:Door"\n'}
 
 
 def guarded(name: str = "m") -> str:
@@ -47,40 +41,15 @@ def test_an_auth_plugin_beside_the_manifests_decides(run: Run) -> None:
         assert admitted.status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("body", "table", "words"),
-    [
-        ("def broken(:\n", {}, "invalid syntax"),
-        ("import no_such_module\n", {}, "No module named 'no_such_module'"),
-        ("raise RuntimeError('at import')\n", {}, "at import"),
-        ("import sys; sys.exit(3)\n", {}, "SystemExit"),
-        ("class Gate(Auth): pass\n", {}, 'has no "Door"'),
-        ("class Door: pass\n", {}, "is no plugin"),
-        ("class Door(Auth): pass\n", {}, "does not define authenticate"),
-        ("class Door(Auth):\n    def authenticate(self, request): return None\n", {}, ""),
-        ("class Door(Auth):\n    def authenticate(self, request): raise ValueError('oops')\n", {}, ""),
-        (
-            "import time\nclass Door(Auth):\n    def authenticate(self, request): time.sleep(60)\n",
-            {"deadline": '"50ms"'},
-            "",
-        ),
-        (GOOD + "    async def open(self): raise OSError('no database')\n", {}, "no database"),
-        (GOOD, {"config": "{ unknown = 1 }"}, 'unknown key "unknown"'),
-        (GOOD, {"on_error": '"skip"'}, "would open the door"),
-    ],
-)
-def test_a_door_that_does_not_work_stays_shut_and_other_models_serve(
-    run: Run, body: str, table: dict[str, str], words: str
-) -> None:
-    sidecar = run(guarded(), stub("other"), files=door(body, **table))
+def test_a_door_that_does_not_work_stays_shut_and_other_models_serve(run: Run) -> None:
+    """tests/e2e/test_bad_plugins.py has all the ways in which it may not work."""
+    sidecar = run(guarded(), stub("other"), files=door("raise RuntimeError('at import')\n"))
     with sidecar.http() as http:
         headers = {"authorization": "Bearer open-sesame"}
         answer = http.post("/v1/chat/completions", json={"model": "m", "messages": []}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "auth_unavailable")
     assert sidecar.starts("m") == 0
     assert sidecar.ask("other").startswith("other-0")
-    told = str(sidecar.status()["problems"]) + str([plugin["problem"] for plugin in sidecar.status()["plugins"]])
-    assert words in told
 
 
 def test_a_mode_and_a_device_class_come_from_plugins(run: Run) -> None:

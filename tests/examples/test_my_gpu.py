@@ -14,7 +14,7 @@ import pytest
 
 from plugin_sdk import PluginError
 from plugin_sdk.testing import contract
-from tests.e2e.harness import Sidecar, until
+from tests.e2e.harness import PATIENCE_S, Sidecar, until
 from tests.examples import shipped
 from tests.examples.copies import problems
 
@@ -53,7 +53,7 @@ def script(root: Path, text: str) -> Path:
 )
 def test_a_tool_that_fails_is_told_in_words(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(PluginError, match=told):
-        probe(script(tmp_path, text), timeout_s=0.2)
+        probe(script(tmp_path, text), timeout_s=0.2 if "sleep" in text else PATIENCE_S)
 
 
 def test_a_tool_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ async def test_a_server_is_ready_when_it_has_completed_what_it_was_asked_for() -
     assert server.asked == b'{"prompt":"Well?","words":2}'
 
 
+async def test_one_that_somebody_else_runs_is_asked_for_no_work_once_it_has_done_some() -> None:
+    server = Server(Reply(500))
+    assert await example.MyMode().alive(server)
+    assert not server.asked
+
+
 @pytest.mark.parametrize(
     ("reply", "told"),
     [

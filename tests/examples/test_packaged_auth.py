@@ -18,13 +18,14 @@ from tests.servers import HTTP_SERVER
 from tests.support import serving
 
 FOLDER = shipped.PLUGINS / "packaged_auth"
+PIP_S = 90.0  # a build and an installation, on a machine that has other things to do
 
 
 def install(site: Path) -> dict[str, str]:
     """Have pip build it and install it, with nothing from the network. The environment in which it is found."""
     offline = ["--no-index", "--no-deps", "--no-build-isolation"]
     command = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(site), str(FOLDER)]
-    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run(command, check=True, capture_output=True, timeout=PIP_S)
     return {"PYTHONPATH": f"{site}:{ROOT}"}
 
 
@@ -56,7 +57,7 @@ def test_a_copy_of_it_can_be_published(tmp_path: Path) -> None:
     """Its source distribution holds the module itself, not the link that stands for it here."""
     shutil.copytree(FOLDER, tmp_path / "copy")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path / "dist")]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path / "copy", timeout=PATIENCE_S)
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path / "copy", timeout=PIP_S)
     [archive] = (tmp_path / "dist").iterdir()
     with tarfile.open(archive) as files:
         module = next(file for file in files.getmembers() if file.name.endswith("/database_auth.py"))

@@ -31,13 +31,6 @@ MOST_HELD = max(rule.reach for rule in RULES)
 test_contract = contract(example.Redact, config={"patterns": {"badge": "EMP-[0-9]{6}"}, "requests": True})
 
 
-@pytest.fixture(autouse=True)
-def _beside() -> Iterator[None]:
-    """The contract imports the plugin once more, and so needs what lies beside it."""
-    with shipped.helpers_of("redact"):
-        yield
-
-
 # --- text -----------------------------------------------------------------------------------------------------------
 
 

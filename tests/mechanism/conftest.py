@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+
+from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.plugins import Loaded
+
+Opened = Callable[[Loaded], Awaitable[Instance]]
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Opened]:
+    """`await opened(loaded)` makes and opens an instance, which is closed at the end."""
+    instances: list[Instance] = []
+
+    async def make(loaded: Loaded) -> Instance:
+        instance = Instance(loaded.name, loaded)
+        instances.append(instance)
+        await instance.open()
+        return instance
+
+    yield make
+    for instance in instances:
+        await instance.close()
 
 
 @pytest.fixture

@@ -102,8 +102,9 @@ async def test_exit_in_a_thread_ends_neither_the_thread_nor_the_program(threads:
         return threading.current_thread().name
 
     call = bind(method, PATIENCE_S, threads)
-    with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
+    with pytest.raises(PluginCallError, match="SystemExit came out of it: 3") as raised:
         await call(True)
+    assert isinstance(raised.value.__cause__, SystemExit)  # which knows the line
     assert await call(False) == "test-1"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from plugin_sdk import ANONYMOUS, Auth, Config, Outcome, Plugin, Principal, Reje
 from sidecar.mechanism import instance as instances
 from sidecar.mechanism import sink
 from sidecar.mechanism.chain import Chain, Instance
+from tests.mechanism.conftest import Opened
 from tests.support import PATIENCE_S, plugin, until
 
 REQUEST = Request(method="POST", path="/v1/chat/completions")
@@ -22,19 +23,13 @@ Make = Callable[..., Awaitable[Instance]]
 
 
 @pytest.fixture
-async def made() -> AsyncIterator[Make]:
-    """`await made(cls)` makes and opens an instance, which is closed at the end."""
-    opened: list[Instance] = []
+def made(opened: Opened) -> Make:
+    """`await made(cls)` makes and opens an instance."""
 
     async def make(cls: type[Plugin[Any]], name: str = "door", **more: Any) -> Instance:
-        instance = Instance(name, plugin(cls, name, **more))
-        opened.append(instance)
-        await instance.open()
-        return instance
+        return await opened(plugin(cls, name, **more))
 
-    yield make
-    for instance in opened:
-        await instance.close()
+    return make
 
 
 class Door(Auth):

@@ -92,7 +92,7 @@ async def test_without_hardware_there_is_no_device_and_no_problem(plugin: Script
     ("answer", "why"),
     [
         (RuntimeError("no driver"), "the npu probe failed: RuntimeError: no driver"),
-        (SystemExit(1), "the npu probe failed: RuntimeError: SystemExit(1)"),
+        (SystemExit(1), "the npu probe failed: PluginCallError: SystemExit came out of it: 1"),
         (None, "must return a DeviceStatus or a list of them, got NoneType"),
         ("16 GB", "must return a DeviceStatus or a list of them, got str"),
         ((GPU,), "got tuple"),

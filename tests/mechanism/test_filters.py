@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from sidecar.mechanism import bodies, bounded
 from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.instance import Instance
+from tests.mechanism.conftest import Opened
 from tests.support import PATIENCE_S, plugin
 
 REQUEST = Request(method="POST", path="/v1/chat/completions", body=b'{"model": "m"}', model="m", mode="chat")
@@ -32,21 +33,15 @@ Make = Callable[..., Awaitable[Instance]]
 
 
 @pytest.fixture
-async def made() -> AsyncIterator[Make]:
-    """`await made(cls, name, on_error=...)` makes and opens an instance, which is closed at the end."""
-    opened: list[Instance] = []
+def made(opened: Opened) -> Make:
+    """`await made(cls, name, on_error=...)` makes and opens an instance."""
 
     async def make(cls: type[Plugin[Any]], name: str = "guard", *, deadline_s: float = PATIENCE_S, **table: Any) -> Any:
         loaded = plugin(cls, name, deadline_s=deadline_s)
         declaration = msgspec.structs.replace(loaded.declaration, **table)
-        instance = Instance(name, msgspec.structs.replace(loaded, declaration=declaration))
-        opened.append(instance)
-        await instance.open()
-        return instance
+        return await opened(msgspec.structs.replace(loaded, declaration=declaration))
 
-    yield make
-    for instance in opened:
-        await instance.close()
+    return make
 
 
 def passage(*instances: Instance, mode: str = "chat", events: bool = True) -> Passage:

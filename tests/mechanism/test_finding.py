@@ -181,9 +181,9 @@ def test_a_hundred_plugins_are_found_in_less_than_a_second(tmp_path: Path) -> No
     write(tmp_path / "plugins", files)
     library = Library()
     found(tmp_path, {})  # what is imported only once is not what is measured
-    began = time.perf_counter()
+    began = time.process_time()  # other tests run at the same time
     catalog = found(tmp_path, {}, library)
-    took_s = time.perf_counter() - began
+    took_s = time.process_time() - began
     assert len(own(catalog)) == 200
     assert took_s < 1.0
 

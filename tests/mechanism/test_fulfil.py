@@ -29,6 +29,11 @@ def faults(base: str, body: str) -> list[str]:
         ("Auth", "def authenticate(self): ...", "It.authenticate takes (self), and is called with (self, request)"),
         ("Auth", "def authenticate(self, a, b): ...", "takes (self, a, b), and is called with (self, request)"),
         ("Auth", "authenticate = 3", "It.authenticate is no method"),
+        (
+            "Auth",
+            "def __init__(self): ...",
+            "It.__init__ takes (self), and is called with (config, name=..., services=...)",
+        ),
         ("Auth", "def authenticate(self, r):\n    yield r", "It.authenticate is a generator: return what it gives"),
         ("Auth", "def authenticate(self, r): ...\ndef open(self): ...", "It.open must be `async def`"),
         ("Auth", "def authenticate(self, r): ...\nasync def close(self, x): ...", "It.close takes (self, x)"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from plugin_sdk import Auth, Principal, Reject, Request, inline
 from sidecar.mechanism import results
 from sidecar.mechanism import watchdog as watchdog_module
+from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.hooks import Hook
 from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.watchdog import BLOCKED_S, Watchdog
@@ -64,6 +67,28 @@ async def test_afterwards_it_is_marked_no_more(does: Any) -> None:
         found.now(REQUEST)
     assert marked[0] > 0
     assert found.instance.marker.entered == 0.0
+
+
+async def test_a_refusal_leaves_nothing_to_the_garbage_collector() -> None:
+    class Refusal(Reject):
+        """One that is seen to go."""
+
+    gone: list[weakref.ref[Refusal]] = []
+
+    def refuses_visibly() -> Principal:
+        raise Refusal(401, "no")
+
+    found = await hook(refuses_visibly)
+    gc.disable()
+    try:
+        for ask in (found.now, lambda request: at_once(found(request))):
+            try:
+                ask(REQUEST)
+            except Refusal as error:
+                gone.append(weakref.ref(error))
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("does", [lambda: Principal("a"), refuses])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -13,6 +13,7 @@ from sidecar.mechanism import listing as module
 from sidecar.mechanism import results
 from sidecar.mechanism.chain import Chain, Instance
 from sidecar.mechanism.listing import Listing, lists_models
+from tests.mechanism.conftest import Opened
 from tests.support import plugin, until
 
 REQUEST = Request(method="POST", path="/v1/chat/completions", model="qwen")
@@ -76,19 +77,13 @@ class Closed(Table):
 
 
 @pytest.fixture
-async def made() -> AsyncIterator[Make]:
-    """`await made(cls)` makes and opens an instance, which is closed at the end."""
-    opened: list[Instance] = []
+def made(opened: Opened) -> Make:
+    """`await made(cls)` makes and opens an instance."""
 
     async def make(cls: type[Route[Any]], name: str = "table", **more: Any) -> Instance:
-        instance = Instance(name, plugin(cls, name, **more))
-        opened.append(instance)
-        await instance.open()
-        return instance
+        return await opened(plugin(cls, name, **more))
 
-    yield make
-    for instance in opened:
-        await instance.close()
+    return make
 
 
 def table_of(instance: Instance) -> Table:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
 
 import pytest
 
-from plugin_sdk import Interface, NotReady, Reject, Reply, Request, Usage
+from plugin_sdk import Interface, NotReady, Reject, Reply, Request, Upstream, Usage
 from sidecar.mechanism.bounded import PluginCallError
 from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.modes import Mode
@@ -56,8 +57,8 @@ class Nowhere:
         raise AssertionError
 
 
-async def used(does: Any, cls: type[Interface] = Haiku) -> tuple[Mode, Instance]:
-    instance = Instance("haiku", plugin(cls))
+async def used(does: Any, cls: type[Interface] = Haiku, deadline_s: float = 5.0) -> tuple[Mode, Instance]:
+    instance = Instance("haiku", plugin(cls, deadline_s=deadline_s))
     await instance.open()
     assert isinstance(instance.plugin, Interface)
     if isinstance(instance.plugin, Haiku):
@@ -170,6 +171,43 @@ async def test_a_probe_that_fails_is_counted_and_raises(does: Any, error: type[E
     with pytest.raises(error):
         await mode.ready(Nowhere())
     assert counted(instance) == (0, 1, 0)
+
+
+async def test_a_server_that_hangs_is_not_ready_when_the_deadline_is_over() -> None:
+    class Hangs(Interface):
+        """Waits for a server that never answers."""
+
+        provides = "hangs"
+
+        async def ready(self, upstream: Upstream) -> bool:
+            return await asyncio.Event().wait()
+
+    mode, instance = await used(None, Hangs, deadline_s=0.02)
+    for ask in (mode.ready, mode.alive):
+        with pytest.raises(TimeoutError, match=r"the health check did not answer within 0\.02 s"):
+            await ask(Nowhere())
+    assert counted(instance) == (2, 0, 2)
+
+
+async def test_whether_a_server_is_alive_is_what_ready_says_unless_the_plugin_knows_better() -> None:
+    class Deep(Interface):
+        """Asks for work once."""
+
+        provides = "deep"
+
+        async def ready(self, upstream: Upstream) -> bool:
+            raise NotReady("it does not work")
+
+        async def alive(self, upstream: Upstream) -> bool:
+            return True
+
+    mode, _ = await used(None, Deep)
+    with pytest.raises(NotReady):
+        await mode.ready(Nowhere())
+    assert await mode.alive(Nowhere())
+    mode, instance = await used(False)
+    assert not await mode.alive(Nowhere())
+    assert counted(instance) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("method", ["error", "error_event", "usage", "validate"])

@@ -14,13 +14,14 @@ import pytest
 
 from plugin_sdk import NotReady
 from sidecar.builtin.interfaces import Chat
-from sidecar.mechanism import readiness
+from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.readiness import NeverReadyError, Wait, until_ready
 from sidecar.mechanism.runner import Launch, ServerProcess, child_environment, send, spawn
 from sidecar.mechanism.serverlog import ServerLog
 from sidecar.mechanism.upstream import Client
 from tests.servers import HTTP_SERVER, PROCESS
-from tests.support import PATIENCE_S, free_port, serving, until
+from tests.support import PATIENCE_S, free_port, plugin, serving, until
 
 Start = Callable[..., Awaitable[ServerProcess]]
 
@@ -129,19 +130,25 @@ async def test_one_that_never_gets_healthy_is_given_up_with_the_last_reason(
     process = await start(*flags)
     if "--unhealthy-for" in flags:
         await until(lambda: process.owns_port(port), "it listens")
-    reason, message = await failure(process, wait(port, client, 0.5))
-    assert (reason, message) == ("LoadTimeout", f"not ready within load_timeout (0.5 s): {why}")
+    reason, message = await failure(process, wait(port, client, 1.5))
+    assert (reason, message) == ("LoadTimeout", f"not ready within load_timeout (1.5 s): {why}")
     assert not process.exited.done()
 
 
-async def test_a_health_check_that_hangs_does_not_outlast_its_deadline(
-    start: Start, client: Client, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(readiness, "PROBE_DEADLINE_S", 0.1)
+async def test_a_health_check_that_hangs_does_not_outlast_its_deadline(start: Start, client: Client, port: int) -> None:
+    instance = Instance("chat", plugin(Chat, deadline_s=0.1))
+    await instance.open()
+    mode, upstream, tries = Mode(instance, Chat()), client.probe(f"http://127.0.0.1:{port}"), 0
+
+    async def ready() -> bool:
+        nonlocal tries
+        tries += 1
+        return await mode.ready(upstream)
+
     process = await start("--hang-health")
     await until(lambda: process.owns_port(port), "it listens")
-    reason, message = await failure(process, wait(port, client, 0.6))
-    assert reason == "LoadTimeout"
+    reason, message = await failure(process, Wait(port=port, ready=ready, timeout_s=1.5))
+    assert (reason, tries > 1) == ("LoadTimeout", True)
     assert message.endswith("the health check did not answer within 0.1 s")
 
 
@@ -180,25 +187,26 @@ async def test_a_probe_that_fails_without_a_word_has_failed_all_the_same(
     assert (await failure(process, Wait(port=port, ready=ready, timeout_s=0.5)))[0] == "LoadTimeout"
 
 
-@pytest.mark.parametrize(
-    ("answer", "why"),
-    [
+async def test_whatever_the_probe_says_is_told(start: Start, port: int) -> None:
+    answers: list[tuple[bool | Exception, str]] = [
         (False, "the interface's probe says not yet"),
         (NotReady("loading 40 %"), "loading 40 %"),
         (OSError("no answer"), "no answer"),
         (ZeroDivisionError("division by zero"), "the interface's probe failed: ZeroDivisionError: division by zero"),
-    ],
-)
-async def test_whatever_the_probe_says_is_told(start: Start, port: int, answer: bool | Exception, why: str) -> None:
-    async def ready() -> bool:
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    ]
+
+    async def told(answer: bool | Exception) -> str:
+        async def ready() -> bool:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return (await failure(process, Wait(port=port, ready=ready, timeout_s=2.0)))[1]
 
     process = await start()
     await until(lambda: process.owns_port(port), "it listens")
-    _, message = await failure(process, Wait(port=port, ready=ready, timeout_s=0.3))
-    assert message == f"not ready within load_timeout (0.3 s): {why}"
+    messages = await asyncio.gather(*(told(answer) for answer, _ in answers))
+    assert messages == [f"not ready within load_timeout (2 s): {why}" for _, why in answers]
 
 
 async def test_a_wait_can_be_cancelled(start: Start, client: Client, port: int) -> None:

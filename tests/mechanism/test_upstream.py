@@ -8,10 +8,10 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 
-from sidecar.mechanism import upstream
-from sidecar.mechanism.upstream import Client, end_to_end
+from sidecar.mechanism.upstream import Client, ProbeUpstream, end_to_end
 from tests.servers import HTTP_SERVER
 from tests.support import PATIENCE_S, free_port, serving
 
@@ -85,12 +85,13 @@ async def test_a_probe_without_an_answer_is_an_os_error_that_names_the_server(cl
         await client.probe(url).get("/health")
 
 
-async def test_a_probe_does_not_wait_for_ever(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "PROBE_S", 0.1)
-    with serving(HTTP_SERVER, "--hang-health") as server:
-        probe = client.probe(server.url)
-        with pytest.raises(OSError, match="does not answer: ReadTimeout"):
-            await probe.get("/health")
+async def test_a_probe_has_no_deadline_but_its_callers() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert set(request.extensions["timeout"].values()) == {None}
+        return httpx.Response(200)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), timeout=1.0) as http:
+        assert (await ProbeUpstream(http, "http://far:1", ()).get("/health")).status == 200
 
 
 async def test_the_test_server_counts_who_leaves(client: Client) -> None:

@@ -15,8 +15,10 @@ from plugin_sdk import Plugin
 from plugin_sdk.testing import common, contract, faults, subject
 from plugin_sdk.testing.contract import checks_of, run
 from plugin_sdk.testing.subject import Subject
+from sidecar.mechanism.sources import Library
 from tests.plugin_sdk.door import Door, discreet
 from tests.plugins_bad import exits, kinds, lives, opens_a_socket, starts_a_thread
+from tests.support import write
 
 BAD: list[tuple[type[Plugin[Any]], str, str]] = [
     (starts_a_thread.StartsAThread, "importing_starts_nothing", "the thread too-early: begin such things in open()"),
@@ -65,7 +67,8 @@ BAD: list[tuple[type[Plugin[Any]], str, str]] = [
     (kinds.TrustsBodies, "usage_survives_garbage", "return None for what cannot be read"),
     (kinds.TrustsRequests, "errors_stand_on_one_line", "raise Reject(400, reason)"),
     (kinds.LinesInErrors, "errors_stand_on_one_line", "encode it with msgspec.json.encode"),
-    (kinds.AlwaysReady, "servers_that_fail_are_not_ready", "return False, or raise NotReady with the reason"),
+    (kinds.AlwaysReady, "servers_that_fail_are_not_ready", "ready gave True for a server that answers 503"),
+    (kinds.AlwaysAlive, "servers_that_fail_are_not_ready", "alive gave True for a server that answers 503"),
 ]
 
 
@@ -128,6 +131,27 @@ def test_a_file_that_was_dropped_in_is_imported_by_its_place(tmp_path: Path) -> 
     assert faults(module.mine) == {}
     file.write_text(text + "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
     assert "begin such things in open()" in faults(module.mine)["importing_starts_nothing"]
+
+
+@pytest.mark.parametrize(
+    ("file", "head"),
+    [
+        ("mine.py", "from dataclasses import dataclass\n@dataclass\nclass Reading:\n    mb: int\n"),
+        ("mine.py", "import beside_it\n"),
+        ("mine/__init__.py", "from . import beside_it\n"),
+        ("mine/within.py", "from . import beside_it\nfrom mine import beside_it\n"),
+        ("mine/within/__init__.py", "from .. import beside_it\n"),
+    ],
+)
+def test_what_the_sidecar_can_import_can_be_imported_to_try_it(file: str, head: str, tmp_path: Path) -> None:
+    device = "from plugin_sdk import DeviceStatus, device\n@device('gpu')\ndef gpu():\n    return []\n"
+    files = {file: f"from __future__ import annotations\n{head}{device}", "beside_it.py": "", "mine/beside_it.py": ""}
+    if "within" in file:
+        files["mine/__init__.py"] = "from .within import gpu\n"
+    library = Library()
+    library.read(write(tmp_path, files))
+    gpu = library.versions["mine"].load().gpu
+    assert run(Subject(plugin=gpu), "importing_starts_nothing") == ""
 
 
 def test_the_kit_itself_needs_neither_pytest_nor_the_program() -> None:

@@ -289,3 +289,13 @@ class AlwaysReady(Interface):
     async def ready(self, upstream: Upstream) -> bool:
         reply: Reply = await upstream.get("/health")
         return reply.status > 0
+
+
+class AlwaysAlive(AlwaysReady):
+    """Looks once."""
+
+    async def ready(self, upstream: Upstream) -> bool:
+        return (await upstream.get("/health")).status == 200
+
+    async def alive(self, upstream: Upstream) -> bool:
+        return True

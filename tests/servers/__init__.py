@@ -6,6 +6,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 
+BUSY_SERVER = str(_HERE / "busy_server.py")
 HTTP_SERVER = str(_HERE / "http_server.py")
 PROCESS = str(_HERE / "process.py")
 RAW_SERVER = str(_HERE / "raw_server.py")

@@ -265,7 +265,7 @@ class World:
 
 
 def manifest(url: str, settings: str = "", more: str = "", chain: str = "", model: str = "") -> str:
-    """One model on the server. The arguments are further lines."""
+    """One model on the server. The arguments are further lines; "URL" in them is the server's."""
     return f"""
 [sidecar]
 chain = [{chain}]
@@ -284,7 +284,7 @@ async def world(folder: Path, **lines: str) -> AsyncIterator[World]:
     """A data plane with these lines in its manifest."""
     server = Server()
     await server.start()
-    loaded = declare(folder / "manifests", {"sidecar.toml": manifest(server.url, **lines)})
+    loaded = declare(folder / "manifests", {"sidecar.toml": manifest(server.url, **lines).replace("URL", server.url)})
     assert not loaded.problems, loaded.problems
     upstreams, state = Upstreams(), StateDir(folder / "state")
     source = Manifests(folder / "manifests", {}, read(folder / "manifests"), Library())

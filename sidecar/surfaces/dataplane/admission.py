@@ -167,7 +167,7 @@ class Admission:
             await self._find_supplied()
         request = await self._authenticated(body)
         if self._error is not None:
-            raise self._error
+            raise self._told(self._error)
         if not self._knows:
             raise self.unknown_model()
         if self._model is not None and self.found.mode not in self._model.modes:
@@ -251,6 +251,11 @@ class Admission:
                 stage.set("error.type", reject.code)
                 raise ApiError.rejected(reject) from None
         return msgspec.structs.replace(request, principal=self.principal)
+
+    def _told(self, error: ApiError) -> ApiError:
+        """The error, which is not kept: its traceback leads back here, and would have to be collected as garbage."""
+        self._error = None
+        return error
 
     def unknown_model(self) -> ApiError:
         """What to say when nobody knows the model."""
