@@ -78,10 +78,13 @@ async def test_a_refusal_leaves_nothing_to_the_garbage_collector() -> None:
     def refuses_visibly() -> Principal:
         raise Refusal(401, "no")
 
+    def awaited(request: Request) -> object:
+        return at_once(found(request))
+
     found = await hook(refuses_visibly)
     gc.disable()
     try:
-        for ask in (found.now, lambda request: at_once(found(request))):
+        for ask in (found.now, awaited):
             try:
                 ask(REQUEST)
             except Refusal as error:
