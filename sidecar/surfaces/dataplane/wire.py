@@ -151,7 +151,9 @@ class Wire:
     def answer(self, status: int, headers: Iterable[Pair], body: bytes) -> None:
         """A whole answer at once."""
         head = list(headers)
-        if status >= 200 and status not in (204, 304):  # RFC 9110, 8.6
+        if status in (204, 304):  # RFC 9110, 8.6
+            body = b""
+        else:
             head.append((b"content-length", b"%d" % len(body)))
         self.start(status, b"", head, Sending.AS_IT_COMES, hold=True)
         self.send(body)
