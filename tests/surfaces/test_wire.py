@@ -18,14 +18,17 @@ class Line(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent = b""
-        self.writes = 0
+        self.pieces: list[Any] = []
         self.closed = ""
 
     def write(self, data: Any) -> None:
         assert not self.closed
-        assert data
         self.sent += data
-        self.writes += 1
+        self.pieces.append(data)
+
+    @property
+    def writes(self) -> int:
+        return len(self.pieces)
 
     def close(self) -> None:
         self.closed = self.closed or "closed"
