@@ -15,7 +15,7 @@ import pytest
 
 from plugin_sdk import inline
 from sidecar.mechanism import calls
-from sidecar.mechanism.calls import THREADS_PER_PLUGIN, PluginCallError, Threads, bind
+from sidecar.mechanism.calls import THREADS_PER_PLUGIN, PluginCallError, Threads, at_once, bind
 from tests.support import PATIENCE_S, until
 
 
@@ -256,3 +256,38 @@ async def test_calls_behind_a_hung_one_keep_nothing_and_are_refused_when_too_man
         await call(PATIENCE_S)
     release.set()
     await asyncio.gather(*hung, *waiting)
+
+
+# --- without a task -------------------------------------------------------------------------------------------------
+
+
+def test_a_coroutine_that_waits_for_nothing_needs_no_loop() -> None:
+    async def inner(number: int) -> int:
+        return number + 1
+
+    async def outer() -> int:
+        return await inner(await inner(1))
+
+    assert at_once(outer()) == 3
+
+
+def test_what_it_raises_is_raised_at_once() -> None:
+    async def fails() -> None:
+        raise LookupError("nothing there")
+
+    with pytest.raises(LookupError, match="nothing there"):
+        at_once(fails())
+
+
+async def test_a_coroutine_that_does_wait_is_an_error_and_ends_there() -> None:
+    ended: list[str] = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended.append("closed")
+
+    with pytest.raises(RuntimeError, match="waits for something where nothing may"):
+        at_once(waits())
+    assert ended == ["closed"]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from plugin_sdk import Event, Exchange, Filter, Headers, Outcome, Plugin, Principal, Reject, Request, Response, inline
 from plugin_sdk import on_chunk as chunk_filter
 from sidecar.mechanism import bodies, bounded
+from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.instance import Instance
@@ -751,3 +752,73 @@ async def test_a_request_that_is_cancelled_is_cancelled(made: Make) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+# --- what needs no task -----------------------------------------------------------------------------------------------
+
+
+class Asks(Filter):
+    @inline
+    def on_request(self, exchange: Exchange) -> None: ...
+
+
+class Sees(Filter):
+    @inline
+    def on_chunk(self, exchange: Exchange, chunk: bytes) -> None: ...
+
+
+class AsksSlowly(Filter):
+    async def on_request(self, exchange: Exchange) -> None: ...
+
+
+class SeesHeadsInThreads(Filter):
+    def on_response(self, exchange: Exchange) -> None: ...
+
+
+class SeesSlowly(Filter):
+    @inline
+    async def on_event(self, exchange: Exchange, event: Event) -> None: ...
+
+
+class EndsSlowly(Filter):
+    async def on_end(self, exchange: Exchange, outcome: Outcome) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("classes", "answer", "end", "body"),
+    [
+        ([Asks], True, True, False),
+        ([Asks, Sees], True, True, True),
+        ([AsksSlowly], True, True, False),
+        ([Asks, SeesHeadsInThreads], False, True, False),
+        ([Sees, SeesSlowly], False, True, True),
+        ([EndsSlowly], True, False, False),
+    ],
+)
+async def test_a_part_of_the_way_needs_no_task_if_none_of_its_hooks_waits(
+    made: Make, classes: list[type[Filter]], answer: bool, end: bool, body: bool
+) -> None:
+    way = passage(*[await made(cls, cls.__name__) for cls in classes])
+    assert (way.answer_inline, way.end_inline, way.sees_body) == (answer, end, body)
+    assert way.inline is (answer and AsksSlowly not in classes)
+
+
+async def test_a_guard_that_cannot_run_needs_no_task_to_refuse(made: Make) -> None:
+    class Fails(Sees):
+        async def open(self) -> None:
+            raise OSError("no rules")
+
+    way = passage(await made(Fails))
+    assert way.inline
+    with pytest.raises(Reject, match="is not available"):
+        at_once(way.request(REQUEST))
+
+
+async def test_who_is_told_of_the_end_is_known_once_the_request_has_passed(made: Make) -> None:
+    told: list[bool] = []
+    for cls in (EndsSlowly, Asks):
+        way = passage(await made(cls, cls.__name__))
+        told.append(way.has_end)
+        await way.request(REQUEST)
+        told.append(way.has_end)
+    assert told == [False, True, False, False]
