@@ -21,7 +21,7 @@ NAME = 'an"other'
 
 
 def head(data: bytes) -> None:
-    """Of what is read, a JSON parser reads the same; what is refused is refused by it too, or has two models."""
+    """Of what is read, a JSON parser reads the same, and in whatever case; what is refused has none or two models."""
     members = _members(data)
     found = _head(data)
     if found is None:
@@ -30,6 +30,7 @@ def head(data: bytes) -> None:
     if members is None:
         assert not _is_utf8(data)  # nobody reads what is skipped over
         return
+    assert _has_one_model(members)
     assert found.model == dict(members).get("model")
     options = dict(members).get("stream_options")
     assert found.streams is (dict(members).get("stream") is True)
@@ -145,8 +146,8 @@ def _plain(value: Any) -> Any:
 
 
 def _has_one_model(members: list[tuple[str, Any]]) -> bool:
-    models = [value for key, value in members if key == "model"]
-    return len(models) < 2 and all(isinstance(model, str | None) for model in models)
+    models = [(key, value) for key, value in members if key.lower() == "model"]
+    return len(models) < 2 and all(key == "model" and isinstance(value, str | None) for key, value in models)
 
 
 def _is_beyond(data: bytes) -> bool:

@@ -30,7 +30,7 @@ _values = st.recursive(
 def objects(draw: st.DrawFn) -> dict[str, Any]:
     """A request with a model somewhere among its members."""
     members = list(draw(st.dictionaries(_texts, _values, max_size=4)).items())
-    members = [(key, value) for key, value in members if key not in {"model", "stream", "stream_options"}]
+    members = [(key, value) for key, value in members if key.lower() not in {"model", "stream", "stream_options"}]
     members.insert(draw(st.integers(0, len(members))), ("model", draw(_texts)))
     return dict(members)
 

@@ -108,12 +108,23 @@ def test_a_model_that_stands_there_twice_is_refused_however_it_is_spelled(body: 
         (b'{"x":"\\\\","model":"\\"a\\\\"}', b'{"x":"\\\\","model":"b\\"c"}'),
         (b'{"x":"\xff\xfe","model":"a","temperature":0.10}', b'{"x":"\xff\xfe","model":"b\\"c","temperature":0.10}'),
         (b'{"model":"model","a":"model"}', b'{"model":"b\\"c","a":"model"}'),
-        (b'{"Model":"x","model":"a"}', b'{"Model":"x","model":"b\\"c"}'),
+        (b'{"x":{"Model":"x"},"model":"a","models":"M"}', b'{"x":{"Model":"x"},"model":"b\\"c","models":"M"}'),
     ],
 )
 def test_the_name_is_replaced_and_no_other_byte(body: bytes, changed: bytes) -> None:
     assert read_head(body).model in {"a", '"a\\', "model"}
     assert with_model(body, 'b"c') == changed
+
+
+@pytest.mark.parametrize("key", ["Model", "MODEL", "modeL", "Mod\\u0065l", "\\u004dodel", "mod\\u0045l"])
+@pytest.mark.parametrize("rest", ["}", ',"model":"a"}', ',"model":null,"stream":5}'])
+@pytest.mark.parametrize("value", ['"b"', "null", '["b"]'])
+def test_a_model_in_other_case_is_refused_since_some_servers_would_take_it(key: str, rest: str, value: str) -> None:
+    body = f'{{"{key}":{value}{rest}'.encode()
+    for read in (read_head, lambda body: with_model(body, "other")):
+        with pytest.raises(ApiError, match="some servers take for the model") as refused:
+            read(body)
+        assert (refused.value.status, refused.value.code) == (400, "invalid_json")
 
 
 def test_a_name_can_only_be_replaced_where_there_is_one() -> None:

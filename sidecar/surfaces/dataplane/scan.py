@@ -15,6 +15,7 @@ from sidecar.surfaces.dataplane.errors import ApiError
 
 MOST_KEYS = 1000
 MOST_TOKEN_BYTES = 4 * 1024  # a key, or a number, that is cut in two
+MODEL = b"model"
 MOST_DEPTH = 900  # of brackets; the decoder of whole bodies knows a limit of about this size
 
 Place = tuple[int, int]  # where something starts and ends, counted from the beginning of the body
@@ -45,7 +46,10 @@ _closers = {ord("{"): ord("}"), ord("["): ord("]")}
 
 
 class ObjectScan:
-    """Takes the pieces of one object. places: of the values of the wanted keys, each as often as it stands there."""
+    """Takes the pieces of one object. places: of the values of the wanted keys, each as often as it stands there.
+
+    If the model is wanted, the same key in other case is refused: servers written in Go would take it for the model.
+    """
 
     def __init__(self, wanted: frozenset[bytes]) -> None:
         self.places: dict[bytes, list[Place]] = {}
@@ -104,6 +108,9 @@ class ObjectScan:
         if self._keys > MOST_KEYS:
             raise _invalid(f"it has more than {MOST_KEYS} keys")
         key = _decoded(found.group())
+        if key.lower() == MODEL != key and MODEL in self._wanted:
+            message = f'the body has a key "{key.decode()}", which some servers take for the model'
+            raise ApiError(400, "invalid_json", message, param="model")
         self._key = key if key in self._wanted else b""
         self._step = ObjectScan._colon
         return found.end()
