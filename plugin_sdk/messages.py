@@ -215,8 +215,9 @@ class Exchange:
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A place that a request can go to.
 
-    name: the variant's, or whatever a Route plugin calls its own. model: what the server calls it. ready: it can serve
-    at once (a server that has to be started cannot). in_flight: requests of ours that it has now.
+    name: the variant's, or whatever a Route plugin calls its own. base_url: "http://HOST:PORT", "https://HOST/PREFIX"
+    or "unix:/PATH". model: what the server calls it. ready: it can serve at once (a server that has to be started
+    cannot). in_flight: requests of ours that it has now.
     """
 
     name: str
