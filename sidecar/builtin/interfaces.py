@@ -104,7 +104,11 @@ class Responses(Interface):
     """Conversations in OpenAI's Responses API."""
 
     provides = "responses"
-    endpoints = _at("/v1/responses", "chat")
+    endpoints = (
+        *_at("/v1/responses", "chat"),
+        *_at("/v1/responses/input_tokens", "count_tokens"),
+        *_at("/v1/responses/compact", "compact"),
+    )
 
     def usage(self, tail: bytes, streamed: bool) -> Usage | None:
         """The counts of the whole answer, which a stream's last event repeats."""

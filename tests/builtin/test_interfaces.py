@@ -39,7 +39,10 @@ PATHS: dict[str, set[str]] = {
     },
     "classifier": {"/v1/moderations", "/moderations", "/pooling", *CLASSES, *TOKENS},
     "messages": {"/v1/messages", "/messages", "/v1/messages/count_tokens", "/messages/count_tokens"},
-    "responses": {"/v1/responses", "/responses"},
+    "responses": {
+        *("/v1/responses", "/responses", "/v1/responses/compact", "/responses/compact"),
+        *("/v1/responses/input_tokens", "/responses/input_tokens"),
+    },
     "transcription": {
         *("/v1/audio/transcriptions", "/audio/transcriptions"),
         *("/v1/audio/translations", "/audio/translations"),
