@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Iterator
 
@@ -187,6 +188,26 @@ async def test_garbage_within_a_body_that_was_refused_is_told_once(w: World) -> 
         w.pass_time(seconds)
     await until(lambda: not w.connections, "it is hung up on")
     assert edge.plane.malformed - before <= 1
+
+
+@inside
+async def test_what_is_refused_without_a_look_is_told_in_the_shape_of_the_api_that_was_called(w: World) -> None:
+    for request, code in (
+        (ask(LARGE, path=b"/v1/messages"), 413),
+        (get(b"/v1/messages"), 405),
+        (get(b"/v1/messages/batches"), 404),
+        (ask(path=b"/v1/messages/count_tokens/x?y=/"), 404),
+    ):
+        head, body = await w.ask(request)
+        told = json.loads(body)
+        assert (status(head), told["type"]) == (code, "error")
+    for request in (
+        get(b"/v1/chat/completions/x"),
+        get(b"/v1/messages-x"),
+        get(b"/v1/chat/completions"),
+        get(b"/v1/x"),
+    ):
+        assert set(json.loads((await w.ask(request))[1])) == {"error"}
 
 
 @inside

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from plugin_sdk.messages import RawHeaders
+from sidecar.mechanism.modes import Mode
 from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.passthrough import METHODS
@@ -24,7 +25,7 @@ class Preflight(ApiError):
     def __init__(self) -> None:
         super().__init__(204, "preflight", "")
 
-    def body(self) -> bytes:
+    def body_for(self, interface: Mode | None) -> bytes:  # noqa: ARG002 - there is no body in any shape
         """There is none."""
         return b""
 

@@ -10,6 +10,7 @@ import msgspec
 from plugin_sdk import Reject
 from plugin_sdk.messages import RawHeaders
 from sidecar.control.leases import RefusedError
+from sidecar.mechanism.modes import Mode
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _REFUSALS = {"model_not_found": 404, "queue_full": 429}  # statuses of a RefusedError's codes; all others are 503
@@ -58,6 +59,13 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         detail = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": detail})
+
+    def body_for(self, interface: Mode | None) -> bytes:
+        """In the shape of the API that was called; in OpenAI's if it has none."""
+        said = None
+        if interface is not None:
+            said = interface.error(self.status, self.code, self.message, self.param)
+        return self.body() if said is None else said
 
     def response_headers(self) -> RawHeaders:
         """Headers of the whole response but for the length."""

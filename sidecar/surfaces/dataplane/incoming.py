@@ -75,3 +75,8 @@ class Paths:
         if found is None and "%" in path:
             found = self._by_path.get(unquote(path))
         return found or []
+
+    def above(self, path: str) -> Mode | None:
+        """The interface that owns a path of which this one is a part, as whoever asks for it may expect."""
+        owned = max((one for one in self._by_path if path.startswith(one + "/")), key=len, default=None)
+        return None if owned is None else self._by_path[owned][0].interface

@@ -416,7 +416,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 wire.keep_alive = False
             turn.body.clear()
             self.plane.refused_early += 1
-            wire.answer(error.status, error.response_headers(), error.body())
+            wire.answer(error.status, error.response_headers(), error.body_for(turn.way.errors_of))
         elif turn.way.lists:
             listing = turn.answering = ListingCall(self.plane, turn.incoming, wire)
             listing.begin()

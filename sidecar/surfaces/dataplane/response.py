@@ -87,10 +87,10 @@ class Response:
         self.code, self.end = error.code, end
         if self._wire.begun:
             self.status = self.status or error.status
-            self.break_off(self._said(error))
+            self.break_off(error.body_for(self.interface))
             return
         self.status = error.status
-        self._wire.answer(error.status, error.response_headers(), self._said(error))
+        self._wire.answer(error.status, error.response_headers(), error.body_for(self.interface))
 
     def break_off(self, error: bytes) -> None:
         """An error event where there are events, and a broken connection."""
@@ -101,13 +101,6 @@ class Response:
     def left(self) -> None:
         """The client did not wait for the end."""
         self.end, self.code = End.CLIENT_GONE, "client_gone"
-
-    def _said(self, error: ApiError) -> bytes:
-        """The error in the shape of the API that was called."""
-        said = None
-        if self.interface is not None:
-            said = self.interface.error(error.status, error.code, error.message, error.param)
-        return error.body() if said is None else said
 
     def _error_event(self, error: bytes) -> bytes:
         said = self.interface.error_event(error) if self.interface is not None else None

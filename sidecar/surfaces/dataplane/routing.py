@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sidecar.control.generations import Generation
+from sidecar.mechanism.modes import Mode
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.heads import target
 from sidecar.surfaces.dataplane.incoming import Found, Paths
@@ -19,7 +20,7 @@ class Way(msgspec.Struct, frozen=True, gc=False):
     """Of one method and target: the parts of the target, and what serves it.
 
     ours: it is for the data plane. found: the interfaces. lists: it is for the list of models. error: why it is refused
-    whatever else it says.
+    whatever else it says. errors_of: the interface in whose shape errors are told; None = in OpenAI's.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Way(msgspec.Struct, frozen=True, gc=False):
     found: tuple[Found, ...] = ()
     lists: bool = False
     error: ApiError | None = None
+    errors_of: Mode | None = None
 
 
 class Ways:
@@ -59,11 +61,12 @@ class Ways:
         found = self._paths.find(path)
         if not found:
             error = ApiError(404, "unknown_path", f"no interface serves {path[:200]}")
-            return Way(method, whole, path, query, ours=path.startswith(PREFIX), error=error)
+            above = self._paths.above(path)
+            return Way(method, whole, path, query, ours=path.startswith(PREFIX), error=error, errors_of=above)
         fit = tuple(one for one in found if one.takes(method))
         if fit:
-            return Way(method, whole, path, query, found=fit)
+            return Way(method, whole, path, query, found=fit, errors_of=fit[0].interface)
         methods = ", ".join(sorted({method for one in found for method in one.methods}))
         message = f"{path} takes {methods}, not {method}"
         error = ApiError(405, "method_not_allowed", message, headers=((b"allow", methods.encode()),))
-        return Way(method, whole, path, query, found=tuple(found), error=error)
+        return Way(method, whole, path, query, found=tuple(found), error=error, errors_of=found[0].interface)
