@@ -412,14 +412,15 @@ class Connection(asyncio.Protocol):
         """Whether it is certain that the server has not read the request: it closed the connection before.
 
         A server closes connections that were idle, perhaps in the very moment in which one is used again. Then its
-        system answers with a reset, or never acknowledges what was written. If all was acknowledged and the end came
-        in good order, the server may have acted on it, and died.
+        system never acknowledges what was written. If it has acknowledged all, the server may have acted on it, and
+        died, or reset the connection. On a unix socket, a reset says that not all was read.
         """
         if self._uses < 2 or self._seen or self._headed or self._interim:
             return False
-        if isinstance(exc, ConnectionResetError | BrokenPipeError):
-            return True
-        if exc is not None or self._transport is None or self.origin.scheme == "https" or self.origin.path:
+        reset = isinstance(exc, ConnectionResetError | BrokenPipeError)
+        if self.origin.path:
+            return reset
+        if self._transport is None or self.origin.scheme == "https" or (exc is not None and not reset):
             return False
         sock = self._transport.get_extra_info("socket")
         try:

@@ -374,6 +374,29 @@ async def test_a_request_that_was_taken_and_not_answered_may_have_been_processed
     assert (told.value.processed, told.value.reused) == (True, False)
 
 
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_request_that_was_taken_and_then_reset_may_have_been_processed(loop: Callable[[], Any]) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await always(LENGTH, close=True)(reader, writer)
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.3)  # until its system has acknowledged it, as it does if nothing is answered
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async def scenario() -> None:
+        pool = Pool()
+        async with server(serve) as origin:
+            await ask(pool, origin)
+            with pytest.raises(UpstreamError) as told:
+                await ask(pool, origin)
+        assert (told.value.processed, told.value.reused) == (True, False)
+        pool.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
 async def test_what_is_written_on_a_fresh_connection_may_always_have_been_processed(pool: Pool) -> None:
     async with server(always(b"", close=True)) as origin:
         with pytest.raises(UpstreamError) as told:
