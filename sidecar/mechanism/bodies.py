@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from plugin_sdk import Event, Exchange
+from plugin_sdk import Event, Exchange, Reject
 from plugin_sdk.sse import Parser, Piece, TooLargeError, written
 from sidecar.mechanism.hooks import Hook
 
@@ -17,8 +17,17 @@ EVENT_BYTES = 8 * 2**20  # of one event: some hold images
 _NOTHING_MORE = Event(data=b"")
 
 
+class RefusedError(Exception):
+    """A filter refuses the rest. before: what goes on of the events before, whose number depends on how bytes come."""
+
+    def __init__(self, before: bytes, reject: Reject) -> None:
+        super().__init__(str(reject))
+        self.before = before
+        self.reject = reject
+
+
 class Body(Protocol):
-    """One stage. Both raise Reject."""
+    """One stage. Both raise Reject, and `feed` RefusedError."""
 
     async def feed(self, chunk: bytes) -> bytes:
         """What becomes of a piece; b"" for nothing, or nothing yet."""
@@ -71,7 +80,15 @@ class Events:
             pieces = self._parser.feed(chunk)
         except TooLargeError as error:
             return self._pass_blindly(error, self._parser.rest())
-        return b"".join([await self._through(piece) for piece in pieces])
+        passed: list[bytes] = []
+        for piece in pieces:
+            try:
+                passed.append(await self._through(piece))
+            except Reject as reject:
+                if not any(passed):
+                    raise
+                raise RefusedError(b"".join(passed), reject) from None
+        return b"".join(passed)
 
     async def finish(self) -> bytes:
         if self._blind:

@@ -17,7 +17,7 @@ import msgspec
 from plugin_sdk import Exchange, Filter, Outcome, Request, Response
 from plugin_sdk.messages import amended
 from sidecar.mechanism import results
-from sidecar.mechanism.bodies import Body, Chunks, Events
+from sidecar.mechanism.bodies import Body, Chunks, Events, RefusedError
 from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.hooks import Hook, overrides, unavailable
 from sidecar.mechanism.instance import Instance
@@ -146,7 +146,10 @@ class Passage:
         )
         body = answer.body
         if self.sees_body:
-            before = await self.chunk(body)
+            try:
+                before = await self.chunk(body)
+            except RefusedError as error:
+                raise error.reject from None
             body = before + await self.finish()
         return msgspec.structs.replace(head, body=body)
 
@@ -180,17 +183,27 @@ class Passage:
         return self._held
 
     async def chunk(self, chunk: bytes) -> bytes:
-        """What becomes of a piece of the body; b"" if nothing, or nothing yet. Raises Reject."""
+        """What becomes of a piece of the body; b"" if nothing, or nothing yet. Raises Reject, RefusedError."""
+        refused: RefusedError | None = None
         for body in self._bodies:
-            if chunk:
+            if not chunk:
+                break
+            try:
                 chunk = await body.feed(chunk)
+            except RefusedError as error:
+                chunk, refused = error.before, refused or error
+        if refused is not None:
+            raise RefusedError(chunk, refused.reject)
         return chunk
 
     async def finish(self) -> bytes:
         """What comes at the end of the body. Raises Reject."""
         carried = b""
         for body in self._bodies:
-            before = await body.feed(carried) if carried else b""
+            try:
+                before = await body.feed(carried) if carried else b""
+            except RefusedError as error:
+                raise error.reject from None
             carried = before + await body.finish()
         return carried
 

@@ -179,7 +179,7 @@ class Admission:
         passage, head = self.passage, self._head
         if passage is not None:
             with self._trace.stage("filters"):
-                result = await passage.request(request)
+                result = passage.request_now(request) if passage.inline else await passage.request(request)
             if isinstance(result, Answer):
                 return Given(result, passage.answered_by)
             if result.body is not body and not self.found.through:
@@ -246,7 +246,10 @@ class Admission:
             return request
         with self._trace.stage("auth") as stage:
             try:
-                self.principal = await self.chain.authenticate(request)
+                if self.chain.auth_inline:
+                    self.principal = self.chain.authenticate_now(request)
+                else:
+                    self.principal = await self.chain.authenticate(request)
             except Reject as reject:
                 stage.set("error.type", reject.code)
                 raise ApiError.rejected(reject) from None

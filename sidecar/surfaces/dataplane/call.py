@@ -417,7 +417,7 @@ class Call:
         if passage is None or not passage.has_end:
             self._generation.leave()
         elif passage.end_inline:
-            at_once(passage.end(outcome))
+            passage.end_now(outcome)
             self._generation.leave()
         else:
             self._plane.later(self._ended(passage.end(outcome)))

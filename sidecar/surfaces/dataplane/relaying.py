@@ -16,6 +16,7 @@ import msgspec
 
 from plugin_sdk import Headers
 from plugin_sdk import Response as Head
+from sidecar.mechanism.bodies import RefusedError
 from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.connections import Connection, Framing, UpstreamError
@@ -150,10 +151,11 @@ class Relaying:
         elif passage is None:
             self._response.status = answered.status
             self._verbatim = False
+        elif passage.answer_inline:
+            self._head_through_now(passage, answered)
         else:
-            if not passage.answer_inline:
-                self._steps = Steps(self._wire)
-                owner.spawn(self._steps.run(self._failed))
+            self._steps = Steps(self._wire)
+            owner.spawn(self._steps.run(self._failed))
             self._take(lambda: self._head_through(passage, answered))
 
     def on_pause(self) -> None:
@@ -218,12 +220,19 @@ class Relaying:
                 self._position = ChunkPosition()
         response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES, hold=self._steps is None)
 
+    def _head_through_now(self, passage: Passage, answered: Answered) -> None:
+        came, encoding = _came(answered)
+        try:
+            self._passed(passage, answered, came, passage.response_now(came, encoding))
+        except Exception as error:  # noqa: BLE001 - whoever owns the request says what becomes of it
+            self._failed(error)
+
     async def _head_through(self, passage: Passage, answered: Answered) -> None:
+        came, encoding = _came(answered)
+        self._passed(passage, answered, came, await passage.response(came, encoding))
+
+    def _passed(self, passage: Passage, answered: Answered, came: Head, head: Head) -> None:
         response = self._response
-        original = Headers(tuple(pair for pair in answered.headers if pair[0].lower() not in HOP_BY_HOP))
-        encoding = answered.header(b"content-encoding")
-        came = Head(status=answered.status, headers=original, streamed=answered.streamed)
-        head = await passage.response(came, "" if encoding == b"identity" else encoding.decode("latin-1"))
         response.status = head.status
         if response.begun:
             return
@@ -246,20 +255,25 @@ class Relaying:
         self._wire.send(data)
 
     async def _data_through(self, data: bytes) -> None:
-        if self._verbatim:
-            self._relay(data)
-            return
         self._response.note(data)
-        if self._withheld is not None:
-            data = self._withheld.feed(data)
-        if data and self._passage is not None:
-            data = await self._passage.chunk(data)
+        await self._filter(self._withheld.feed(data) if self._withheld is not None else data)
+
+    async def _filter(self, data: bytes) -> None:
+        """Pass on what the filters make of it. Raises Reject."""
+        if data and self._passage is not None and self._passage.sees_body:
+            try:
+                data = await self._passage.chunk(data)
+            except RefusedError as error:
+                if not self._passage.holds:
+                    self._pass_on(error.before)
+                raise error.reject from None
         self._pass_on(data)
 
     async def _end_through(self) -> None:
         rest = self._withheld.finish() if self._withheld is not None else b""
         if self._passage is not None and self._passage.sees_body:
-            rest = (await self._passage.chunk(rest) if rest else b"") + await self._passage.finish()
+            await self._filter(rest)
+            rest = await self._passage.finish()
         if self._given is not None and not self._response.begun:
             head, length = self._given, b"%d" % len(rest)
             headers = [*unframed(head.headers.raw), (b"content-length", length)]
@@ -327,7 +341,8 @@ class Relaying:
             self._tell_error()
 
     def _tell_error(self) -> None:
-        body = b"".join(self._error_body or [])
+        # Filters may be there to keep something from clients, and cannot see this.
+        body = b"".join(self._error_body or []) if self._passage is None else b""
         owner = self._owner
         self.stop()
         if owner is not None:
@@ -375,6 +390,20 @@ class Steps:
                     resume()
         except Exception as error:  # noqa: BLE001 - whoever owns the request says what becomes of it
             failed(error)
+
+
+def _came(answered: Answered) -> tuple[Head, str]:
+    """The head as filters see it, and the body's encoding, "" for none."""
+    headers: list[Pair] = []
+    encoding = b""
+    for pair in answered.headers:
+        name = pair[0].lower()
+        if name not in HOP_BY_HOP:
+            headers.append(pair)
+            if name == b"content-encoding":
+                encoding = encoding or pair[1].lower()
+    came = Head(status=answered.status, headers=Headers(tuple(headers)), streamed=answered.streamed)
+    return came, "" if encoding == b"identity" else encoding.decode("latin-1")
 
 
 def _can_follow(answered: Answered) -> bool:

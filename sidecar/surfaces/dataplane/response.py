@@ -114,5 +114,9 @@ def unframed(headers: Iterable[Pair]) -> list[Pair]:
 
 def framed_as(original: Iterable[Pair], headers: Iterable[Pair]) -> list[Pair]:
     """A filter's headers with the framing of the body as the server said it, for a body that nobody changes."""
-    framing = [pair for pair in original if pair[0].lower() in (b"content-length", b"transfer-encoding")]
+    framing = [pair for pair in original if len(pair[0]) in _FRAMING_LENGTHS and pair[0].lower() in _FRAMED_BY]
     return [*unframed(headers), *framing]
+
+
+_FRAMED_BY = (b"content-length", b"transfer-encoding")
+_FRAMING_LENGTHS = frozenset(map(len, _FRAMED_BY))
