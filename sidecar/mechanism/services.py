@@ -14,12 +14,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from http.cookiejar import Cookie, CookieJar
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.request import getproxies
 
 import httpx
 import msgspec
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from sidecar.mechanism.bounded import Bounded
+from sidecar.mechanism.pool import Pool
+from sidecar.mechanism.transport import PoolTransport
 from sidecar.mechanism.watchdog import Marker
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 MOST_SERIES = 1000  # of one plugin: labels that are never the same twice would fill the memory
 MAKE_S = 30.0  # for a resource that is kept, as `open` has it
 CLOSE_S = 10.0
+MOST_REQUESTS = 200  # of all plugins, at the same time
 
 
 class Counter(msgspec.Struct):
@@ -124,9 +128,13 @@ class Host:
         """Made when somebody first asks, which most sidecars' plugins never do."""
         with self._lock:
             if self._http is None:
-                limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+                limits = httpx.Limits(max_connections=MOST_REQUESTS, max_keepalive_connections=50)
                 timeout = httpx.Timeout(30.0, connect=5.0)
-                self._http = _SharedClient(limits=limits, timeout=timeout, cookies=_NoCookies())
+                # Proxies that the environment names come first.
+                direct = (
+                    {} if {"http", "all"} & set(getproxies()) else {"http://": PoolTransport(Pool(), MOST_REQUESTS)}
+                )
+                self._http = _SharedClient(limits=limits, timeout=timeout, cookies=_NoCookies(), mounts=direct)
             return self._http
 
     def of(self, name: str) -> PluginServices:

@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.mechanism import services
 from sidecar.mechanism.services import BUCKETS, Host
+from sidecar.mechanism.transport import PoolTransport
 from tests.servers import HTTP_SERVER
 from tests.support import serving, until
 
@@ -186,6 +187,21 @@ async def test_the_client_is_one_for_all_and_speaks_http(host: Host) -> None:
         one, other = host.of("a").http, host.of("b").http
         assert one is other
         assert (await one.get(f"{server.url}/health")).status_code == 200
+
+
+async def test_plain_requests_have_our_own_connections_unless_a_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    near, far = httpx.URL("http://x/"), httpx.URL("https://x/")
+    hosts = [Host(), Host()]
+    assert isinstance(hosts[0].http._transport_for_url(near), PoolTransport)
+    assert isinstance(hosts[0].http._transport_for_url(far), httpx.AsyncHTTPTransport)
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    proxied = hosts[1].http._transport_for_url(near)
+    assert isinstance(proxied, httpx.AsyncHTTPTransport)
+    assert proxied is not hosts[1].http._transport
+    for host in hosts:
+        await host.close()
 
 
 async def test_the_client_takes_no_cookies_from_one_request_to_another(host: Host) -> None:
