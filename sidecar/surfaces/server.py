@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import signal
@@ -22,6 +23,9 @@ from sidecar.surfaces.dataplane.protocol import factory
 
 BACKLOG = 2048
 GC_THRESHOLD = 50_000  # objects more than have gone, before new ones are looked at
+LARGE_BYTES = 512 * 1024  # blocks of memory that go back to the system one by one
+
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +110,7 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
     plane.look_after()
     _collect_rarely()
+    _give_back_memory()
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -117,3 +122,14 @@ def _collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 50, 50)
+
+
+def _give_back_memory() -> None:
+    """Have large bodies leave nothing behind them.
+
+    By default glibc takes ever larger blocks from its heap, which shrinks only from its end: one small object there,
+    and all that was below it once stays. Other C libraries have no such function, and other ways.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES):
+        log.warning("large blocks of memory will not be given back: mallopt refused")

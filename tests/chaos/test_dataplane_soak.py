@@ -272,6 +272,7 @@ def test_nothing_leaks_and_everything_is_counted_whatever_goes_on(soak: Soak) ->
     assert abs(last.fds - start.fds) <= 4, seen
     assert last.tasks <= start.tasks + 2, seen
     assert last.rss_mb - before.rss_mb < 5, seen
+    assert last.rss_mb - start.rss_mb < 40, "what was used once is not given back"
     assert last.objects - before.objects < 2000, seen
     noise = [line for line in soak.sidecar.log if "Traceback" in line or "never retrieved" in line]
     assert not noise, noise[:5]
