@@ -8,14 +8,15 @@ asks for `pieces`. A connection that is aborted before the end is how a server l
 from __future__ import annotations
 
 import asyncio
-import enum
 import socket
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
+from sidecar.mechanism.exchanges import Framing, Keeper, Listener, UpstreamError
 from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
+from sidecar.mechanism.parsing import Parsing, Piecewise, Whole
 from sidecar.mechanism.repeats import Repeats, with_length
 
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
@@ -28,74 +29,11 @@ _LOOKED_AT = (HOP_BY_HOP - {b"trailer"}) | {b"content-length", b"content-type"}
 _PLAIN = (b"close,", b"keep-alive,")  # which name no other headers
 
 
-class UpstreamError(Exception):
-    """The server could not be reached, or broke off.
-
-    processed: whether any of the request may have been acted on. reused: it has closed a connection that was idle, in
-    the moment in which it was used again.
-    """
-
-    def __init__(self, message: str, *, processed: bool, reused: bool = False) -> None:
-        super().__init__(message)
-        self.processed = processed
-        self.reused = reused
-
-
 # An answer that may come again: status, reason, headers, those passed on, content type, length.
 _Known = tuple[int, bytes, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]], bytes, int]
 
 
-class Framing(enum.Enum):
-    """How the end of an answer is told (RFC 9112, 6.3)."""
-
-    NONE = "none"  # there is no body
-    LENGTH = "length"
-    CHUNKED = "chunked"
-    CLOSE = "close"
-    TUNNEL = "tunnel"  # 101: no HTTP from here on
-
-
 _CLOSED = (Framing.CLOSE, Framing.TUNNEL)  # they end with the connection
-
-
-class Listener(Protocol):
-    """Who asked. After `on_end` or `on_broken` the connection is no concern of theirs."""
-
-    def on_head(self, answer: Connection) -> None:
-        """`answer.status`, `reason`, `headers` and `framing` are known."""
-        ...
-
-    def on_pause(self) -> None:
-        """There is nothing more for now than the head."""
-        ...
-
-    def on_interim(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        """An interim answer, other than 100 (RFC 9110, 15.2)."""
-        ...
-
-    def on_data(self, data: bytes) -> None:
-        """Bytes of the body: as they came, or without framing if `pieces` were asked for. Never empty."""
-        ...
-
-    def on_end(self) -> None:
-        """The answer is complete."""
-        ...
-
-    def on_broken(self, error: UpstreamError) -> None:
-        """There will be no more of it."""
-        ...
-
-    def on_writable(self, writable: bool) -> None:
-        """The server is too slow for what is written to it, or has caught up."""
-        ...
-
-
-class Keeper(Protocol):
-    """Where connections stay between requests."""
-
-    def keep(self, connection: Connection) -> None: ...
-
-    def forget(self, connection: Connection) -> None: ...
 
 
 class Connection(asyncio.Protocol):
@@ -120,9 +58,9 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._closed = False
         self._listener: Listener | None = None
-        self._whole = _Whole(self)
-        self._piecewise = _Piecewise(self)
-        self._parsing: _Parsing = self._whole
+        self._whole = Whole(self)
+        self._piecewise = Piecewise(self)
+        self._parsing: Parsing = self._whole
         self._repeats = Repeats()
         self._known: _Known = (0, b"", [], [], b"", 0)
         self._uses = 0
@@ -139,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._interim = 0
         self._headed = False
         self._ended = False
-        self._extra = False
+        self.extra = False
         self._left = 0  # of the body, where its length was told
         self._before = b""  # what came last
 
@@ -311,7 +249,7 @@ class Connection(asyncio.Protocol):
 
     def _learn(self, data: bytes, length: int) -> None:
         """Know the head of this answer when it comes again, if it is one that can be known."""
-        plain = self.framing is Framing.LENGTH and self._ended and not self._extra and not self._interim
+        plain = self.framing is Framing.LENGTH and self._ended and not self.extra and not self._interim
         if plain and self._parsing.keep_alive and not self._parsing.pieces and self._repeats.learn(data, length):
             self._known = (self.status, self.reason, self.headers, self.passed_on, self.content_type, length)
 
@@ -334,7 +272,7 @@ class Connection(asyncio.Protocol):
                 self._fail("it switched to another protocol")
         except httptools.HttpParserError as error:
             if self._ended:
-                self._extra = True
+                self.extra = True
             else:
                 self._fail(f"it does not speak HTTP: {error}")
 
@@ -347,7 +285,7 @@ class Connection(asyncio.Protocol):
             data = self._parsing.take()
         elif self._ended:
             data = self._cut(data)
-            if self._extra and self.framing is Framing.CHUNKED:
+            if self.extra and self.framing is Framing.CHUNKED:
                 self._fail("it sent more than its answer")
                 return
         else:
@@ -361,11 +299,11 @@ class Connection(asyncio.Protocol):
     def _cut(self, data: bytes) -> bytes:
         """What belongs to the answer, of the bytes in which it ends. Nothing that follows may reach a client."""
         if self.framing is Framing.NONE:
-            self._extra = self._extra or bool(data)
+            self.extra = self.extra or bool(data)
             return b""
         if self.framing is Framing.LENGTH:
             over = len(data) - self._left
-            self._extra = self._extra or over > 0
+            self.extra = self.extra or over > 0
             return data[: self._left] if over > 0 else data
         # The parser passes over line ends between answers, so these are all that it may not have told of.
         last = self._before[-4:] + data if len(data) < 8 else data
@@ -375,7 +313,7 @@ class Connection(asyncio.Protocol):
     def _done(self) -> None:
         """The answer is complete; the connection may be used again if nothing speaks against it."""
         listener, self._listener = self._listener, None
-        again = not self._extra and not self._asking and self._parsing.keep_alive and self.framing not in _CLOSED
+        again = not self.extra and not self._asking and self._parsing.keep_alive and self.framing not in _CLOSED
         if again and self._transport is not None and not self._closed and not self._transport.is_closing():
             if self._bodiless:
                 self._parsing.forget()  # it waits for a body that does not come
@@ -439,11 +377,11 @@ class Connection(asyncio.Protocol):
 
     # --- from the parser ----------------------------------------------------------------------------------------
 
-    def _on_begin(self) -> None:
+    def on_begin(self) -> None:
         if self._ended:
-            self._extra = True  # another answer, which nobody asked for
+            self.extra = True  # another answer, which nobody asked for
 
-    def _on_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    def on_answer(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         if self._ended:
             return  # of another answer, which nobody asked for
         if status < 200 and status != 101:
@@ -486,90 +424,9 @@ class Connection(asyncio.Protocol):
             return Framing.TUNNEL
         return Framing.NONE if self._bodiless or status in (204, 304) else framing
 
-    def _on_complete(self) -> None:
+    def on_complete(self) -> None:
         if self._headed:
             self._ended = True
-
-
-class _Parsing:
-    """httptools' callbacks for one answer after the other, on one connection."""
-
-    pieces = False
-
-    def __init__(self, connection: Connection) -> None:
-        self.keep_alive = False
-        self._connection: Connection | None = connection
-        self._parser: httptools.HttpResponseParser | None = None
-        self._reason = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._in_head = True
-
-    def feed(self, data: bytes) -> None:
-        """Raises HttpParserError, HttpParserUpgrade."""
-        if self._parser is None:
-            self._parser = httptools.HttpResponseParser(self)
-        self._parser.feed_data(data)
-
-    def take(self) -> bytes:
-        """What came of the body since the last time."""
-        return b""
-
-    def forget(self) -> None:
-        """Let the next answer have another parser."""
-        self._parser = None
-
-    def dispose(self) -> None:
-        """Nothing more comes."""
-        self._parser = self._connection = None
-
-    def on_message_begin(self) -> None:
-        self._headers = []
-        self._reason = b""
-        self._in_head = True
-        if self._connection is not None:
-            self._connection._on_begin()
-
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailers come later, and travel with the bytes
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        if self._connection is not None and self._parser is not None:
-            self._connection._on_head(self._parser.get_status_code(), self._reason, self._headers)
-            self.keep_alive = self._parser.should_keep_alive()
-
-    def on_message_complete(self) -> None:
-        if self._connection is not None:
-            self._connection._on_complete()
-
-
-class _Whole(_Parsing):
-    """The bytes are passed on as they are; only where they end is of interest."""
-
-
-class _Piecewise(_Parsing):
-    """The body is wanted without its framing."""
-
-    pieces = True
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._pieces: list[bytes] = []
-
-    def on_body(self, body: bytes) -> None:
-        if self._connection is not None and not self._connection._extra:  # else it is of an answer that nobody wants
-            self._pieces.append(body)
-
-    def take(self) -> bytes:
-        pieces = self._pieces
-        if not pieces:
-            return b""
-        self._pieces = []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _without(headers: list[tuple[bytes, bytes]], named: bytes) -> list[tuple[bytes, bytes]]:

@@ -6,7 +6,8 @@ import asyncio
 import ssl
 from collections import deque
 
-from sidecar.mechanism.connections import Connection, UpstreamError
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.mechanism.origins import Origin
 
 CONNECT_S = 5.0

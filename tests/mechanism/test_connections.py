@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.mechanism import connections
-from sidecar.mechanism.connections import Connection, Framing, UpstreamError
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import Framing, UpstreamError
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.pool import Pool
 from tests.servers import HTTP_SERVER

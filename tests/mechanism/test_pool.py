@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.mechanism import pool as pools
-from sidecar.mechanism.connections import Connection, UpstreamError
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.pool import Pool
 from tests.mechanism.test_connections import LENGTH, Heard, always, ask, kept, request, server

@@ -12,7 +12,7 @@ import pytest
 
 from plugin_sdk import End, Exchange, Filter, Outcome, Reject, Request, Route, Target, inline
 from plugin_sdk import Response as Answer
-from sidecar.mechanism.connections import UpstreamError
+from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.surfaces.dataplane.call import Call
 from tests.support import until
 from tests.surfaces.world import OK, STREAM, Does, World, answers, ask, chunk, get, inside, message, running, status

@@ -378,7 +378,7 @@ async def test_a_client_that_takes_nothing_of_the_last_answer_is_let_go(w: World
 @inside
 async def test_a_slow_client_slows_down_the_next_answer_as_well(w: World) -> None:
     """The transport tells once that it is full: whoever comes next on the connection must know."""
-    reader, writer = await w.connect(receive_buffer=4096)
+    _, writer = await w.connect(receive_buffer=4096)
     edge = await w.connection()
     taken = 0
 

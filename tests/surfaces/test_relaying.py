@@ -12,13 +12,15 @@ import pytest
 from plugin_sdk import End, Event, Exchange, Filter, Headers, Reject, Request, inline
 from plugin_sdk import Response as Head
 from sidecar.mechanism.chain import Chain
-from sidecar.mechanism.connections import Connection, UpstreamError
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.pool import Pool
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.relaying import ERROR_BYTES, FILL_BYTES, QUEUE_BYTES, Relaying
+from sidecar.surfaces.dataplane.relaying import ERROR_BYTES, FILL_BYTES, Relaying
+from sidecar.surfaces.dataplane.steps import QUEUE_BYTES
 from sidecar.surfaces.dataplane.withheld import UsageWithheld
 from tests.support import plugin, until
 from tests.surfaces.test_response import COMMENT, Client

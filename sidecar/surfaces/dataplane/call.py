@@ -18,7 +18,8 @@ from opentelemetry.trace import SpanKind
 from plugin_sdk import End, Outcome, Reject, Request, Usage
 from sidecar.control.leases import Lease, Target
 from sidecar.mechanism.calls import at_once
-from sidecar.mechanism.connections import Connection, UpstreamError
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.mechanism.spans import AnyStage
 from sidecar.surfaces.dataplane.admission import Admission, Asked, Given
 from sidecar.surfaces.dataplane.body import with_model, with_usage

@@ -6,9 +6,7 @@ task takes them one after the other, which slows the server down when the filter
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -19,12 +17,14 @@ from plugin_sdk import Response as Head
 from sidecar.mechanism.bodies import RefusedError
 from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.chunks import ChunkPosition
-from sidecar.mechanism.connections import Connection, Framing, UpstreamError
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import Framing, UpstreamError
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.upstream import Pair, kept
 from sidecar.surfaces.dataplane.errors import error_body
 from sidecar.surfaces.dataplane.response import EVENT_STREAM, Response, framed_as, unframed
+from sidecar.surfaces.dataplane.steps import Steps
 from sidecar.surfaces.dataplane.tail import Tail
 from sidecar.surfaces.dataplane.wire import Sending, Wire
 from sidecar.surfaces.dataplane.withheld import UsageWithheld
@@ -32,7 +32,6 @@ from sidecar.surfaces.dataplane.withheld import UsageWithheld
 log = logging.getLogger(__name__)
 
 ERROR_BYTES = 64 * 1024  # of a server's error, when it has to go into an event
-QUEUE_BYTES = 256 * 1024  # of an answer, waiting for filters
 FILL_BYTES = 64 * 1024  # to end a chunk in which a server died
 
 
@@ -255,6 +254,9 @@ class Relaying:
         self._wire.send(data)
 
     async def _data_through(self, data: bytes) -> None:
+        if self._verbatim:  # filters that wait have seen the head, and none sees the body
+            self._relay(data)
+            return
         self._response.note(data)
         await self._filter(self._withheld.feed(data) if self._withheld is not None else data)
 
@@ -348,48 +350,6 @@ class Relaying:
         if owner is not None:
             self._response.break_off(error_body(self._response.status, body))
             owner.answered()
-
-
-class Steps:
-    """What is to be done with an answer, one after the other, in a task."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.when_empty: Callable[[], None] | None = None
-        self._wire = wire
-        self._queue: deque[tuple[Callable[[], Coroutine[Any, Any, None]], int]] = deque()
-        self._bytes = 0
-        self._more = asyncio.Event()
-
-    @property
-    def full(self) -> bool:
-        """Whether more than enough waits."""
-        return self._bytes > QUEUE_BYTES
-
-    def put(self, step: Callable[[], Coroutine[Any, Any, None]], size: int) -> None:
-        """Have it done in its turn."""
-        self._queue.append((step, size))
-        self._bytes += size
-        self._more.set()
-
-    async def run(self, failed: Callable[[Exception], None]) -> None:
-        """Until a step is the last one, which ends the request and with it this task, or one has failed."""
-        try:
-            while True:
-                while not self._queue:
-                    self._more.clear()
-                    await self._more.wait()
-                step, size = self._queue.popleft()
-                await step()
-                self._bytes -= size
-                if self._wire.complete:
-                    return
-                if self._wire.paused:
-                    await self._wire.drained()
-                if not self._queue and self.when_empty is not None:
-                    resume, self.when_empty = self.when_empty, None
-                    resume()
-        except Exception as error:  # noqa: BLE001 - whoever owns the request says what becomes of it
-            failed(error)
 
 
 def _came(answered: Answered) -> tuple[Head, str]:

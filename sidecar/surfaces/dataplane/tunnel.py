@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidecar.mechanism.connections import Connection, Framing
+from sidecar.mechanism.connections import Connection
+from sidecar.mechanism.exchanges import Framing
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.errors import ApiError

@@ -1,0 +1,72 @@
+"""What passes between a connection to a server and whoever asks something on it."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sidecar.mechanism.connections import Connection
+
+
+class UpstreamError(Exception):
+    """The server could not be reached, or broke off.
+
+    processed: whether any of the request may have been acted on. reused: it has closed a connection that was idle, in
+    the moment in which it was used again.
+    """
+
+    def __init__(self, message: str, *, processed: bool, reused: bool = False) -> None:
+        super().__init__(message)
+        self.processed = processed
+        self.reused = reused
+
+
+class Framing(enum.Enum):
+    """How the end of an answer is told (RFC 9112, 6.3)."""
+
+    NONE = "none"  # there is no body
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"
+    TUNNEL = "tunnel"  # 101: no HTTP from here on
+
+
+class Listener(Protocol):
+    """Who asked. After `on_end` or `on_broken` the connection is no concern of theirs."""
+
+    def on_head(self, answer: Connection) -> None:
+        """`answer.status`, `reason`, `headers` and `framing` are known."""
+        ...
+
+    def on_pause(self) -> None:
+        """There is nothing more for now than the head."""
+        ...
+
+    def on_interim(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """An interim answer, other than 100 (RFC 9110, 15.2)."""
+        ...
+
+    def on_data(self, data: bytes) -> None:
+        """Bytes of the body: as they came, or without framing if `pieces` were asked for. Never empty."""
+        ...
+
+    def on_end(self) -> None:
+        """The answer is complete."""
+        ...
+
+    def on_broken(self, error: UpstreamError) -> None:
+        """There will be no more of it."""
+        ...
+
+    def on_writable(self, writable: bool) -> None:
+        """The server is too slow for what is written to it, or has caught up."""
+        ...
+
+
+class Keeper(Protocol):
+    """Where connections stay between requests."""
+
+    def keep(self, connection: Connection) -> None: ...
+
+    def forget(self, connection: Connection) -> None: ...
