@@ -26,9 +26,9 @@ BEGUN = 1 * MB  # more than is gathered before it is passed on
 CHUNKED = "Transfer-Encoding: chunked"
 FORM = "Content-Type: multipart/form-data; boundary=cut"
 
-# A model whose requests are told, one whose body a plugin sees, and one that has to be started.
+# A model whose requests are told, two whose bodies a plugin or the mode sees, and one that has to be started.
 TOLD = """
-from plugin_sdk import Exchange, Filter, Outcome, Stats, inline
+from plugin_sdk import Endpoint, Exchange, Filter, Interface, Outcome, Request, Stats, inline
 
 class Told(Stats):
     @inline
@@ -37,13 +37,23 @@ class Told(Stats):
 
 class Seen(Filter):
     async def on_request(self, exchange: Exchange) -> None:
-        self.log.info("saw %d bytes", len(exchange.request.body))
+        self.log.info("seen: %d bytes", len(exchange.request.body))
+
+class Strict(Interface):
+    provides = "strict"
+    endpoints = (Endpoint("/v1/strict", "strict"),)
+
+    def validate(self, request: Request) -> None:
+        self.log.info("strict: %d bytes", len(request.body))
 """
 MODELS = """
 [plugins.told]
 import = "uploads:Told"
 [plugins.seen]
 import = "uploads:Seen"
+
+[plugins.strict]
+import = "uploads:Strict"
 
 [models.told]
 mode = "chat"
@@ -53,6 +63,11 @@ variants = [{ url = "{upstream}" }]
 [models.seen]
 mode = "chat"
 chain = ["seen"]
+variants = [{ url = "{upstream}" }]
+
+[models.strict]
+mode = "strict"
+chain = []
 variants = [{ url = "{upstream}" }]
 """ + stub("cold", "--delay-bind", "0.3", model="chain = []")
 
@@ -185,9 +200,10 @@ def test_a_body_that_names_its_model_last_is_passed_on_when_it_has(here: World) 
     assert client.answer().status == 200
 
 
-def test_a_body_that_a_plugin_reads_is_gathered_for_it(here: World) -> None:
-    body = json_body(MB, "seen")
-    whole = post(body)
+@pytest.mark.parametrize(("model", "path"), [("seen", "/v1/chat/completions"), ("strict", "/v1/strict")])
+def test_a_body_that_a_plugin_or_the_mode_reads_is_gathered_for_it(here: World, model: str, path: str) -> None:
+    body = json_body(MB, model)
+    whole = post(body, path=path)
     client = here.connect()
     client.send(whole[:-1])
     here.barrier()
@@ -195,7 +211,7 @@ def test_a_body_that_a_plugin_reads_is_gathered_for_it(here: World) -> None:
     client.send(whole[-1:])
     asked = here.upstream.take()
     assert sha(asked.body) == sha(body)
-    assert any(f"saw {len(body)} bytes" in line for line in here.sidecar.log)
+    assert any(f"{model}: {len(body)} bytes" in line for line in here.sidecar.log)
     asked.send(answer())
     assert client.answer().status == 200
 
