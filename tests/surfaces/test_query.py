@@ -89,6 +89,8 @@ def test_what_only_looks_like_json_is_passed_through_unless_it_claims_to_be() ->
         (b"{", JSON),
         (b"{", ""),
         (b'{"model": "x"}', "text/plain"),
+        (b'{"model": "a", "model": "b"}', "text/plain"),  # a server might read it anyway
+        (b'{"Model": "x"} and so on', "text/plain"),
         (b"--x", "multipart/form-data; boundary=x"),
     ):
         with pytest.raises(ApiError):

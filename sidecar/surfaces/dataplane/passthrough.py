@@ -53,6 +53,6 @@ def _model_in_body(body: bytes, content_type: str) -> str | None:
     try:
         return read_head(body.removeprefix(codecs.BOM_UTF8)).model
     except ApiError:
-        if not content_type or "json" in content_type.lower():
+        if not content_type or "json" in content_type.lower() or b'"model"' in body.lower():
             raise
         return None  # it only looks like JSON
