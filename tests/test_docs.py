@@ -215,7 +215,10 @@ def test_defaults_are_as_the_tables_say(heading: str, kind: type[msgspec.Struct]
 
 def test_each_command_is_in_the_readme() -> None:
     assert isinstance(main, click.Group)
-    for name, command in main.commands.items():
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
         inner = command.commands if isinstance(command, click.Group) else {"": command}
         for verb in inner:
             assert f"`sidecar {name} {verb}".rstrip() in README

@@ -10,10 +10,9 @@ import msgspec
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
-from sidecar.control.events import CAPACITY, Event, Events
+from sidecar.control.events import CAPACITY, Events
 from sidecar.surfaces.dataplane.errors import ApiError
-
-KEEP_ALIVE_S = 15.0  # sooner than proxies give up
+from sidecar.surfaces.report import KEEP_ALIVE_S, EventsReport
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,14 +25,6 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=CAPACITY)] = 100
     follow: bool = False
-
-
-class EventsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Events, oldest first. last: what to ask after next. gap: some after the one asked for are no longer held."""
-
-    events: list[Event]
-    last: int
-    gap: bool
 
 
 def question(parameters: Mapping[str, str], last_event_id: str | None) -> Question:

@@ -18,6 +18,15 @@ from sidecar.mechanism.instance import Instance
 from sidecar.surfaces.dataplane.plane import Requests
 
 STORY_EVENTS = 10
+KEEP_ALIVE_S = 15.0  # between signs of life to those who follow events: sooner than proxies give up
+
+
+class EventsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Events, oldest first. last: what to ask after next. gap: some after the one asked for are no longer held."""
+
+    events: list[Event]
+    last: int
+    gap: bool
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):

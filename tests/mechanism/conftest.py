@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
@@ -12,6 +13,12 @@ from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.plugins import Loaded
 
 Opened = Callable[[Loaded], Awaitable[Instance]]
+
+
+def block_until(named: Callable[[], object]) -> None:
+    """Hold up the loop until the watchdog has said so, which on a busy machine may take its time."""
+    while not named():
+        time.sleep(0.01)
 
 
 @pytest.fixture

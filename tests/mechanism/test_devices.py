@@ -14,7 +14,8 @@ from plugin_sdk import Device as DevicePlugin
 from plugin_sdk import DeviceStatus, device
 from sidecar.mechanism.devices import Prober, probe_all
 from sidecar.mechanism.instance import Instance
-from sidecar.mechanism.watchdog import BLOCKED_S, Watchdog
+from sidecar.mechanism.watchdog import Watchdog
+from tests.mechanism.conftest import block_until
 from tests.support import PATIENCE_S, until
 from tests.support import plugin as loaded
 
@@ -191,7 +192,7 @@ async def test_a_probe_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFi
         provides = "npu"
 
         async def probe(self) -> DeviceStatus:
-            time.sleep(3 * BLOCKED_S)  # noqa: ASYNC251 - that is what is tested
+            block_until(lambda: caplog.messages)
             return GPU
 
     instance = Instance("npu", loaded(Blocks, "npu"))
@@ -203,4 +204,5 @@ async def test_a_probe_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFi
         await Prober(instance.plugin, PATIENCE_S, instance).probe()
     watchdog.close()
     assert instance.marker.blocked == 1
-    assert caplog.messages[0].startswith(f"plugin npu is blocking the event loop at {__file__}:")
+    assert caplog.messages[0].startswith("plugin npu is blocking the event loop at ")
+    assert caplog.messages[0].endswith("(block_until)")

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from sidecar import __version__
-from sidecar.surfaces.cli.calibrate import calibrate
-from sidecar.surfaces.cli.events import events
-from sidecar.surfaces.cli.explain import explain
-from sidecar.surfaces.cli.local import plan, validate
-from sidecar.surfaces.cli.plugin import plugin
-from sidecar.surfaces.cli.remote import devices, reload, start, status, stop
-from sidecar.surfaces.cli.run import run
+
+MODULES = {  # of this package, by command
+    "run": "run",
+    "validate": "local",
+    "plan": "local",
+    "status": "remote",
+    "explain": "explain",
+    "events": "events",
+    "devices": "remote",
+    "start": "remote",
+    "stop": "remote",
+    "reload": "remote",
+    "calibrate": "calibrate",
+    "plugin": "plugin",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Imports a command when it is asked for: all together take longer than most of them run."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        del context
+        return list(MODULES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        del context
+        if name not in MODULES:
+            return None
+        found: click.Command = getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sidecar")
 def main() -> None:
     """Runs declared LLM servers so that they fit, and serves them behind one OpenAI-compatible endpoint.
@@ -24,8 +49,5 @@ def main() -> None:
     does not start), 2 wrong usage, 3 no sidecar answers.
     """
 
-
-for command in (run, validate, plan, status, explain, events, devices, start, stop, reload, calibrate, plugin):
-    main.add_command(command)
 
 __all__ = ["main"]

@@ -15,7 +15,7 @@ import msgspec
 from sidecar.control.events import Event
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.output import UNREACHABLE, fail, print_table
-from sidecar.surfaces.events_api import KEEP_ALIVE_S, EventsReport
+from sidecar.surfaces.report import KEEP_ALIVE_S, EventsReport
 
 RETRY_S = 1.0
 _COLUMNS = ("TIME", "TYPE", "MODEL", "REASON", "MESSAGE")
