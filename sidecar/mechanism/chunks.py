@@ -51,6 +51,8 @@ class ChunkPosition:
             return b"\n" * self._left + _CRLF if self._left <= most else None
         if not self._line:
             return b""
+        if b";" in self._line:
+            return None  # in an extension, which would have to be ended in its own way
         size = _size(self._line.rstrip(b"\r"))
         if not 0 < size <= most:
             return None

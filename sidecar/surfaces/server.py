@@ -22,6 +22,7 @@ from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.protocol import factory
 
 BACKLOG = 2048
+GC_S = 60.0
 GC_THRESHOLD = 50_000  # objects more than have gone, before new ones are looked at
 LARGE_BYTES = 512 * 1024  # blocks of memory that go back to the system one by one
 
@@ -109,19 +110,26 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     models = len(controller.declaration.models)
     log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
     plane.look_after()
-    _collect_rarely()
+    collecting = asyncio.create_task(_collect_rarely(), name="collect garbage")
     _give_back_memory()
     try:
         await server.serve(sockets=[listener])
     finally:
+        collecting.cancel()
         await plane.close()
 
 
-def _collect_rarely() -> None:
-    """What is there now stays, and requests leave no reference cycles: looking for some costs more than it saves."""
+async def _collect_rarely() -> None:
+    """What is there now stays, and requests leave no reference cycles: to look for some costs more than it saves.
+
+    Reloads leave some, such as the modules of plugins; they go once in a minute.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 50, 50)
+    while True:
+        await asyncio.sleep(GC_S)
+        gc.collect()
 
 
 def _give_back_memory() -> None:
