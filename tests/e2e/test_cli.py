@@ -26,7 +26,8 @@ def test_validate_prints_every_problem_with_its_place_and_exits_1(faulty: Path) 
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
         f'{faulty}/bad.toml:3: models.bad.mode: unknown mode "chta"; did you mean "chat"?; '
-        "known: base, chat, classifier, embedding, image, messages, realtime, reranker, responses, speech, transcription",
+        "known: base, chat, classifier, embedding, image, messages, realtime, "
+        "reranker, responses, speech, transcription",
         f"{faulty}/bad.toml:8: models.bad.variants[0].memory_mb: expected int | table, got str",
         "1 models are fine, 2 problems",
     ]

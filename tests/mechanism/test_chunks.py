@@ -87,7 +87,7 @@ def test_how_the_bytes_are_cut_makes_no_difference(
     [
         (b"", b""),
         (b"2", b"\r\n\n\n\r\n"),
-        (b"2;a", b"\r\n\n\n\r\n"),
+        (b"2;a", None),
         (b"2\r", b"\n\n\n\r\n"),
         (b"2\r\n", b"\n\n\r\n"),
         (b"2\r\no", b"\n\r\n"),
