@@ -1,6 +1,6 @@
 """The data plane under everything at once, for as long as `SIDECAR_SOAK_S` says: nothing leaks, nothing is miscounted.
 
-By `./tests/run -m soak tests/chaos`, with `-s` to see the figures.
+By `./tests/run -m soak`, with `-s` to see the figures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sidecar is killed at every moment at which its state is being written down; the next one makes good of it.
 
-Some of the moments here; every one of them by `./tests/run -m soak tests/chaos`.
+Some of the moments here; every one of them by `./tests/run -m soak`.
 """
 
 from __future__ import annotations

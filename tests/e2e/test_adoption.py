@@ -7,12 +7,18 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import KEY_HASH, Sidecar, alive, cli, running, settings, stats, stub, until, write
+
+
+def soaked(*values: Any) -> list[Any]:
+    """More of the same, for those who have the time."""
+    return [pytest.param(value, marks=pytest.mark.soak) for value in values]
 
 
 @contextmanager
@@ -77,7 +83,7 @@ def test_what_is_no_longer_declared_so_is_stopped_and_not_taken_over(tmp_path: P
         until(lambda: not alive(removed), "what is not declared any more is stopped")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 99, "boot_id": "", "servers": []}', b"\xff"])
+@pytest.mark.parametrize("content", [b"{", b'{"version": 99, "boot_id": "", "servers": []}', *soaked(b"", b"\xff")])
 def test_a_journal_that_makes_no_sense_leaves_no_orphans(
     tmp_path: Path, manifests: dict[str, str], content: bytes
 ) -> None:
@@ -143,8 +149,12 @@ def restart(folder: Path, manifests: dict[str, str], change: dict[str, str | Non
 
 @pytest.mark.parametrize(
     "text",
-    [stub("a").replace("memory_mb", "memroy_mb"), "this is no toml", "", stub("a").replace("[models.a]", "[model.a]")],
-    ids=["typo", "no toml", "empty", "misspelt section"],
+    [
+        stub("a").replace("memory_mb", "memroy_mb"),
+        "",
+        *soaked("this is no toml", stub("a").replace("[models.a]", "[model.a]")),
+    ],
+    ids=["typo", "empty", "no toml", "misspelt section"],
 )
 def test_a_manifest_that_is_bad_at_a_restart_keeps_its_server(
     tmp_path: Path, manifests: dict[str, str], text: str
@@ -271,7 +281,9 @@ def test_what_another_directory_had_in_force_is_nothing_to_fall_back_on(
         assert [model["name"] for model in sidecar.status()["models"]] == ["b"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 99, "root": "", "revision": "", "files": {}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"{", b'{"version": 99, "root": "", "revision": "", "files": {}}', *soaked(b"", b"\xff")]
+)
 def test_notes_that_make_no_sense_are_put_aside_and_good_manifests_count(
     tmp_path: Path, manifests: dict[str, str], content: bytes
 ) -> None:

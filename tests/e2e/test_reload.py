@@ -133,8 +133,8 @@ def test_what_needs_no_restart_reaches_a_running_server(run: Run) -> None:
     sidecar = run(stub("a"))
     sidecar.ask("a")
     pid = sidecar.pid("a")
-    sidecar.write("model-0.toml", stub("a", variant='model_name = "renamed"'))
     revision = sidecar.status()["applied"]
+    sidecar.write("model-0.toml", stub("a", variant='model_name = "renamed"'))
     until(lambda: sidecar.status()["applied"] != revision, "the revision is taken over")
     sidecar.ask("a")
     assert sidecar.pid("a") == pid
