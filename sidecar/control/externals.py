@@ -16,6 +16,7 @@ from sidecar.mechanism.upstream import Client
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 0.2  # before a server that was healthy is asked a second time
 PATIENCE_S = 1.0  # for which a round waits for a slow answer; that server is asked again when it has come
 
 _Key = tuple[str, str, str]
@@ -80,15 +81,11 @@ class ExternalWatch:
 
     async def _probe(self, server: _Server) -> None:
         variant, before = server.variant, self._fleet.externals.get(server.key)
-        asked = server.health.alive if before is not None and before.healthy else server.health.ready
-        key = ((b"authorization", f"Bearer {variant.api_key.reveal()}".encode()),) if variant.api_key else ()
-        healthy, message = False, ""
-        try:
-            healthy = await asked(self._client.probe(variant.url.rstrip("/"), key))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an interface plugin may raise anything; it is why the server is unhealthy
-            message = str(error) or type(error).__name__
+        was_healthy = before is not None and before.healthy
+        healthy, message = await self._ask(server, alive=was_healthy)
+        if was_healthy and not healthy:
+            await asyncio.sleep(AGAIN_S)  # one lost connection says little of a server that has been well
+            healthy, message = await self._ask(server, alive=True)
         seen = ExternalServer(model=server.model, variant=variant.name, healthy=healthy, message=message)
         if before != seen:
             why = f": {' '.join(message.split())}" if message else ""
@@ -97,3 +94,15 @@ class ExternalWatch:
             )
             self._fleet.externals[server.key] = seen
             self._fleet.changed.set()
+
+    async def _ask(self, server: _Server, *, alive: bool) -> tuple[bool, str]:
+        """Whether it is healthy, and why not. alive: it has been ready, so that the cheaper question will do."""
+        variant = server.variant
+        asked = server.health.alive if alive else server.health.ready
+        key = ((b"authorization", f"Bearer {variant.api_key.reveal()}".encode()),) if variant.api_key else ()
+        try:
+            return await asked(self._client.probe(variant.url.rstrip("/"), key)), ""
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an interface plugin may raise anything; it is why the server is unhealthy
+            return False, str(error) or type(error).__name__

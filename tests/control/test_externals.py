@@ -51,7 +51,8 @@ def fleet() -> Fleet:
 
 
 @pytest.fixture
-async def watch(fleet: Fleet) -> AsyncIterator[ExternalWatch]:
+async def watch(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ExternalWatch]:
+    monkeypatch.setattr(externals, "AGAIN_S", 0.0)
     client = Client()
     made = ExternalWatch(fleet, client)
     yield made
@@ -60,7 +61,8 @@ async def watch(fleet: Fleet) -> AsyncIterator[ExternalWatch]:
 
 
 async def test_how_a_server_is_is_told_in_one_line(watch: ExternalWatch, caplog: pytest.LogCaptureFixture) -> None:
-    said = Said(True, True, OSError("it answered 500:\n<html>"), False)
+    failure = OSError("it answered 500:\n<html>")
+    said = Said(True, True, failure, failure, False)
     caplog.set_level(logging.INFO, "sidecar.control.externals")
     while said.answers:
         await watch.probe_all(far("qwen"), lambda _: said)
@@ -72,10 +74,17 @@ async def test_how_a_server_is_is_told_in_one_line(watch: ExternalWatch, caplog:
 
 
 async def test_one_that_was_ready_is_only_asked_whether_it_is_alive(watch: ExternalWatch) -> None:
-    said = Said(OSError("not yet"), True, True, OSError("gone"), True)
+    said = Said(OSError("not yet"), True, True, OSError("gone"), OSError("gone"), True)
     while said.answers:
         await watch.probe_all(far("qwen"), lambda _: said)
-    assert said.asked == ["ready", "ready", "alive", "alive", "ready"]
+    assert said.asked == ["ready", "ready", "alive", "alive", "alive", "ready"]
+
+
+async def test_one_lost_answer_says_nothing_of_a_server_that_has_been_well(watch: ExternalWatch, fleet: Fleet) -> None:
+    said = Said(True, OSError("the connection was lost"), True)
+    while said.answers:
+        await watch.probe_all(far("qwen"), lambda _: said)
+        assert [seen.healthy for seen in fleet.externals.values()] == [True]
 
 
 async def test_one_that_hangs_delays_the_news_of_no_other_and_is_asked_again_when_it_has_answered(
@@ -83,12 +92,12 @@ async def test_one_that_hangs_delays_the_news_of_no_other_and_is_asked_again_whe
 ) -> None:
     monkeypatch.setattr(externals, "PATIENCE_S", 0.05)
     late = asyncio.Event()
-    said = {"hung": Said(late, True), "prompt": Said(True, False)}
+    said = {"hung": Said(late, True), "prompt": Said(True, False, False)}
     for healthy in (True, False):
         await watch.probe_all(far(*said), lambda model: said[model.modes[0]])
         assert {seen.model: seen.healthy for seen in fleet.externals.values()} == {"prompt": healthy}
     late.set()
-    monkeypatch.undo()
+    monkeypatch.setattr(externals, "PATIENCE_S", 1.0)
     said["prompt"].answers = [True, True]
     for _ in range(2):
         await watch.probe_all(far(*said), lambda model: said[model.modes[0]])
