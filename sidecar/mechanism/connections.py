@@ -20,7 +20,7 @@ from sidecar.mechanism.parsing import Parsing, Piecewise, Whole
 from sidecar.mechanism.repeats import Repeats, with_length
 
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
-LEAVE_S = 5.0
+LEAVE_S = 5.0  # for a server to take what was written, after that is all there will be
 
 _TCP_INFO_BYTES = 128
 _BYTES_ACKED = slice(120, 128)  # struct tcp_info, tcpi_bytes_acked (linux/tcp.h)
