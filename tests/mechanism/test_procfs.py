@@ -87,7 +87,8 @@ def test_what_stands_in_an_environment_is_found() -> None:
         name, _, marker = MARKER.partition("=")
         assert procfs.variable(pid, name) == [marker]
         assert procfs.variable(pid, name[:-1]) == []
-        assert procfs.marked(MARKER[:-1]) == {MARKER[-1]: [procfs.process(pid)]}
+        marked = procfs.marked(MARKER[:-1])
+        assert {value: [found.pid for found in who] for value, who in marked.items()} == {MARKER[-1]: [pid]}
     assert procfs.variable(2**22 + 1, name) is None
 
 
