@@ -238,9 +238,9 @@ def test_each_built_in_is_in_the_table_with_its_settings() -> None:
                 assert value == field.default, (name, field.name)
 
 
-def test_the_example_of_the_built_ins_loads(tmp_path: Path) -> None:
-    (text,) = blocks(MANIFESTS, "toml")
-    assert [str(problem) for problem in declare(tmp_path, {"sidecar.toml": text}).problems] == []
+def test_the_examples_of_the_manifests_guide_load(tmp_path: Path) -> None:
+    files = {f"{number}.toml": text for number, text in enumerate(blocks(MANIFESTS, "toml"))}
+    assert [str(problem) for problem in declare(tmp_path, files).problems] == []
 
 
 def test_the_sample_has_no_problems() -> None:

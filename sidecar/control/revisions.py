@@ -29,7 +29,7 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
     new = loaded.declaration
     if before is None:
         return new, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems)
-    emptied = before.models and not new.models and not _kept("models", before, loaded)
+    emptied = before.models and not (new.models or new.elsewhere or _kept("models", before, loaded))
     if emptied and not new.settings.allow_empty:
         message = "the source declares no model any more; taken for a mistake, nothing is removed (see allow_empty)"
         problem = Problem(file="", message=message)
@@ -46,6 +46,8 @@ def take_over(before: Declaration | None, loaded: Loaded) -> tuple[Declaration, 
         devices=parts["devices"],
         models=models,
         files={key: file for key, file in before.files.items() if _is_in(key, parts)} | new.files,
+        elsewhere={name: one for name, one in new.elsewhere.items() if name not in models},
+        variants_elsewhere=new.variants_elsewhere,
     )
     kept = tuple(name for name in models if name not in new.models)
     return merged, Revisions(attempted=new.revision, applied=new.revision, problems=loaded.problems, kept=kept)

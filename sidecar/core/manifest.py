@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from plugin_sdk import ByteSize, Duration, Secret
+from sidecar.core.nodes import Elsewhere, Node, Patterns
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,10 +92,11 @@ class Variant(Table, frozen=True):
 
     foreign_listener: the port may be served by a process that the command did not fork (a container engine's proxy).
     exclusive_start: the engine sizes itself by the memory that is free (vLLM, SGLang), so nothing else may come or go
-    on its devices while it loads.
+    on its devices while it loads. nodes: see `Model`.
     """
 
     name: str = ""
+    nodes: dict[str, str | tuple[str, ...]] = {}
     required_devices: tuple[str, ...] = ()
     memory_mb: int | dict[str, int] = 0
     command: tuple[str, ...] = ()
@@ -133,10 +135,14 @@ class Variant(Table, frozen=True):
 
 
 class Model(Table, frozen=True):
-    """`[models.NAME]`: what clients ask for. balance: how its url variants share the load, "" = in order."""
+    """`[models.NAME]`: what clients ask for. balance: how its url variants share the load, "" = in order.
+
+    nodes: the machines that it is for, by their labels; all must match. Empty = all machines.
+    """
 
     variants: tuple[Variant, ...]
     mode: str | tuple[str, ...]
+    nodes: dict[str, str | tuple[str, ...]] = {}
     aliases: tuple[str, ...] = ()
     chain: tuple[str, ...] | None = None
     balance: str = ""
@@ -156,6 +162,17 @@ class Model(Table, frozen=True):
         """The interface modes that the model's servers speak."""
         return (self.mode,) if isinstance(self.mode, str) else self.mode
 
+    def selectors(self) -> tuple[tuple[Patterns, ...], ...]:
+        """The nodes that each way to run it is for: all parts of one of these must fit."""
+        return tuple((self.nodes, variant.nodes) for variant in self.variants)
+
+    def on(self, node: Node) -> Model | None:
+        """The model with the variants that are for the node; None if the node is not for it at all."""
+        variants = tuple(one for one in self.variants if node.fits(self.nodes, one.nodes))
+        if len(variants) == len(self.variants) and node.fits(self.nodes):
+            return self
+        return msgspec.structs.replace(self, variants=variants) if variants else None
+
 
 def balancing(strategy: str) -> str:
     """The name of the route plugin that stands for `balance = "..."`."""
@@ -165,8 +182,8 @@ def balancing(strategy: str) -> str:
 class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one revision of the manifests declares.
 
-    revision: a hash of the content. files: `section.name` to
-    the file that it stands in, relative to the root.
+    revision: a hash of the content. files: `section.name` to the file that it stands in, relative to the root.
+    elsewhere: models that are for other nodes. variants_elsewhere: by model, variants that are, and for which ones.
     """
 
     revision: str = ""
@@ -175,6 +192,8 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     devices: dict[str, DeviceDeclaration] = {}
     models: dict[str, Model] = {}
     files: dict[str, str] = {}
+    elsewhere: dict[str, Elsewhere] = {}
+    variants_elsewhere: dict[str, dict[str, str]] = {}
 
     def chain_of(self, model: Model) -> tuple[str, ...]:
         """The names of the model's plugin chain, in order; what balances its servers has the last word on routes."""

@@ -19,6 +19,7 @@ import msgspec
 import tomli_w
 
 from sidecar.core.manifest import Declaration
+from sidecar.core.nodes import EVERY_NODE, Node
 from sidecar.mechanism import durable, loader
 from sidecar.mechanism.loader import Entry, Loaded, OwnSettings, Tables
 from sidecar.mechanism.source import Snapshot
@@ -119,17 +120,23 @@ class AppliedFile:
 
 
 def before_start(
-    applied: Applied, root: Path, own: OwnSettings, environment: Mapping[str, str], library: Library | None = None
+    applied: Applied,
+    root: Path,
+    own: OwnSettings,
+    environment: Mapping[str, str],
+    library: Library | None = None,
+    node: Node = EVERY_NODE,
 ) -> Loaded:
     """What was in force, checked for a start under today's `[sidecar]`, or, if there is none any more, under its own.
 
-    So nothing is kept that today's settings forbid, such as a model without keys on an address that others reach.
+    So nothing is kept that today's settings forbid, such as a model without keys on an address that others reach, nor
+    what is for other nodes by the labels of today.
     Imports plugins, into the library, so keep it off the event loop.
     """
     tables = dict(applied.tables)
     if own.entry is not None:
         tables["sidecar",] = own.entry
-    loaded = loader.load(Applied(applied.revision, tables).snapshot(root), environment, library=library)
+    loaded = loader.load(Applied(applied.revision, tables).snapshot(root), environment, library=library, node=node)
     for problem in loaded.problems:
         log.info("what was in force before is not good any more: %s: %s", problem.path, problem.message)
     return loaded

@@ -16,6 +16,7 @@ import msgspec
 
 from sidecar.core.manifest import Declaration, DeviceDeclaration, Model, PluginDeclaration, Problem, Settings
 from sidecar.core.names import did_you_mean
+from sidecar.core.nodes import EVERY_NODE, Elsewhere, Node, told
 from sidecar.mechanism import checker, plugins, rules
 from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.places import Places, shown
@@ -66,14 +67,16 @@ def load(
     environment: Mapping[str, str],
     before: Declaration | None = None,
     library: Library | None = None,
+    node: Node = EVERY_NODE,
 ) -> Loaded:
     """Check a snapshot. Imports the plugins that it declares or has beside it, so keep it off the event loop.
 
     before: what is in force. Its settings stay if this revision's own are faulty or gone; its plugins and devices are
     still known if they may stand in a file that is broken; and the address that it listens on does not change.
     library: the code of plugins as it was read before; what has not changed is not imported again.
+    node: what is for others is checked all the same, and then not declared, but told as being elsewhere.
     """
-    return _Loader(snapshot, environment, before).run(library)
+    return _Loader(snapshot, rules.Here(environment, node), before).run(library)
 
 
 def own_settings(snapshot: Snapshot) -> OwnSettings | None:
@@ -81,16 +84,16 @@ def own_settings(snapshot: Snapshot) -> OwnSettings | None:
 
     It may name plugins that there are not: that is for `load` to find out.
     """
-    return _Loader(snapshot, {}, None).own_settings()
+    return _Loader(snapshot, rules.Here({}), None).own_settings()
 
 
 class _Loader:
-    def __init__(self, snapshot: Snapshot, environment: Mapping[str, str], before: Declaration | None) -> None:
+    def __init__(self, snapshot: Snapshot, here: rules.Here, before: Declaration | None) -> None:
         self.before = before or Declaration()
         self.bound = before.settings.listen if before else ""
         self.broken_files: set[str] = set()
         self.snapshot = snapshot
-        self.environment = environment
+        self.here = here
         self.contents = dict(snapshot.files)
         self.places: dict[str, Places] = {}
         self.problems: list[Problem] = []
@@ -124,7 +127,9 @@ class _Loader:
         known = rules.Known.of(in_force, self.bound, catalog, self._names("plugins"), self._names("devices"))
         if settings is not None:
             self._obey(("sidecar",), rules.check_settings(settings, known))
-        models = self._models(known)
+        declared_models = self._models(known)
+        models = {name: found for name, model in declared_models.items() if (found := model.on(self.here.node))}
+        elsewhere = {name: model for name, model in declared_models.items() if name not in models}
         declaration = Declaration(
             revision=self.snapshot.revision,
             settings=in_force,
@@ -132,6 +137,10 @@ class _Loader:
             devices=self._clean(devices, "devices"),
             models=models,
             files={".".join(subject): entries[0].file for subject, entries in self.entries.items()},
+            elsewhere={name: _elsewhere(model) for name, model in elsewhere.items()},
+            variants_elsewhere={
+                name: left_out for name in models if (left_out := _left_out(declared_models[name], models[name]))
+            },
         )
         problems = tuple(sorted(self.problems, key=lambda problem: (problem.file, problem.line, problem.path)))
         usable = settings is not None and not self._is_faulty(("sidecar",))
@@ -237,7 +246,7 @@ class _Loader:
     def _models(self, known: rules.Known) -> dict[str, Model]:
         models: dict[str, Model] = {}
         for name, raw in sorted(self._section("models", Model).items()):
-            models[name], faults = rules.complete(name, raw, known, self.environment)
+            models[name], faults = rules.complete(name, raw, known, self.here)
             self._obey(("models", name), faults)
         for name, fault in rules.alias_clashes(models, self._names("models")):
             self._obey(("models", name), [fault])
@@ -293,6 +302,16 @@ def _follows(path: Place, told: Place) -> bool:
     """
     whole_variant = bool(path) and isinstance(path[-1], int)
     return path[: len(told)] == told or (told[:-1] == path and (told[-1] in ("command", "url") or not whole_variant))
+
+
+def _elsewhere(model: Model) -> Elsewhere:
+    return Elsewhere(nodes=told(model.selectors()), aliases=model.aliases)
+
+
+def _left_out(declared: Model, here: Model) -> dict[str, str]:
+    """The variants that are for other nodes, and for which ones."""
+    stay = {variant.name for variant in here.variants}
+    return {one.name: told([(declared.nodes, one.nodes)]) for one in declared.variants if one.name not in stay}
 
 
 def manifest_folder(root: str) -> Path:

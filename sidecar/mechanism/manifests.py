@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sidecar.core.manifest import Declaration
+from sidecar.core.nodes import EVERY_NODE, Node
 from sidecar.mechanism import loader, source, sources
 from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.manifest_watch import ManifestFolder
@@ -29,8 +30,10 @@ class Manifests:
         environment: Mapping[str, str],
         in_force: source.Snapshot,
         library: Library | None = None,
+        node: Node = EVERY_NODE,
     ) -> None:
         self._root = root
+        self._node = node
         self._plugins = root / source.PLUGIN_FOLDER
         self._library = Library() if library is None else library
         self._code = sources.signature(self._plugins) if library is None else library.signature
@@ -70,7 +73,7 @@ class Manifests:
             return None
         if anew:
             await asyncio.to_thread(self._library.installed.reread)
-        loaded = await asyncio.to_thread(loader.load, snapshot, self._environment, before, self._library)
+        loaded = await asyncio.to_thread(loader.load, snapshot, self._environment, before, self._library, self._node)
         self._in_force, self._code = snapshot, self._library.signature
         return loaded
 

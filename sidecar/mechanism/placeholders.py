@@ -45,6 +45,11 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(value, text)
 
 
+class ForeignEnvironment(dict[str, str]):
+    """Variables for a machine that is not this one: others may be set there, so what names them stays as written."""
+
+
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """The values of `{env.NAME}`, for `fill`."""
-    return {"env": ""} | {f"env.{name}": value for name, value in variables.items()}
+    whole = {} if isinstance(variables, ForeignEnvironment) else {"env": ""}
+    return whole | {f"env.{name}": value for name, value in variables.items()}

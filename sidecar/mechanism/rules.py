@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from plugin_sdk import Filter, Interface
+from sidecar.core import nodes
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PortRange, Settings, Variant
 from sidecar.core.names import did_you_mean, listed
+from sidecar.core.nodes import EVERY_NODE, Node, Patterns
 from sidecar.mechanism import origins, placeholders
 from sidecar.mechanism.filters import unfit
 from sidecar.mechanism.instance import on_error_of
@@ -164,10 +166,23 @@ def _check_chain(chain: tuple[str, ...], known: Known) -> Iterator[Fault]:
 # --- [models.*] ---------------------------------------------------------------------------------------------------
 
 
-def complete(name: str, model: Model, known: Known, environment: Mapping[str, str]) -> tuple[Model, list[Fault]]:
+class Here(msgspec.Struct, frozen=True):
+    """The machine that models are completed for. What is for other nodes may use variables that are not set here."""
+
+    environment: Mapping[str, str]
+    node: Node = EVERY_NODE
+
+    def values(self, *selectors: Patterns) -> dict[str, str]:
+        """The values of `{env.NAME}` for what has these selectors."""
+        foreign = not self.node.fits(*selectors)
+        variables = placeholders.ForeignEnvironment(self.environment) if foreign else self.environment
+        return placeholders.environment(variables)
+
+
+def complete(name: str, model: Model, known: Known, here: Here) -> tuple[Model, list[Fault]]:
     """The model with names and placeholders filled in, and its faults."""
-    faults = list(_check_model(name, model, known))
-    at_load = placeholders.environment(environment) | {
+    found = list(_check_model(name, model, known))
+    at_load = {
         "model": name,
         "state_dir": _expanded(known.settings.state_dir),
         "python": sys.executable,
@@ -175,28 +190,44 @@ def complete(name: str, model: Model, known: Known, environment: Mapping[str, st
     variants = []
     for index, written in enumerate(model.variants):
         variant = msgspec.structs.replace(written, name=written.name or _default_name(model, index))
-        filled, unset = _fill(variant, at_load)
-        found = [*_check_variant(variant, filled.url, known), *unset]
-        faults += [Fault(("variants", index, *fault.where), fault.message) for fault in found]
+        filled, unset = _fill(variant, here.values(model.nodes, variant.nodes) | at_load)
+        inner = [*_check_variant(variant, filled.url, known), *unset, *_check_nodes(variant.nodes)]
+        found += [Fault(("variants", index, *fault.where), fault.message) for fault in inner]
         variants.append(filled)
     names = [variant.name for variant in variants]
     for index, variant_name in enumerate(names):
         if variant_name in names[:index]:
-            faults.append(Fault(("variants", index, "name"), f'a variant "{variant_name}" stands further up'))
-    return msgspec.structs.replace(model, variants=tuple(variants)), faults
+            found.append(Fault(("variants", index, "name"), f'a variant "{variant_name}" stands further up'))
+    return msgspec.structs.replace(model, variants=tuple(variants)), found
 
 
 def alias_clashes(models: Mapping[str, Model], names: Iterable[str]) -> list[tuple[str, Fault]]:
-    """(model, fault) for each alias that is another model's name or alias: the model that stands later has to yield."""
-    owner = {name: name for name in names}
+    """(model, fault) for each alias that is another model's name or alias: the model that stands later has to yield.
+
+    Of two that are never for the same node, either may have the other's name or alias as an alias.
+    """
+    names = frozenset(names)
+    owners: dict[str, list[str]] = {}
     clashes = []
     for name, model in models.items():
         for position, alias in enumerate(model.aliases):
-            if owner.setdefault(alias, name) != name:
-                clashes.append(
-                    (name, Fault(("aliases", position), f'"{alias}" means the model {owner[alias]} already'))
-                )
+            others = owners.setdefault(alias, [alias] if alias in names else [])
+            owner = next((other for other in others if other != name and _may_meet(model, models.get(other))), None)
+            if owner is not None:
+                clashes.append((name, Fault(("aliases", position), f'"{alias}" means the model {owner} already')))
+            elif name not in others:
+                others.append(name)
     return clashes
+
+
+def _may_meet(model: Model, other: Model | None) -> bool:
+    """Whether there may be a node that both are for; one that is faulty may be for any."""
+    return other is None or any(nodes.may_meet(one, two) for one in model.selectors() for two in other.selectors())
+
+
+def _check_nodes(selector: Patterns) -> Iterator[Fault]:
+    for key, message in nodes.faults(selector):
+        yield Fault(("nodes", key), message)
 
 
 def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
@@ -212,6 +243,7 @@ def _check_model(name: str, model: Model, known: Known) -> Iterator[Fault]:
         if mode not in known.modes:
             hint = did_you_mean(mode, known.modes)
             yield Fault(("mode",), f'unknown mode "{mode}"{hint}; known: {listed(known.modes)}')
+    yield from _check_nodes(model.nodes)
     yield from _check_guards(model, known)
     yield from _check_balance(model, known)
     if model.chain is None:
@@ -293,8 +325,9 @@ def _check_variant(variant: Variant, url: str, known: Known) -> Iterator[Fault]:
 
 def _check_external(variant: Variant, url: str) -> Iterator[Fault]:
     """url: with its placeholders filled in."""
-    faults = list(_check_placeholders(("url",), variant.url))
-    yield from faults or _check_url(url)
+    told = list(_check_placeholders(("url",), variant.url))
+    unset = any(name.startswith("env.") for name in placeholders.names_in(url))  # which is told, or is elsewhere
+    yield from told or ([] if unset else _check_url(url))
     for key in ("required_devices", "memory_mb", "env", "cwd", "load_timeout", "exclusive_start", "foreign_listener"):
         if getattr(variant, key):
             yield Fault((key,), "means nothing for a url variant: the sidecar does not start that server")

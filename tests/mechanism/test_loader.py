@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from sidecar.core.manifest import Declaration, DeviceDeclaration, PluginDeclaration, Settings
-from sidecar.mechanism.loader import Entry, OwnSettings, load, manifest_folder, own_settings
+from sidecar.core.nodes import Elsewhere, Node
+from sidecar.mechanism.loader import Entry, Loaded, OwnSettings, load, manifest_folder, own_settings
+from sidecar.mechanism.placeholders import ForeignEnvironment
 from sidecar.mechanism.source import read
 from tests.support import declare, model, write
 
@@ -268,3 +270,81 @@ def test_the_tables_are_there_as_they_were_written(tmp_path: Path) -> None:
         ("sidecar",): Entry("s.toml", {"headroom_mb": 3}),
         ("models", "bad"): Entry("m.toml", {"mode": "{env.X}"}),
     }
+
+
+# --- nodes --------------------------------------------------------------------------------------------------------
+
+H200, A100 = Node({"gpu": "h200"}), Node({"gpu": "a100"})
+
+
+def on(root: Path, files: dict[str, str], node: Node) -> Loaded:
+    """The manifests as that node reads them."""
+    return load(read(write(root, files)), {}, node=node)
+
+
+def test_models_of_other_nodes_are_told_and_not_declared(tmp_path: Path) -> None:
+    files = {"m.toml": model("big", 'nodes = { gpu = "h200" }\naliases = ["best"]') + model("any")}
+    here, there = on(tmp_path, files, H200), on(tmp_path, files, A100)
+    assert (here.problems, list(here.declaration.models), here.declaration.elsewhere) == ((), ["any", "big"], {})
+    assert (there.problems, list(there.declaration.models)) == ((), ["any"])
+    assert there.declaration.elsewhere == {"big": Elsewhere(nodes="gpu = h200", aliases=("best",))}
+    assert list(declare(tmp_path, {}).declaration.models) == ["any", "big"]
+
+
+def test_variants_of_other_nodes_are_left_out_and_those_that_stay_keep_their_names(tmp_path: Path) -> None:
+    second = '[[models.m.variants]]\nurl = "http://127.0.0.1:9000"\nnodes = { gpu = "a*" }\n'
+    files = {"m.toml": model("m", variant='nodes = { gpu = "h*" }') + second}
+    for node, name, other in ((H200, "variant-0", "variant-1"), (A100, "variant-1", "variant-0")):
+        declared = on(tmp_path, files, node).declaration
+        assert [one.name for one in declared.models["m"].variants] == [name]
+        assert list(declared.variants_elsewhere["m"]) == [other]
+    assert on(tmp_path, files, Node({})).declaration.elsewhere == {
+        "m": Elsewhere(nodes="gpu = h*; or gpu = a*", aliases=())
+    }
+
+
+def test_faults_are_told_whatever_the_node_but_variables_need_be_set_only_where_a_model_is(tmp_path: Path) -> None:
+    files = {
+        "a.toml": model("a", 'nodes = { gpu = "h200" }', 'cwd = "{env.NOT_SET}"'),
+        "b.toml": model("b", 'nodes = { gpu = "h200" }').replace('"chat"', '"chta"'),
+        "c.toml": '[models.c]\nmode = "chat"\nvariants = [{ url = "http://{env.NOT_SET}:1", nodes = { gpu = "h200" } }]',
+    }
+    unset = 'environment variable NOT_SET is not set ("{env.NOT_SET}")'
+    assert [problem.subject[1] for problem in on(tmp_path, files, A100).problems] == ["b"]
+    assert [(one.subject[1], one.message) for one in on(tmp_path, files, H200).problems if one.subject[1] != "b"] == [
+        ("a", unset),
+        ("c", unset),
+    ]
+
+
+def test_the_environment_of_another_machine_may_have_what_this_one_has_not(tmp_path: Path) -> None:
+    files = {"m.toml": '[models.m]\nmode = "chat"\nvariants = [{ url = "http://{env.NOT_SET}:1" }]'}
+    loaded = load(read(write(tmp_path, files)), ForeignEnvironment())
+    assert (loaded.problems, loaded.declaration.models["m"].variants[0].url) == ((), "http://{env.NOT_SET}:1")
+
+
+def test_what_is_wrong_with_nodes_is_told_at_its_place(tmp_path: Path) -> None:
+    files = {"m.toml": model("m", 'nodes = { "a b" = "x", rack = [], gpu = "" }', "nodes = { gpu = 1 }")}
+    assert told(tmp_path, files) == [
+        'm.toml:4: models.m.nodes."a b": "a b" is no name of a label: letters, digits and ._/- only, '
+        "first a letter or digit",
+        'm.toml:4: models.m.nodes.gpu: expected a pattern such as "h200" or "h*", or a list of them, none of them empty',
+        'm.toml:4: models.m.nodes.rack: expected a pattern such as "h200" or "h*", or a list of them, none of them empty',
+        "m.toml:9: models.m.variants[0].nodes.gpu: expected str | array, got int",
+    ]
+
+
+def test_models_that_never_meet_may_share_an_alias_and_each_others_names(tmp_path: Path) -> None:
+    def two(one: str, other: str) -> list[str]:
+        files = {
+            "m.toml": model("a", f'nodes = {{ gpu = "{one}" }}\naliases = ["best", "b"]')
+            + model("b", f'nodes = {{ gpu = "{other}" }}\naliases = ["best", "a"]')
+        }
+        return [problem.path + ": " + problem.message for problem in declare(tmp_path, files).problems]
+
+    assert two("h200", "a100") == []
+    assert two("h200", "h*") == [
+        'models.a.aliases[1]: "b" means the model b already',
+        'models.b.aliases[0]: "best" means the model a already',
+        'models.b.aliases[1]: "a" means the model a already',
+    ]
