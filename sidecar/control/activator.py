@@ -70,8 +70,9 @@ class Activator:
         try:
             return self._fleet.wait(name, model.max_queue if bounded else None, model.max_wait)
         except RefusedError as error:
-            retry_after_s = error.retry_after_s or self.wait_estimate_s(name, model)
-            raise RefusedError(error.code, str(error), retry_after_s) from None
+            if error.code != "queue_full":
+                raise
+            raise RefusedError(error.code, str(error), self.wait_estimate_s(name, model)) from None
 
     def _late(self, name: str, model: Model) -> RefusedError:
         conditions = self._fleet.conditions.get(name, ())

@@ -14,7 +14,7 @@ from sidecar.control.events import Events
 from sidecar.control.externals import ExternalWatch
 from sidecar.control.fleet import Fleet, Memories
 from sidecar.control.generations import Generation, Generations
-from sidecar.control.leases import RefusedError
+from sidecar.control.leases import RefusedError, drained
 from sidecar.control.machine import Outside
 from sidecar.control.measurements import Measurements
 from sidecar.control.reconciler import Reconciler
@@ -25,6 +25,7 @@ from sidecar.control.watch import DeviceWatch, cap_logs
 from sidecar.core.explain import Story, explain, wanting
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
+from sidecar.core.overrides import DRAINED
 from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
 from sidecar.mechanism.applied import AppliedFile
@@ -169,6 +170,7 @@ class Controller:
 
     async def start(self, name: str) -> None:
         """Bring a model up, forgetting earlier failures. Raises RefusedError with the reason if it does not come up."""
+        self.undrain(name)
         self.fleet.forgive(name)
         lease = await self.activator.acquire(name, self.declaration.models[name], bounded=False)
         lease.release()
@@ -188,6 +190,31 @@ class Controller:
         await server.ended.wait()
         return True
 
+    async def drain(self, name: str) -> bool:
+        """Take a model out of service: whoever waits is refused, what is in flight finishes, its server is stopped.
+
+        Returns when that is so; nothing brings it back but `undrain` and `start`. False if it was so already.
+        """
+        new = self.fleet.overrides.drain(name)
+        self.fleet.refuse(name, drained(name))
+        self.fleet.moving.pop(name, None)
+        self.fleet.changed.set()
+        if (server := self.fleet.server_of(name)) is not None:
+            server.returns = False
+            self.fleet.drain(server, DRAINED, "an operator has taken the model out of service")
+            await server.ended.wait()
+        return new
+
+    def undrain(self, name: str) -> bool:
+        """Put a drained model back into service; it starts when somebody wants it. False if it was not drained."""
+        self.fleet.changed.set()
+        return self.fleet.overrides.undrain(name)
+
+    def pin(self, name: str, *, pinned: bool) -> bool:
+        """Pin a model's server on top of what its manifest says, or take that back. False if it was so already."""
+        self.fleet.changed.set()
+        return self.fleet.overrides.pin(name) if pinned else self.fleet.overrides.unpin(name)
+
     async def _adopt(self, loaded: Loaded) -> None:
         before = self.generations.current.declaration if self.generations.current else None
         kept = self._in_force
@@ -200,6 +227,7 @@ class Controller:
         # In one step with it, or a plan in between would find renamed models undeclared.
         renamed = before is not None and take_over_changes(self.fleet, before, declaration)
         self.measurements.declare(declaration)
+        self.fleet.overrides.keep_only(declaration.models)
         self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
         await self._use_generation()

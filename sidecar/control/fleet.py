@@ -18,9 +18,10 @@ import msgspec
 
 from sidecar.control.clock import Clock
 from sidecar.control.events import Events
-from sidecar.control.leases import Lease, RefusedError, Target, Waiters
+from sidecar.control.leases import Lease, RefusedError, Target, Waiters, drained
 from sidecar.control.live import LiveServer
 from sidecar.control.measurements import Measurements
+from sidecar.control.overrides import Overrides
 from sidecar.core.backoff import Fall, after
 from sidecar.core.conditions import READY, not_ready
 from sidecar.core.lifecycle import Cause, follow
@@ -44,7 +45,7 @@ _EVENTS = {
     Cause.RESET: "Reset",
 }
 MOVE_S = 60.0  # for which a server that left only to come back is wanted without anybody asking
-_TOLD_BY_TRANSITIONS = frozenset({"Starting", "Serving", "Draining", "Stopping", "Stopped", "NotProbed"})
+_TOLD_BY_TRANSITIONS = frozenset({"Starting", "Serving", "Draining", "Stopping", "Stopped", "NotProbed", "Drained"})
 
 
 class Memories(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ class Fleet:
         memories = memories or Memories(events=Events(clock), measurements=Measurements(None))
         self.events = memories.events
         self.measurements = memories.measurements
+        self.overrides = Overrides(self.events)
         self._chance = memories.random
         self.changed = asyncio.Event()
         self.servers: dict[str, LiveServer] = {}
@@ -161,6 +163,7 @@ class Fleet:
         self.events.record("Renamed", model=model, server=server.id, message=f"was {server.model}")
         log.info("%s: the model %s is called %s now", server.id, server.model, model)
         self.measurements.renamed(server.model, model)
+        self.overrides.rename(server.model, model)
         server.model = model
         self._server_of[model] = server
         self.auto_started.add(model)
@@ -257,6 +260,8 @@ class Fleet:
         """
         if self.closing:
             raise _closing()
+        if model in self.overrides.drained:
+            raise drained(model)
         waiters = self.waiting.get(model)
         if waiters is None:
             now = self.clock.monotonic()
@@ -298,7 +303,9 @@ class Fleet:
         return next(iter(self.healthy_externals(name, model)), None)
 
     def healthy_externals(self, name: str, model: Model) -> list[Variant]:
-        """The url variants whose servers are healthy, in the manifest's order."""
+        """The url variants whose servers are healthy, in the manifest's order; none of a drained model."""
+        if name in self.overrides.drained:
+            return []
         return [
             variant
             for variant in model.variants
@@ -313,7 +320,7 @@ class Fleet:
         self.external_in_flight[key] = self.external_in_flight.get(key, 0) + 1
         known = self._external_targets.get(key)
         if known is None or known[0] is not variant:
-            known = self._external_targets[key] = (variant, _external_target(model, variant))
+            known = self._external_targets[key] = (variant, Target.external(model, variant))
         return Lease(None, known[1], self.released, functools.partial(self._given_back, key))
 
     def _given_back(self, key: tuple[str, str]) -> None:
@@ -354,6 +361,8 @@ class Fleet:
             auto_started=frozenset(self.auto_started),
             moving=frozenset(self.moving),
             measured=self.measurements.all(),
+            pinned=frozenset(self.overrides.pinned),
+            drained=frozenset(self.overrides.drained),
         )
 
     def note(self, conditions: dict[str, tuple[Condition, ...]]) -> None:
@@ -387,14 +396,3 @@ def _closing() -> RefusedError:
 def code_of(reason: str) -> str:
     """The `code` that programs get for a condition's reason: `LoadTimeout` becomes `load_timeout`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
-
-
-def _external_target(model: str, variant: Variant) -> Target:
-    return Target(
-        model=model,
-        variant=variant.name,
-        base_url=variant.url.rstrip("/"),
-        upstream_model=variant.model_name or model,
-        origin="external",
-        api_key=variant.api_key,
-    )

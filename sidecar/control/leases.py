@@ -10,6 +10,8 @@ import msgspec
 
 from plugin_sdk import Secret
 from sidecar.control.live import LiveServer
+from sidecar.core.manifest import Variant
+from sidecar.core.overrides import drained_message
 
 Origin = Literal["managed", "external"]
 
@@ -23,6 +25,11 @@ class RefusedError(Exception):
         super().__init__(message)
         self.code = code
         self.retry_after_s = retry_after_s
+
+
+def drained(model: str) -> RefusedError:
+    """An operator has taken the model out of service."""
+    return RefusedError("drained", drained_message(model), None)
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +46,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Secret | None = None
     cold: tuple[float, float] | None = None
     timeout_s: float | None = None
+
+    @classmethod
+    def external(cls, model: str, variant: Variant) -> Target:
+        """A server that somebody else runs."""
+        return cls(
+            model=model,
+            variant=variant.name,
+            base_url=variant.url.rstrip("/"),
+            upstream_model=variant.model_name or model,
+            origin="external",
+            api_key=variant.api_key,
+        )
 
 
 class Lease:

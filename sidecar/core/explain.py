@@ -7,6 +7,7 @@ import msgspec
 from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model, Variant
 from sidecar.core.observed import Condition, Demand, Failure, Observed, Server
+from sidecar.core.overrides import with_pins
 from sidecar.core.placement import Inventory
 from sidecar.core.plan import Action, Refusal
 from sidecar.core.planner import plan
@@ -71,7 +72,7 @@ class _Teller:
         headroom_mb = declared.settings.headroom_mb
         ledger = Ledger(observed.devices, observed.servers, self._inventory.caps, headroom_mb)
         self._room = Room(ledger, self._inventory)
-        self._why = Reasons(self._inventory, self._room, declared.models)
+        self._why = Reasons(self._inventory, self._room, with_pins(declared.models, observed.pinned))
         self._now = now
         self._model: Model = declared.models[name]
         self._server: Server | None = next((one for one in observed.servers if one.model == name), None)

@@ -156,7 +156,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """One look at everything.
 
     auto_started: models whose `auto_start` has been honoured since the sidecar came up. moving: models whose server was
-    stopped only to be started elsewhere. measured: what is remembered of variants.
+    stopped only to be started elsewhere. measured: what is remembered of variants. pinned, drained: models of which an
+    operator has said so.
     """
 
     devices: tuple[Device, ...] = ()
@@ -167,6 +168,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     auto_started: frozenset[str] = frozenset()
     moving: frozenset[str] = frozenset()
     measured: tuple[Measured, ...] = ()
+    pinned: frozenset[str] = frozenset()
+    drained: frozenset[str] = frozenset()
 
 
 class Status(enum.Enum):

@@ -26,6 +26,7 @@ from sidecar.core.eviction import priced
 from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model, Variant
 from sidecar.core.observed import LEAVING, Observed, Server, ServerState
+from sidecar.core.overrides import DRAINED, drained_message, with_pins
 from sidecar.core.placement import Inventory
 from sidecar.core.plan import Action, Drain, Plan, Refusal, Start, Stop
 from sidecar.core.reasons import Reasons, failed, listed_models
@@ -47,7 +48,7 @@ class _Round:
     """One planning: the inputs, the room that is left, and what has been decided."""
 
     def __init__(self, declared: Declaration, observed: Observed, now: float) -> None:
-        self.models = declared.models
+        self.models = with_pins(declared.models, observed.pinned)
         self.revision = declared.revision
         self.observed = observed
         self.now = now
@@ -66,6 +67,8 @@ class _Round:
         self.wakes: list[float] = []
 
     def run(self) -> Plan:
+        for name in sorted(self.observed.drained & self.models.keys()):
+            self._refuse(name, DRAINED, drained_message(name), None)
         for server in self.observed.servers:
             self._retire(server)
         for name in self._wanted():
@@ -92,6 +95,8 @@ class _Round:
             return
         if change := self._outdated(server):
             self._drain(server, "ManifestChanged", change)
+        elif server.model in self.observed.drained:
+            self._drain(server, DRAINED, "an operator has taken the model out of service")
         elif server.state is ServerState.READY and server.model not in self.demand_of:
             self._stop_if_idle(server, self.models[server.model])
 
@@ -131,7 +136,7 @@ class _Round:
             name for name, model in self.models.items() if model.auto_start and name not in self.observed.auto_started
         }
         names = automatic | self.demand_of.keys() | (self.observed.moving & self.models.keys())
-        return in_turn(names, self.models, self.demand_of, self.now)
+        return in_turn(names - self.observed.drained, self.models, self.demand_of, self.now)
 
     def _serve(self, name: str, model: Model) -> None:
         if self.conditions.external(name) is True:

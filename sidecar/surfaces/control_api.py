@@ -12,12 +12,11 @@ from litestar.exceptions import HTTPException
 from litestar.handlers.base import BaseRouteHandler
 
 from sidecar.control.controller import Controller
-from sidecar.control.leases import RefusedError
 from sidecar.core.names import near
 from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
 from sidecar.mechanism.source import PLUGIN_FOLDER
-from sidecar.surfaces import events_api, guard, plugins_api, report
+from sidecar.surfaces import events_api, guard, models_api, plugins_api, report
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.plane import Plane
 
@@ -117,19 +116,12 @@ async def explain(state: ControlState, target: str) -> report.ModelStory:
 
 @post("/-/models/{target:path}", guards=[only_for_operators], status_code=200)
 async def act(state: ControlState, target: str, force: bool = False) -> dict[str, str]:
-    """`{name}/start` and `{name}/stop` (a name may have slashes in it, so the path is taken whole)."""
+    """`{name}/start` and the other verbs of models_api (a name may have slashes in it, so the path is taken whole)."""
     requested, _, verb = target.strip("/").rpartition("/")
-    if verb not in ("start", "stop") or not requested:
-        raise ApiError(404, "unknown_path", "expected /-/models/NAME/start or /-/models/NAME/stop")
-    name = _known(state.controller, requested)
-    if verb == "stop":
-        stopped = await state.controller.stop(name, force=force)
-        return {"model": name, "state": "stopped", "message": "" if stopped else "it was not running"}
-    try:
-        await state.controller.start(name)
-    except RefusedError as error:
-        raise ApiError.refused(error, name) from None
-    return {"model": name, "state": "ready", "message": ""}
+    if verb not in models_api.VERBS or not requested:
+        known = ", ".join(models_api.VERBS)
+        raise ApiError(404, "unknown_path", f"expected /-/models/NAME/VERB, where VERB is one of {known}")
+    return await models_api.act(state.controller, _known(state.controller, requested), verb, force=force)
 
 
 def _known(controller: Controller, requested: str) -> str:

@@ -57,7 +57,8 @@ class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """A declared model. state: where it is in its life (core.lifecycle). waiting: requests that wait for it.
 
-    measured: what its variants took at most, and how long they load.
+    measured: what its variants took at most, and how long they load. pinned: by whom, "manifest" or "operator"; "" = it
+    is not. drained: an operator has taken it out of service.
     """
 
     name: str
@@ -70,6 +71,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     measured: tuple[Measured, ...] = ()
 
 
+    pinned: str = ""
+    drained: bool = False
 class ModelStory(msgspec.Struct, frozen=True, kw_only=True):
     """A model, where each of its variants stands, and what has happened to it of late, the newest last."""
 
@@ -220,9 +223,18 @@ def _model(controller: Controller, name: str, model: Model, measured: tuple[Meas
 
 
 def _server(controller: Controller, name: str) -> ServerReport | None:
+        pinned=pinned_by(controller, name, model),
+        drained=name in controller.fleet.overrides.drained,
     server = controller.fleet.server_of(name)
     if server is None:
         return None
+def pinned_by(controller: Controller, name: str, model: Model) -> str:
+    """Who has pinned the model, in one word; "" if nobody has."""
+    if model.pinned:
+        return "manifest"
+    return "operator" if name in controller.fleet.overrides.pinned else ""
+
+
     return ServerReport(
         id=server.id,
         state=server.state.value,

@@ -13,7 +13,7 @@ import httpx
 
 from sidecar.mechanism import source
 from sidecar.mechanism.rules import listen_address
-from sidecar.surfaces.cli.output import UNREACHABLE, fail
+from sidecar.surfaces.cli.output import NO, UNREACHABLE, fail
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,10 +25,11 @@ class UnreachableError(Exception):
 
 
 class Remote:
-    """A running sidecar."""
+    """A running sidecar. quiet: what it refuses ends in SystemExit without a word."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, quiet: bool = False) -> None:
         self.url = url.rstrip("/")
+        self._quiet = quiet
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str, params: dict[str, str] | None = None) -> Any:
@@ -54,6 +55,8 @@ class Remote:
             raise UnreachableError(f"no sidecar answers at {self.url}: {error}") from error
         if response.is_success:
             return response.json()
+        if self._quiet:
+            raise SystemExit(NO)
         return fail(_reason(response))
 
     def lines(self, path: str, params: dict[str, str], silence_s: float) -> Iterator[str]:
@@ -89,12 +92,12 @@ def remote_options(command: F) -> F:
     @functools.wraps(command)
     def with_remote(*args: Any, url: str | None, token: str, **kwargs: Any) -> Any:
         root = kwargs.get("directory") or Path("manifests")
-        return command(*args, remote=Remote(url or _declared_url(root) or DEFAULT_URL, token), **kwargs)
+        return command(*args, remote=Remote(url or declared_url(root) or DEFAULT_URL, token), **kwargs)
 
     return with_remote  # type: ignore[return-value] # click's options are attributes of the function, its type is the same
 
 
-def _declared_url(root: Path) -> str | None:
+def declared_url(root: Path) -> str | None:
     """`listen` of the manifests in `root`, if there are any; nothing is checked, this only finds the way."""
     try:
         files = source.read(root.expanduser().absolute()).files

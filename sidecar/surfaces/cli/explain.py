@@ -10,12 +10,13 @@ import msgspec
 from sidecar.core.explain import Story, VariantStory
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.events import row
+from sidecar.surfaces.cli.names import model_argument
 from sidecar.surfaces.cli.output import print_json, print_table
 from sidecar.surfaces.report import ModelReport, ModelStory
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the story as JSON.")
 @remote_options
 def explain(model: str, as_json: bool, remote: Remote) -> None:
@@ -42,6 +43,8 @@ def _show_model(model: ModelReport) -> None:
     click.echo(f"{model.name}{also}: {model.state}")
     for condition in model.conditions:
         click.echo(f"  {condition.type}={condition.status.value} {condition.reason}: {condition.message}")
+    if model.pinned:
+        click.echo(f"  pinned by the {model.pinned}: neither evicted nor stopped for being idle")
     if model.waiting:
         click.echo(f"  {model.waiting} requests wait for it")
 

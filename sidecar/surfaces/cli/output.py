@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import click
 import msgspec
@@ -15,6 +15,13 @@ from sidecar.core.manifest import Problem
 
 NO, UNREACHABLE = 1, 3
 _PIPE_WIDTH = 240
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(command: F) -> F:
+    """Adds --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print what a program can read: JSON.")(command)
 
 
 def print_json(value: Any) -> None:

@@ -1,11 +1,9 @@
-"""Commands that speak to a running sidecar: `status`, `devices`, `start`, `stop`, `reload`."""
+"""Commands that speak to a running sidecar: `status`, `devices`, `reload`."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
-from urllib.parse import quote
 
 import click
 import msgspec
@@ -16,7 +14,7 @@ from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.surfaces import report
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.local import probe
-from sidecar.surfaces.cli.output import NO, print_json, print_table
+from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table
 from sidecar.surfaces.report import DeviceReport, ModelReport, ReloadReport, StatusReport
 
 
@@ -65,33 +63,17 @@ def devices(as_json: bool, remote: Remote) -> None:
 
 
 @click.command()
-@click.argument("model")
+@json_option
 @remote_options
-def start(model: str, remote: Remote) -> None:
-    """Start MODEL and wait until it is ready; exit 1 with the reason if it does not come up."""
-    began = time.monotonic()
-    answer = remote.post(f"/-/models/{quote(model, safe='/')}/start")
-    click.echo(f"{answer['model']} is ready ({time.monotonic() - began:.1f} s)")
-
-
-@click.command()
-@click.argument("model")
-@click.option("--force", is_flag=True, help="Do not wait for requests in flight: cut them off.")
-@remote_options
-def stop(model: str, force: bool, remote: Remote) -> None:
-    """Let MODEL's server finish what is in flight, then stop it; wait until it is gone."""
-    answer = remote.post(f"/-/models/{quote(model, safe='/')}/stop", {"force": "true"} if force else {})
-    click.echo(f"{answer['model']} is stopped" + (f": {answer['message']}" if answer["message"] else ""))
-
-
-@click.command()
-@remote_options
-def reload(remote: Remote) -> None:
+def reload(as_json: bool, remote: Remote) -> None:
     """Read manifests and plugins anew, those that are installed too; exit 1 if anything is wrong with them."""
     found = msgspec.convert(remote.post("/-/reload"), ReloadReport)
     for text in (*found.problems, *found.plugins):
         click.echo(text, err=True)
-    click.echo(f"revision {found.applied} is in force as generation {found.generation}")
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"revision {found.applied} is in force as generation {found.generation}")
     if found.problems or found.plugins:
         raise SystemExit(NO)
 
@@ -124,7 +106,8 @@ def _model_row(model: ModelReport) -> tuple[str, ...]:
     message = model.conditions[0].message.splitlines()[0] if model.conditions and model.conditions[0].message else ""
     where = f"{server.variant} :{server.port}" if server else ""
     busy = f"{server.in_flight if server else 0}" + (f" (+{model.waiting} waiting)" if model.waiting else "")
-    return (model.name, ",".join(model.modes), model.state, where, _memory(model), busy, message)
+    marks = ("pinned",) if model.pinned else ()
+    return (model.name, ",".join(model.modes), ", ".join((model.state, *marks)), where, _memory(model), busy, message)
 
 
 def _memory(model: ModelReport) -> str:

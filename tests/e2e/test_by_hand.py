@@ -1,0 +1,97 @@
+"""Operators drain and pin models of a running sidecar, from the command line and over HTTP."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import free_block
+from tests.e2e.harness import Sidecar, running, settings, stub, until
+
+CAP = '[devices.part]\nmatch = { class = "cpu" }\nmemory_mb = 150\n'
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """A machine on which one of two models fits."""
+    folder: Path = tmp_path_factory.mktemp("by-hand")
+    manifests = {
+        "sidecar.toml": settings(folder / "state", free_block()),
+        "part.toml": CAP,
+        "a.toml": stub("a", "--chunks", "20", "--interval", "0.05"),
+        "b.toml": stub("b", model="pinned = true"),
+    }
+    with running(folder, manifests) as found:
+        yield found
+
+
+def post(sidecar: Sidecar, model: str, verb: str) -> dict[str, str]:
+    answer: dict[str, str] = httpx.post(f"{sidecar.url}/-/models/{model}/{verb}", trust_env=False, timeout=20).json()
+    return answer
+
+
+def events(sidecar: Sidecar, model: str) -> list[str]:
+    return [json.loads(line)["type"] for line in sidecar.cli("events", "--model", model, "--json").stdout.splitlines()]
+
+
+def test_a_drained_model_finishes_what_is_in_flight_refuses_what_comes_and_is_gone(sidecar: Sidecar) -> None:
+    body = {"model": "a", "stream": True, "messages": []}
+    with sidecar.http() as http, concurrent.futures.ThreadPoolExecutor() as pool:
+        with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            pieces = answer.iter_raw()
+            received = next(pieces)
+            draining = pool.submit(sidecar.cli, "drain", "a")
+            until(lambda: sidecar.state("a") == "draining", "it drains")
+            refused = http.post("/v1/chat/completions", json=body)
+            received += b"".join(pieces)
+        assert draining.result().stdout == "a is out of service\n"
+    assert b"[DONE]" in received
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "drained")
+    assert "retry-after" not in refused.headers
+    model = sidecar.model("a")
+    assert (model["server"], model["drained"], model["conditions"][0]["reason"]) == (None, True, "Drained")
+    assert post(sidecar, "a", "drain") == {"model": "a", "state": "drained", "message": "it was drained already"}
+    assert "out of service" in sidecar.cli("explain", "a").stdout
+    assert sidecar.cli("undrain", "a").stdout == "a is in service\n"
+    assert sidecar.cli("undrain", "a").stdout == "a is in service: it was not drained\n"
+    assert sidecar.ask("a").startswith("a-0")
+    assert [kind for kind in events(sidecar, "a") if "rained" in kind] == ["Drained", "Undrained"]
+
+
+def test_start_puts_a_drained_model_back_into_service(sidecar: Sidecar) -> None:
+    post(sidecar, "a", "drain")
+    assert post(sidecar, "a", "start")["state"] == "ready"
+    assert sidecar.model("a")["drained"] is False
+
+
+def test_a_pinned_model_is_not_evicted_until_it_is_unpinned(sidecar: Sidecar) -> None:
+    sidecar.ask("a")
+    assert sidecar.cli("pin", "a").stdout == "a is pinned\n"
+    assert json.loads(sidecar.cli("pin", "a", "--json").stdout) == {
+        "model": "a",
+        "state": "pinned",
+        "message": "it was pinned already, by the operator",
+    }
+    assert sidecar.model("a")["pinned"] == "operator"
+    assert "pinned" in sidecar.cli("status").stdout
+    refused = sidecar.cli("start", "b", check=False)
+    assert (refused.returncode, "insufficient_memory" in refused.stderr) == (1, True)
+    assert sidecar.cli("unpin", "a").stdout == "a is unpinned\n"
+    assert post(sidecar, "b", "start")["state"] == "ready"
+    assert sidecar.model("a")["server"] is None
+
+
+def test_what_a_manifest_pins_only_the_manifest_unpins(sidecar: Sidecar) -> None:
+    assert sidecar.model("b")["pinned"] == "manifest"
+    assert sidecar.cli("unpin", "b").stdout == "b is pinned: its manifest says so: only a change of that unpins it\n"
+
+
+def test_an_unknown_verb_is_told_which_there_are(sidecar: Sidecar) -> None:
+    answer = httpx.post(f"{sidecar.url}/-/models/a/reboot", trust_env=False)
+    assert answer.status_code == 404
+    assert "start, stop, drain, undrain, pin, unpin" in answer.json()["error"]["message"]
