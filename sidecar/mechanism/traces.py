@@ -39,6 +39,7 @@ class Untraced:
     """A request that is not traced. id: of the caller's trace, or ""."""
 
     __slots__ = ("id",)
+    span_id = ""
 
     def __init__(self, trace_id: str) -> None:
         self.id = trace_id
@@ -99,6 +100,11 @@ class RequestTrace:
         self._root = Stage(origin, origin.parent_id, operation, SpanKind.SERVER, now)
         self._root.attributes = said
         self._spans = [self._root]
+
+    @property
+    def span_id(self) -> str:
+        """Of the server span, as it is written."""
+        return f"{self._root.span_id:016x}"
 
     def asks_for(self, model: str) -> None:
         """The model that the client named."""

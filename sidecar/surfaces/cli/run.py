@@ -17,6 +17,7 @@ from sidecar.control.controller import Controller
 from sidecar.control.machine import Outside
 from sidecar.mechanism import applied, loader, source
 from sidecar.mechanism.lock import StateDir, StateDirError
+from sidecar.mechanism.logs import LogOptions, Logs
 from sidecar.mechanism.machine import LocalMachine
 from sidecar.mechanism.manifests import Manifests
 from sidecar.mechanism.rules import listen_address
@@ -24,6 +25,7 @@ from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
 from sidecar.mechanism.watchdog import Watchdog
+from sidecar.surfaces.cli.log_options import log_options
 from sidecar.surfaces.cli.output import fail, print_problems
 from sidecar.surfaces.server import Shutdown, bind, serve
 
@@ -32,12 +34,14 @@ log = logging.getLogger("sidecar")
 
 @click.command()
 @click.argument("directory", default="manifests", type=click.Path(path_type=Path))
-@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
-def run(directory: Path, log_level: str) -> None:
+@log_options
+def run(directory: Path, log_to: LogOptions) -> None:
     """Run the manifests in DIRECTORY (default: ./manifests) until SIGTERM."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with Logs(log_to):
+        _start(directory)
+
+
+def _start(directory: Path) -> None:
     root = loader.manifest_folder(str(directory))
     try:
         snapshot = source.read(root)

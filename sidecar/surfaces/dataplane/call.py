@@ -213,7 +213,7 @@ class Call:
         sent = self._uploading is not None and self._uploading.begun
         if error.processed or sent or lease is None or target is None or self._attempt >= choosing.attempts:
             raise await self._told(error) from error
-        log.info("%s: %s; trying again", self._admission.name, error)
+        log.info("%s: %s; trying again", self._admission.name, error, extra=self._about())
         if error.reused:
             self._fresh = True  # the server closes idle connections: there is nothing wrong with it
             return
@@ -389,11 +389,22 @@ class Call:
         if isinstance(error, UnknownModelError):
             return self._admission.unknown_model(), End.REFUSED
         if isinstance(error, UpstreamError):
-            log.warning("%s: %s", self._admission.name, error)
+            log.warning("%s: %s", self._admission.name, error, extra=self._about())
             return ApiError(502, "upstream_failed", str(error)), End.UPSTREAM_FAILED
-        log.error("%s %s failed", self._incoming.method, self._incoming.path, exc_info=error)
+        log.error("%s %s failed", self._incoming.method, self._incoming.path, exc_info=error, extra=self._about())
         message = "the sidecar failed on this request; its log says how"
         return ApiError(500, "internal_error", message), End.REFUSED
+
+    def _about(self) -> dict[str, object]:
+        """What a line of the log tells of the request, beside its text."""
+        target = self._target
+        return {
+            "per_request": True,
+            "trace_id": self._trace.id,
+            "span_id": self._trace.span_id,
+            "model": self._admission.name if target is not None else self._admission.known_name,
+            **({"variant": target.variant} if target is not None else {}),
+        }
 
     def _finish(self) -> None:
         """Give back what is held, and tell everybody what came of it; the plugins are in use until then."""

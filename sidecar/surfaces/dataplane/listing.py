@@ -49,7 +49,7 @@ class ListingCall:
         except ApiError as error:
             self._refuse(error)
         except Exception:
-            log.exception("the list of models cannot be told")
+            log.exception("the list of models cannot be told", extra={"per_request": True})
             self._refuse(ApiError(500, "internal_error", "the sidecar failed on this request; its log says how"))
         finally:
             generation.leave()
