@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
@@ -96,7 +100,36 @@ class Secret:
         kind, where = next(iter(source.items()))
         if not isinstance(where, str) or not where:
             raise ValueError(f"expected {kind} to be a non-empty string")
-        return cls(_from_env(where) if kind == "env" else _from_file(where))
+        try:
+            return cls(_from_env(where) if kind == "env" else _from_file(where))
+        except ValueError as error:
+            if not _may_be_absent.get():
+                raise
+            return AbsentSecret(f"{kind} {where}", str(error))
+
+
+class AbsentSecret(Secret):
+    """A secret that this machine does not have, and need not. problem: why. What it reveals nobody can guess."""
+
+    __slots__ = ("problem",)
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(f"{_NOBODY_KNOWS} {source}")
+        self.problem = problem
+
+
+_may_be_absent: ContextVar[bool] = ContextVar("secrets_may_be_absent", default=False)
+_NOBODY_KNOWS = secrets.token_hex(32)
+
+
+@contextmanager
+def secrets_may_be_absent() -> Iterator[None]:
+    """Inside, manifests may be for another machine: secrets that this one does not have are read as `AbsentSecret`."""
+    token = _may_be_absent.set(True)
+    try:
+        yield
+    finally:
+        _may_be_absent.reset(token)
 
 
 def convert(value: Any, kind: type[T]) -> T:
@@ -104,8 +137,8 @@ def convert(value: Any, kind: type[T]) -> T:
     return msgspec.convert(value, kind, strict=True, dec_hook=_decode)
 
 
-def schema(settings: type[Config]) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a plugin's settings, as they are written in a manifest.
+def schema(settings: type[msgspec.Struct]) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a plugin's settings, or of another table, as they are written in a manifest.
 
     Raises TypeError for a type that no manifest can hold.
     """

@@ -6,6 +6,7 @@ leave nothing to run with, since they may be about who is let in.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from plugin_sdk.config import secrets_may_be_absent
 from sidecar.core.manifest import Declaration, DeviceDeclaration, Model, PluginDeclaration, Problem, Settings
 from sidecar.core.names import did_you_mean
 from sidecar.core.nodes import EVERY_NODE, Elsewhere, Node, told
@@ -117,7 +119,8 @@ class _Loader:
         read_plugins = self._section("plugins", PluginDeclaration)
         declared = self._names("plugins")
         folder = self.snapshot.root / PLUGIN_FOLDER
-        catalog = plugins.load(self._clean(read_plugins, "plugins"), folder, instead=declared, library=library)
+        with secrets_may_be_absent() if self.here.foreign else contextlib.nullcontext():
+            catalog = plugins.load(self._clean(read_plugins, "plugins"), folder, instead=declared, library=library)
         self._tell_plugin_faults(catalog)
         devices = self._section("devices", DeviceDeclaration)
         for name, device in devices.items():
@@ -241,7 +244,10 @@ class _Loader:
             self.mistyped.setdefault(entry.file, set()).update({path, meant or path})
             self._problem(entry.file, path, message, subject=subject)
 
-        return checker.read(entry.raw, kind, subject, report)
+        if subject[0] != "models" and not self.here.foreign:
+            return checker.read(entry.raw, kind, subject, report)
+        with secrets_may_be_absent():  # of models it is told when it is known which variants are for this node
+            return checker.read(entry.raw, kind, subject, report)
 
     def _models(self, known: rules.Known) -> dict[str, Model]:
         models: dict[str, Model] = {}

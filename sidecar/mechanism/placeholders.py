@@ -46,7 +46,10 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 class ForeignEnvironment(dict[str, str]):
-    """Variables for a machine that is not this one: others may be set there, so what names them stays as written."""
+    """Variables for a machine that is not this one: others may be set there, so what names them stays as written.
+
+    Secrets need not be there either.
+    """
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

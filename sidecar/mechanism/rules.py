@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from plugin_sdk import Filter, Interface
+from plugin_sdk.config import AbsentSecret
 from sidecar.core import nodes
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PortRange, Settings, Variant
 from sidecar.core.names import did_you_mean, listed
@@ -172,11 +173,19 @@ class Here(msgspec.Struct, frozen=True):
     environment: Mapping[str, str]
     node: Node = EVERY_NODE
 
+    @property
+    def foreign(self) -> bool:
+        """Whether all is for another machine."""
+        return isinstance(self.environment, placeholders.ForeignEnvironment)
+
+    def is_for(self, *selectors: Patterns) -> bool:
+        """Whether what has these selectors is for this very machine, so that variables and secrets must be there."""
+        return not self.foreign and self.node.fits(*selectors)
+
     def values(self, *selectors: Patterns) -> dict[str, str]:
         """The values of `{env.NAME}` for what has these selectors."""
-        foreign = not self.node.fits(*selectors)
-        variables = placeholders.ForeignEnvironment(self.environment) if foreign else self.environment
-        return placeholders.environment(variables)
+        here = self.is_for(*selectors)
+        return placeholders.environment(self.environment if here else placeholders.ForeignEnvironment(self.environment))
 
 
 def complete(name: str, model: Model, known: Known, here: Here) -> tuple[Model, list[Fault]]:
@@ -192,6 +201,8 @@ def complete(name: str, model: Model, known: Known, here: Here) -> tuple[Model, 
         variant = msgspec.structs.replace(written, name=written.name or _default_name(model, index))
         filled, unset = _fill(variant, here.values(model.nodes, variant.nodes) | at_load)
         inner = [*_check_variant(variant, filled.url, known), *unset, *_check_nodes(variant.nodes)]
+        if isinstance(variant.api_key, AbsentSecret) and here.is_for(model.nodes, variant.nodes):
+            inner.append(Fault(("api_key",), variant.api_key.problem))
         found += [Fault(("variants", index, *fault.where), fault.message) for fault in inner]
         variants.append(filled)
     names = [variant.name for variant in variants]

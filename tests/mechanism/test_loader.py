@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from plugin_sdk import Secret
 from sidecar.core.manifest import Declaration, DeviceDeclaration, PluginDeclaration, Settings
 from sidecar.core.nodes import Elsewhere, Node
 from sidecar.mechanism.loader import Entry, Loaded, OwnSettings, load, manifest_folder, own_settings
@@ -274,6 +275,16 @@ def test_the_tables_are_there_as_they_were_written(tmp_path: Path) -> None:
 
 # --- nodes --------------------------------------------------------------------------------------------------------
 
+DOOR = """
+from plugin_sdk import Auth, Config, Principal, Request, Secret
+
+class Settings(Config):
+    word: Secret
+
+class Door(Auth[Settings]):
+    async def authenticate(self, request: Request) -> Principal:
+        return Principal(self.config.word.reveal())
+"""
 H200, A100 = Node({"gpu": "h200"}), Node({"gpu": "a100"})
 
 
@@ -307,29 +318,43 @@ def test_faults_are_told_whatever_the_node_but_variables_need_be_set_only_where_
     files = {
         "a.toml": model("a", 'nodes = { gpu = "h200" }', 'cwd = "{env.NOT_SET}"'),
         "b.toml": model("b", 'nodes = { gpu = "h200" }').replace('"chat"', '"chta"'),
-        "c.toml": '[models.c]\nmode = "chat"\nvariants = [{ url = "http://{env.NOT_SET}:1", nodes = { gpu = "h200" } }]',
+        "c.toml": '[models.c]\nmode = "chat"\nnodes = { gpu = "h200" }\n'
+        'variants = [{ url = "http://{env.NOT_SET}:1", api_key = { env = "NOT_SET" } }]',
     }
     unset = 'environment variable NOT_SET is not set ("{env.NOT_SET}")'
     assert [problem.subject[1] for problem in on(tmp_path, files, A100).problems] == ["b"]
     assert [(one.subject[1], one.message) for one in on(tmp_path, files, H200).problems if one.subject[1] != "b"] == [
         ("a", unset),
+        ("c", "environment variable NOT_SET is not set"),
         ("c", unset),
     ]
 
 
 def test_the_environment_of_another_machine_may_have_what_this_one_has_not(tmp_path: Path) -> None:
-    files = {"m.toml": '[models.m]\nmode = "chat"\nvariants = [{ url = "http://{env.NOT_SET}:1" }]'}
-    loaded = load(read(write(tmp_path, files)), ForeignEnvironment())
+    url = '[models.m]\nmode = "chat"\nvariants = [{ url = "http://{env.NOT_SET}:1", api_key = { env = "NOT_SET" } }]\n'
+    door = '[plugins.p]\nimport = "door:Door"\nconfig = { word = { file = "/no/such/file" } }\n'
+    token = '[sidecar]\nadmin_token = { env = "NOT_SET" }\n'
+    root = write(tmp_path, {"m.toml": url + door + token, "plugins/door.py": DOOR})
+    loaded = load(read(root), ForeignEnvironment())
     assert (loaded.problems, loaded.declaration.models["m"].variants[0].url) == ((), "http://{env.NOT_SET}:1")
+    secret = loaded.declaration.models["m"].variants[0].api_key
+    assert secret not in (None, Secret(""))
+    assert [problem.path for problem in load(read(root), {}).problems] == [
+        "models.m.variants[0].api_key",
+        "models.m.variants[0].url",
+        "plugins.p.config.word",
+        "sidecar.admin_token",
+    ]
 
 
 def test_what_is_wrong_with_nodes_is_told_at_its_place(tmp_path: Path) -> None:
     files = {"m.toml": model("m", 'nodes = { "a b" = "x", rack = [], gpu = "" }', "nodes = { gpu = 1 }")}
+    no_pattern = 'expected a pattern such as "h200" or "h*", or a list of them, none of them empty'
     assert told(tmp_path, files) == [
         'm.toml:4: models.m.nodes."a b": "a b" is no name of a label: letters, digits and ._/- only, '
         "first a letter or digit",
-        'm.toml:4: models.m.nodes.gpu: expected a pattern such as "h200" or "h*", or a list of them, none of them empty',
-        'm.toml:4: models.m.nodes.rack: expected a pattern such as "h200" or "h*", or a list of them, none of them empty',
+        f"m.toml:4: models.m.nodes.gpu: {no_pattern}",
+        f"m.toml:4: models.m.nodes.rack: {no_pattern}",
         "m.toml:9: models.m.variants[0].nodes.gpu: expected str | array, got int",
     ]
 
