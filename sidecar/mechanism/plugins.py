@@ -32,6 +32,7 @@ __all__ = [
     "CHAIN_KINDS",
     "KINDS",
     "STRATEGIES",
+    "WITH_SETTINGS",
     "Catalog",
     "Loaded",
     "PluginFault",
@@ -67,6 +68,12 @@ BUILTIN_CHAIN = {
     "balance": "sidecar.builtin.balance:Balance",
 }
 
+# Built-ins that a manifest has to name by import path, since they need settings.
+WITH_SETTINGS = {
+    "keys": "sidecar.builtin.keys:StaticKeys",
+    "jwt": "sidecar.builtin.jwt:Jwt",
+    "params": "sidecar.builtin.params:Params",
+}
 
 # What `balance = "..."` of a model may say, and the route plugins that do so.
 STRATEGIES = ("round_robin", "least_busy", "weighted", "failover")

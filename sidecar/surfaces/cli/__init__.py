@@ -25,6 +25,7 @@ MODULES = {  # of this package, by command
     "reload": "remote",
     "calibrate": "calibrate",
     "plugin": "plugin",
+    "schema": "schema",
 }
 
 

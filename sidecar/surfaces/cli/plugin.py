@@ -23,6 +23,7 @@ from sidecar.mechanism.finding import Found
 from sidecar.mechanism.fulfil import KINDS, ON_LOOP, methods_of
 from sidecar.mechanism.places import shown
 from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, PluginFault, fit
+from sidecar.mechanism.plugins import WITH_SETTINGS as WITH_SETTINGS  # for the tests of the documents, too
 from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.mechanism.sources import Library
 from sidecar.surfaces.cli import scaffold
@@ -30,12 +31,6 @@ from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.output import NO, fail, print_json, print_table
 from sidecar.surfaces.plugins_api import PluginDetails
 
-# Built-ins that a manifest has to name by import path, since they need settings.
-WITH_SETTINGS = {
-    "keys": "sidecar.builtin.keys:StaticKeys",
-    "jwt": "sidecar.builtin.jwt:Jwt",
-    "params": "sidecar.builtin.params:Params",
-}
 _NAMED = {**BUILTIN, **BUILTIN_CHAIN, **WITH_SETTINGS}
 _COLUMNS = ("PLUGIN", "KIND", "FROM", "GEN", "ON ERROR", "RUNS", "FAILED", "BLOCKED", "P50 MS", "P95 MS", "STATE")
 

@@ -1,0 +1,107 @@
+"""`sidecar schema`: what editors need to know of the manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from sidecar.mechanism import durable, loader, plugins, source
+from sidecar.mechanism.plugins import Catalog, PluginFault
+from sidecar.mechanism.schema import Names, manifests, offers
+from sidecar.mechanism.source import PLUGIN_FOLDER
+from sidecar.mechanism.sources import Library
+from sidecar.surfaces.cli.output import NO, fail
+
+_DEFAULT = Path("manifests")
+
+
+@click.command()
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--plugins",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The folder of drop-in plugins. [default: DIRECTORY/plugins]",
+)
+@click.option("--strict", is_flag=True, help="Names that no manifest in DIRECTORY declares are mistakes, too.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write it there, whole.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 unless FILE is up to date.")
+def schema(directory: Path | None, folder: Path | None, strict: bool, out: Path | None, check: bool) -> None:
+    """Print the JSON Schema of the manifests in DIRECTORY (default: ./manifests), with the settings of all plugins.
+
+    A manifest that begins with `#:schema ./sidecar.schema.json` is checked, completed and explained by editors that
+    know taplo (Even Better TOML for VS Code, and others).
+    """
+    if check and out is None:
+        raise click.UsageError("--check needs --out FILE")
+    text = _text(directory, folder, strict)
+    if out is None:
+        click.echo(text, nl=False)
+    elif not check:
+        _write(out, text)
+    elif not _is(out, text):
+        fail(f"{out} is not up to date: sidecar schema --out {out}")
+
+
+def _text(directory: Path | None, folder: Path | None, strict: bool) -> str:
+    root = loader.manifest_folder(str(directory or _DEFAULT))
+    library = Library()
+    paths: list[str] = []
+    declared: dict[str, list[str]] = {"plugins": [], "devices": []}
+    if directory is None and not root.is_dir():
+        if strict:
+            fail(f"--strict needs manifests, and there is no directory {_DEFAULT}", NO)
+        catalog = plugins.load({}, folder or root / PLUGIN_FOLDER, library=library)
+    else:
+        loaded = _load(root, library)
+        for subject in loaded.tables:
+            declared.get(subject[0], []).extend(subject[1:])
+        paths = [plugin.import_path for plugin in loaded.declaration.plugins.values()]
+        catalog = loaded.catalog
+        if folder is not None:
+            catalog = plugins.load(loaded.declaration.plugins, folder, declared["plugins"], library)
+    offered, broken = offers(library, paths)
+    made, unknown = manifests(_names(catalog, declared, strict), offered)
+    _tell([*broken, *unknown])
+    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
+
+
+def _load(root: Path, library: Library) -> loader.Loaded:
+    try:
+        return loader.load(source.read(root), os.environ, library=library)
+    except source.SourceError as error:
+        fail(str(error))
+
+
+def _names(catalog: Catalog, declared: dict[str, list[str]], strict: bool) -> Names:
+    return Names.of(catalog, declared["plugins"], declared["devices"], strict=strict)
+
+
+def _tell(faults: Iterable[PluginFault]) -> None:
+    """On stderr, since the schema is on stdout, and good but for these."""
+    for fault in faults:
+        place = f"{fault.file}:{fault.line}: " if fault.file else ""
+        click.echo(f"{place}{fault}; its settings are not in the schema", err=True)
+
+
+def _is(out: Path, text: str) -> bool:
+    try:
+        return out.read_bytes() == text.encode()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        fail(f"{out} cannot be read: {error.strerror}")
+
+
+def _write(out: Path, text: str) -> None:
+    if _is(out, text):
+        return  # editors that watch it need not look again
+    try:
+        durable.replace(out, text.encode())
+    except OSError as error:
+        fail(f"{out} cannot be written: {error.strerror}")

@@ -1,0 +1,98 @@
+"""`sidecar schema`: printed, written, and held up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sidecar.surfaces.cli import main
+from tests.support import model, write
+
+MODE = """
+from plugin_sdk import Config, Endpoint, Interface
+
+class Settings(Config):
+    \"\"\"words: how many there are.\"\"\"
+
+    words: int
+
+class Poems(Interface[Settings]):
+    provides = "poems"
+    endpoints = (Endpoint("/v1/poems", "poems"),)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def schema(*arguments: str | Path) -> Result:
+    """What the command says."""
+    return CliRunner().invoke(main, ["schema", *map(str, arguments)])
+
+
+def settings(made: Any, path: str) -> Any:
+    """What the schema says of `config` with that import path."""
+    for condition in made["definitions"]["PluginDeclaration"]["allOf"]:
+        if condition["if"]["properties"]["import"]["const"] == path:
+            return condition["then"]
+    raise KeyError(path)
+
+
+def test_without_manifests_it_has_what_is_built_in(here: Path) -> None:
+    made = json.loads(schema().stdout)
+    assert "chat" in made["definitions"]["Model"]["properties"]["mode"]["examples"]
+    assert settings(made, "sidecar.builtin.keys:StaticKeys")["properties"]["on_error"] == {"enum": ["deny"]}
+
+
+def test_plugins_beside_the_manifests_are_in_it_with_their_settings(here: Path) -> None:
+    write(here / "mine", {"plugins/poems.py": MODE, "m.toml": model("m")})
+    made = json.loads(schema("mine").stdout)
+    assert settings(made, "poems:Poems")["required"] == ["config"]
+    told = made["definitions"]["poems:Poems.Settings"]["properties"]["words"]
+    assert told == {"type": "integer", "description": "how many there are."}
+    other = json.loads(schema("--plugins", here / "mine" / "plugins").stdout)
+    assert settings(other, "poems:Poems") == settings(made, "poems:Poems")
+
+
+def test_a_plugin_that_breaks_is_told_and_the_rest_is_there(here: Path) -> None:
+    write(here / "manifests", {"plugins/poems.py": "1/0\n", "m.toml": model("m")})
+    result = schema()
+    assert result.exit_code == 0
+    assert f"{here}/manifests/plugins/poems.py:1: " in result.stderr
+    assert "its settings are not in the schema" in result.stderr
+    assert "definitions" in json.loads(result.stdout)
+
+
+def test_settings_that_no_schema_can_tell_are_told_and_may_be_anything(here: Path) -> None:
+    code = MODE.replace("words: int", "words: object | complex")
+    write(here / "manifests", {"plugins/poems.py": code, "m.toml": model("m")})
+    result = schema()
+    assert "poems:Poems: its settings cannot be told" in result.stderr
+    assert "config" not in settings(json.loads(result.stdout), "poems:Poems")["properties"]
+
+
+def test_a_file_is_up_to_date_until_a_name_is_added(here: Path) -> None:
+    write(here / "manifests", {"m.toml": model("m")})
+    assert schema("--out", "s.json", "--check").exit_code == 1
+    assert schema("--out", "s.json").stdout == ""
+    assert schema("--out", "s.json", "--check").exit_code == 0
+    write(here / "manifests", {"d.toml": "[devices.big]\nmatch = { index = 0 }\n"})
+    result = schema("--out", "s.json", "--check")
+    assert (result.exit_code, result.stderr) == (1, "sidecar: s.json is not up to date: sidecar schema --out s.json\n")
+    assert [file.name for file in sorted(here.iterdir())] == ["manifests", "s.json"]
+
+
+def test_what_cannot_be_is_refused(here: Path) -> None:
+    assert schema("nowhere").exit_code == 1
+    assert schema("--strict").exit_code == 1
+    assert schema("--check").exit_code == 2
+    assert schema("--plugins", "nowhere").exit_code == 2
+    result = schema("--out", here / "no" / "s.json")
+    assert (result.exit_code, "cannot be written: No such file or directory" in result.stderr) == (1, True)
