@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import re
 
 _CRLF = b"\r\n"
+_plain_size = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n").match
 
 
 class _At(enum.Enum):
@@ -37,6 +39,24 @@ class ChunkPosition:
                 start = after
         while start < end:
             start = self._step(data, start)
+
+    def skips(self, data: bytes) -> bool:
+        """Whether these bytes leave it where it is: between chunks, and they are whole ones of which none is the last.
+
+        A parser that stands there, too, need not see them: they are in order, as strictly as anybody reads them.
+        """
+        if self._line or self._at is not _At.SIZE:
+            return False
+        start, end = 0, len(data)
+        while start < end:
+            found = _plain_size(data, start)
+            if found is None:
+                return False
+            size = int(found.group(1), 16)
+            start = found.end() + size + 2
+            if not size or start > end or data[start - 2 : start] != _CRLF:
+                return False
+        return True
 
     def to_boundary(self, most: int) -> bytes | None:
         """What has to be sent so that a chunk of one's own may follow; None if that is more than `most` bytes.

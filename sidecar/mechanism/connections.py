@@ -13,6 +13,7 @@ from typing import cast
 
 import httptools
 
+from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.exchanges import Framing, Keeper, Listener, UpstreamError
 from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
@@ -41,6 +42,8 @@ class Connection(asyncio.Protocol):
 
     status, reason, headers, content_type (in lower case), framing: of the latest answer, once `on_head` was called.
     passed_on: the headers that are not of this connection alone, and those that tell of the framing.
+    between: may be set in `on_head`, if the answer is chunked, to a position that is fed with all of its bytes: whole
+    chunks then pass by the parser.
     """
 
     def __init__(self, pool: Keeper, origin: Origin) -> None:
@@ -78,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._headed = False
         self._ended = False
         self.extra = False
+        self.between: ChunkPosition | None = None
         self._left = 0  # of the body, where its length was told
         self._before = b""  # what came last
 
@@ -171,7 +175,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         listener = self._listener
-        if listener is None:
+        between = self.between
+        if between is not None and listener is not None and between.skips(data):
+            self._before = data
+            listener.on_chunks(data)
+        elif listener is None:
             self._lose()  # nobody asked for anything
         elif self.framing is Framing.TUNNEL and self._headed:
             listener.on_data(data)

@@ -51,6 +51,10 @@ class Listener(Protocol):
         """Bytes of the body: as they came, or without framing if `pieces` were asked for. Never empty."""
         ...
 
+    def on_chunks(self, data: bytes) -> None:
+        """The same, where `answer.between` was set: whole chunks, which leave it where it is."""
+        ...
+
     def on_end(self) -> None:
         """The answer is complete."""
         ...

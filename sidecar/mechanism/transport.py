@@ -192,6 +192,9 @@ class _Exchange(httpx.AsyncByteStream):
             self._connection.pause()
         self._wake()
 
+    def on_chunks(self, data: bytes) -> None:
+        """Nothing: the body is wanted without its framing."""
+
     def on_end(self) -> None:
         """The connection is free for others."""
         self._connection = None

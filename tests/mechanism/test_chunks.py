@@ -108,3 +108,51 @@ def test_how_the_bytes_are_cut_makes_no_difference(
 def test_what_it_takes_to_get_to_where_a_chunk_may_follow(sent: bytes, filling: bytes | None) -> None:
     for cuts in ([], list(range(len(sent)))):
         assert position(sent, cuts).to_boundary(MOST) == filling
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=4), st.integers(0), st.binary(max_size=3), chunked())
+def test_what_is_skipped_are_whole_chunks_for_a_parser_and_leaves_both_where_they_were(
+    before: list[bytes], place: int, more: bytes, body: tuple[bytes, list[bytes]]
+) -> None:
+    raw, data = body
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in before)
+    place %= len(framed) + 1
+    for sent in (framed, framed[:place], framed[:place] + more + framed[place:]):
+        made = ChunkPosition()
+        if made.skips(sent):
+            passed = Parsed(sent + raw)
+            assert passed.complete
+            assert passed.body == Parsed(sent).body + b"".join(data)
+            assert made.to_boundary(MOST) == b""
+        else:
+            assert sent != framed
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"0\r\n\r\n",
+        b"2\r\nok\r\n0\r\n\r\n",
+        b"2\r\nok",
+        b"2\r\nok\r",
+        b"2\r\nokay",
+        b"0x2\r\nok\r\n",
+        b"+2\r\nok\r\n",
+        b"2;a=b\r\nok\r\n",
+        b"2 \r\nok\r\n",
+        b" 2\r\nok\r\n",
+        b"2\nok\r\n",
+        b"2\r\nok\n\n",
+        b"\r\n2\r\nok\r\n",
+        b"000000002\r\nok\r\n",
+    ],
+)
+def test_what_is_not_plainly_a_whole_chunk_is_for_the_parser(sent: bytes) -> None:
+    assert not ChunkPosition().skips(sent)
+
+
+def test_within_a_chunk_nothing_is_skipped() -> None:
+    for begun in (b"2", b"2\r\n", b"9\r\nabc", b"2\r\nok", b"2\r\nok\r", b"0\r\n"):
+        made = ChunkPosition()
+        made.feed(begun)
+        assert not made.skips(b"2\r\nok\r\n")

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.mechanism import connections
+from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.exchanges import Framing, UpstreamError
 from sidecar.mechanism.origins import Origin
@@ -37,7 +38,9 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Heard:
     """What is heard of one answer (`Listener`)."""
 
-    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, then: Callable[[], None] = lambda: None, between: ChunkPosition | None = None) -> None:
+        self.between = between  # where in the chunks one is, if whole ones may pass by the parser
+        self.skipped = 0
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -67,6 +70,7 @@ class Heard:
         assert not self.status
         self.status, self.reason, self.framing = answer.status, answer.reason, answer.framing
         self.headers = list(answer.headers)
+        answer.between = self.between if answer.framing is Framing.CHUNKED else None
 
     def on_interim(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.interim.append(status)
@@ -76,7 +80,15 @@ class Heard:
         assert self.status
         assert not self.ends
         self.pieces.append(data)
+        if self.between is not None:
+            self.between.feed(data)
         self.then()
+
+    def on_chunks(self, data: bytes) -> None:
+        assert self.between is not None
+        assert not self.ends
+        self.skipped += 1
+        self.pieces.append(data)
 
     def on_pause(self) -> None:
         assert self.status
@@ -598,11 +610,11 @@ def test_whatever_is_passed_on_makes_the_same_body(chunks: list[bytes], kind: st
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
     async def scenario() -> None:
-        for pieces in (False, True):
+        for pieces, between in ((False, None), (True, None), (False, ChunkPosition())):
             pool = Pool()
             connection = Connection(pool, Origin("http", "x", 80))
             connection.connection_made(_Nowhere())
-            heard = Heard()
+            heard = Heard(between=between)
             connection.ask(heard, request(), pieces=pieces)
             at, turn = 0, 0
             while at < len(answer):
@@ -620,6 +632,31 @@ def test_whatever_is_passed_on_makes_the_same_body(chunks: list[bytes], kind: st
     parsed = _Bodies()
     httptools.HttpResponseParser(parsed).feed_data(answer)
     assert (parsed.body, parsed.complete) == (body, True)
+
+
+def test_whole_chunks_pass_by_the_parser_which_still_finds_the_end_and_what_comes_after_it() -> None:
+    async def scenario() -> None:
+        chunk, last = b"2\r\nok\r\n", b"0\r\n\r\n"
+        for extra in (b"", b"x", b"2\r\nno\r\n"):
+            pool = Pool()
+            connection = Connection(pool, Origin("http", "x", 80))
+            connection.connection_made(_Nowhere())
+            heard = Heard(between=ChunkPosition())
+            connection.ask(heard, request())
+            for data in (CHUNKED, chunk, chunk + chunk, chunk + b"3\r\n", b"abc\r\n", chunk, chunk + last + extra):
+                connection.data_received(data)
+            assert (heard.ends, heard.skipped) == (1, 3)
+            body = chunk * 4 + b"3\r\nabc\r\n" + chunk
+            if extra:
+                assert heard.error is not None
+                assert heard.body == body
+            else:
+                assert heard.body == body + chunk + last
+            assert bool(kept(pool)) is not bool(extra)
+            pool.close()
+            connection.connection_lost(None)
+
+    asyncio.run(scenario())
 
 
 class _Nowhere(asyncio.Transport):

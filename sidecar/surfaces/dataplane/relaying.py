@@ -175,6 +175,10 @@ class Relaying:
                 self.connection.pause()
                 self._steps.when_empty = self._go_on
 
+    def on_chunks(self, data: bytes) -> None:
+        self._response.note(data)
+        self._wire.send(data)
+
     def on_end(self) -> None:
         self.connection = None
         if self._verbatim and self._steps is None:
@@ -217,6 +221,8 @@ class Relaying:
             response.chunked = True
             if streamed:
                 self._position = ChunkPosition()
+                if self._steps is None and self.connection is not None:
+                    self.connection.between = self._position
         response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES, hold=self._steps is None)
 
     def _head_through_now(self, passage: Passage, answered: Answered) -> None:
