@@ -25,6 +25,7 @@ from sidecar.control.watch import DeviceWatch, cap_logs
 from sidecar.core.explain import Story, explain, wanting
 from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
+from sidecar.core.nodes import counted
 from sidecar.core.overrides import DRAINED
 from sidecar.core.plan import Plan
 from sidecar.core.planner import plan
@@ -53,6 +54,7 @@ class Controller:
         self.root = root
         self.client = outside.client
         self.tracer = outside.tracer
+        self.node = outside.node
         self.clock = outside.clock
         self.opened_at = self.clock.monotonic()
         self.events = Events(self.clock, outside.state)
@@ -260,7 +262,8 @@ class Controller:
     def _tell(self, declaration: Declaration) -> None:
         problems = self.revisions.problems
         kept = f"; in their last good form: {listed(self.revisions.kept)}" if self.revisions.kept else ""
-        message = f"{len(declaration.models)} models, {len(problems)} problems{kept}"
+        elsewhere = f"; {told}" if (told := counted(declaration.elsewhere)) else ""
+        message = f"{len(declaration.models)} models, {len(problems)} problems{kept}{elsewhere}"
         self.events.record("RevisionApplied", message=message, revision=declaration.revision)
         for problem in problems:
             self.events.record("ManifestProblem", message=str(problem), revision=self.revisions.attempted)

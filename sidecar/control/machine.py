@@ -17,6 +17,7 @@ from opentelemetry.trace import Tracer
 
 from sidecar.control.clock import Clock, Timing
 from sidecar.core.manifest import Declaration, PortRange
+from sidecar.core.nodes import EVERY_NODE, Node
 from sidecar.mechanism.journal import Record
 from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.machine import Families, Job
@@ -109,13 +110,14 @@ class Source(Protocol):
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
     """All that the control floor is handed. random: for ids, and for waiting times that should not be in step.
 
-    state: the folder for events and measurements; None = they are held in memory alone.
+    state: the folder for events and measurements; None = they are held in memory alone. node: this machine's labels.
     """
 
     machine: Machine
     source: Source
     client: Client
     tracer: Tracer
+    node: Node = EVERY_NODE
     state: Path | None = None
     clock: Clock = Clock()
     timing: Timing = Timing()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from sidecar.core.ledger import Ledger
@@ -16,7 +18,7 @@ from sidecar.core.room import Room
 
 
 class VariantStory(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant. verdict: running, healthy, unhealthy, fits, backs_off or does_not_fit.
+    """One variant. verdict: running, healthy, unhealthy, fits, backs_off, does_not_fit or elsewhere (on other nodes).
 
     reason: why it is so. remedy: what would help, "" where nothing need. declared_mb / peak_mb: by device requirement.
     load_s: measured; 0 = it never got ready.
@@ -58,7 +60,7 @@ def explain(declared: Declaration, observed: Observed, name: str, now: float) ->
     return Story(
         model=name,
         conditions=plan(declared, observed, now).conditions[name],
-        variants=tuple(map(teller.tell, declared.models[name].variants)),
+        variants=(*map(teller.tell, declared.models[name].variants), *_elsewhere(declared, name)),
         on_request=decided.actions,
         refusal=decided.refusals.get(name),
     )
@@ -112,6 +114,11 @@ class _Teller:
             return VariantStory(name=variant.name, verdict="unhealthy", reason=f"{variant.url} was not probed yet")
         verdict = "healthy" if seen.healthy else "unhealthy"
         return VariantStory(name=variant.name, verdict=verdict, reason=f"{variant.url} {seen.message}".rstrip())
+
+
+def _elsewhere(declared: Declaration, name: str) -> Iterator[VariantStory]:
+    for variant, nodes in declared.variants_elsewhere.get(name, {}).items():
+        yield VariantStory(name=variant, verdict="elsewhere", reason=f"for other nodes: {nodes}")
 
 
 def _told(failure: Failure, now: float) -> str:

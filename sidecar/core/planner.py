@@ -49,6 +49,7 @@ class _Round:
 
     def __init__(self, declared: Declaration, observed: Observed, now: float) -> None:
         self.models = with_pins(declared.models, observed.pinned)
+        self.elsewhere = declared.elsewhere
         self.revision = declared.revision
         self.observed = observed
         self.now = now
@@ -102,6 +103,8 @@ class _Round:
 
     def _outdated(self, server: Server) -> str:
         model = self.models.get(server.model)
+        if model is None and (elsewhere := self.elsewhere.get(server.model)):
+            return f"the model is for other nodes: {elsewhere.nodes}"
         if model is None:
             return "the model is no longer declared"
         variant = next((variant for variant in model.variants if variant.name == server.variant), None)

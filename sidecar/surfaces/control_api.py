@@ -127,10 +127,19 @@ async def act(state: ControlState, target: str, force: bool = False) -> dict[str
 def _known(controller: Controller, requested: str) -> str:
     found = controller.generation.find(requested)
     if found is None:
+        _tell_elsewhere(controller, requested)
         meant = near(requested, controller.generation.names())
         hint = f"; near it: {', '.join(meant)}" if meant else ""
         raise ApiError(404, "model_not_found", f'there is no model "{requested[:200]}"{hint}')
     return found[0]
+
+
+def _tell_elsewhere(controller: Controller, requested: str) -> None:
+    """Raises ApiError if there is such a model, though not here."""
+    for name, one in controller.declaration.elsewhere.items():
+        if requested == name or requested in one.aliases:
+            message = f'"{name}" is for other nodes: {one.nodes}; this one has {controller.node}'
+            raise ApiError(404, "model_not_found", message)
 
 
 def _with_events(controller: Controller, requested: str) -> str:

@@ -108,7 +108,10 @@ class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything at a glance. kept: models that run in their last good form, since the new one has problems."""
+    """Everything at a glance. kept: models that run in their last good form, since the new one has problems.
+
+    labels: this node's. elsewhere: models that are for other nodes, and for which ones.
+    """
 
     version: str
     uptime_s: float
@@ -125,6 +128,8 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     acted: int
     errors: int
+    labels: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
 
 
 def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: Declaration) -> tuple[DeviceReport, ...]:
@@ -169,6 +174,8 @@ def status(controller: Controller, requests: Requests) -> StatusReport:
         rounds=reconciler.rounds,
         acted=reconciler.acted,
         errors=reconciler.errors,
+        labels=controller.node.labels or {},
+        elsewhere={name: one.nodes for name, one in generation.declaration.elsewhere.items()},
     )
 
 

@@ -16,6 +16,7 @@ import uvicorn
 
 from sidecar import __version__
 from sidecar.control.controller import Controller
+from sidecar.core.nodes import counted
 from sidecar.mechanism.traces import Traces
 from sidecar.surfaces.control_api import control_app
 from sidecar.surfaces.dataplane.plane import Plane
@@ -109,6 +110,8 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     shown = f"[{host}]" if ":" in host else host
     models = len(controller.declaration.models)
     log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
+    if elsewhere := counted(controller.declaration.elsewhere):
+        log.info("%s; this one has %s", elsewhere, controller.node)
     plane.look_after()
     collecting = asyncio.create_task(_collect_rarely(), name="collect garbage")
     _give_back_memory()

@@ -11,6 +11,7 @@ from sidecar.control.events import Events
 from sidecar.control.fleet import Fleet, Memories
 from sidecar.control.measurements import Measurements
 from sidecar.core.manifest import Declaration, Model, Variant
+from sidecar.core.nodes import EVERY_NODE
 from sidecar.core.observed import Measured
 from sidecar.surfaces import report
 from sidecar.surfaces.dataplane.plane import Requests
@@ -40,6 +41,7 @@ def controller(declaration: Declaration, measurements: Measurements) -> Controll
         declaration=declaration,
         revisions=SimpleNamespace(attempted="a", applied="a", problems=(), kept=()),
         reconciler=SimpleNamespace(rounds=1, acted=0, errors=0),
+        node=EVERY_NODE,
         clock=clock,
         opened_at=0.0,
         devices=SimpleNamespace(devices=(), problems={}),

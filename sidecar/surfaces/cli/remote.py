@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from sidecar.core.manifest import Declaration
+from sidecar.core.nodes import shown
 from sidecar.mechanism import plugins
 from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.surfaces import report
@@ -32,6 +33,9 @@ def status(as_json: bool, remote: Remote) -> None:
     _show_devices(found.devices)
     click.echo()
     print_table("Models", ("MODEL", "MODE", "STATE", "WHERE", "MB", "BUSY", "BECAUSE"), map(_model_row, found.models))
+    if found.elsewhere:
+        many = "1 model is" if len(found.elsewhere) == 1 else f"{len(found.elsewhere)} models are"
+        click.echo(f"{many} for other nodes (this one: {shown(found.labels)})")
     old = [(plugin.name, plugin.kind, plugin.behind) for plugin in found.plugins if plugin.behind]
     if old:
         print_table("\nPlugins that stay as they were", ("PLUGIN", "KIND", "BECAUSE"), old)

@@ -105,6 +105,7 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry
         source=Manifests(root, os.environ, start.snapshot, start.library),
         client=client,
         tracer=telemetry.tracer,
+        node=start.node,
         state=state.path,
     )
     controller = Controller(root, outside)
