@@ -19,10 +19,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How often the loops look by themselves, in seconds: what wakes them makes them faster, never more correct.
 
     resync_s: the reconciler. externals_s: the servers that somebody else runs. logs_s: the size of servers' logs.
-    saves_s: what was measured goes to disk.
+    saves_s: what was measured goes to disk. loads_s: how far servers that load have come.
     """
 
     resync_s: float = 5.0
     externals_s: float = 5.0
     logs_s: float = 2.0
     saves_s: float = 30.0
+    loads_s: float = 0.5

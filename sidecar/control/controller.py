@@ -15,6 +15,7 @@ from sidecar.control.externals import ExternalWatch
 from sidecar.control.fleet import Fleet, Memories
 from sidecar.control.generations import Generation, Generations
 from sidecar.control.leases import RefusedError, drained
+from sidecar.control.loads import LoadWatch
 from sidecar.control.machine import Outside
 from sidecar.control.measurements import Measurements
 from sidecar.control.reconciler import Reconciler
@@ -77,6 +78,7 @@ class Controller:
         self._externals = ExternalWatch(self.fleet, outside.client)
         self.reconciler = Reconciler(outside, self.fleet, self._servers, self.devices, lambda: self.generation)
         self.reconciler.cwd = root
+        self.loads = LoadWatch(self.fleet, self.reconciler.observe, self._timing.loads_s)
         self._recovery = Recovery(outside.machine, self._servers, self.reconciler)
         self._externals_now = asyncio.Event()  # set: there may be others
         self._loops: list[asyncio.Task[None]] = []
@@ -111,6 +113,7 @@ class Controller:
             asyncio.create_task(self._whenever(self._plugins_opened, self._take_opened), name="plugins"),
             asyncio.create_task(self._whenever(self._externals_due, self._probe_externals), name="externals"),
             asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
+            asyncio.create_task(self._whenever(self.loads.due, self.loads.look), name="loads"),
             asyncio.create_task(self._every(self._timing.saves_s, self.measurements.save), name="measurements"),
         ]
 

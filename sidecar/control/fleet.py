@@ -67,6 +67,7 @@ class Fleet:
         self.overrides = Overrides(self.events)
         self._chance = memories.random
         self.changed = asyncio.Event()
+        self.loads = asyncio.Event()  # set while something loads
         self.servers: dict[str, LiveServer] = {}
         self.waiting: dict[str, Waiters] = {}
         self.failures: dict[tuple[str, str], Failure] = {}  # by model and variant
@@ -105,6 +106,7 @@ class Fleet:
         self.servers[server.id] = self._server_of[server.model] = server
         self.auto_started.add(server.model)
         self.moving.pop(server.model, None)
+        self.loads.set()
         self._moved(server, "Adopted" if adopted else _EVENTS[Cause.START], why)
 
     def move(self, server: LiveServer, cause: Cause, why: str = "") -> None:

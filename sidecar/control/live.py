@@ -10,6 +10,7 @@ from sidecar.core.manifest import Variant
 from sidecar.core.observed import Server, ServerState
 from sidecar.core.plan import Start
 from sidecar.mechanism.journal import Record
+from sidecar.mechanism.loading import Reading
 
 
 class LiveServer:
@@ -28,6 +29,7 @@ class LiveServer:
         self.in_flight = 0
         self.port = 0
         self.process: Running | None = None
+        self.reading: Reading | None = None  # while it loads, how far it has come with that
         self.leave = asyncio.Event()  # set: stop it, whatever state it is in
         self.left_because = ""
         self.last_words = ""  # how it ended, when it ended by itself, with the last lines of its output

@@ -20,6 +20,7 @@ from sidecar.core.manifest import Declaration, PortRange
 from sidecar.core.nodes import EVERY_NODE, Node
 from sidecar.mechanism.journal import Record
 from sidecar.mechanism.loader import Loaded
+from sidecar.mechanism.loading import Reading
 from sidecar.mechanism.machine import Families, Job
 from sidecar.mechanism.readiness import Wait
 from sidecar.mechanism.runner import Exit
@@ -49,6 +50,9 @@ class Running(Protocol):
 
     def let_go(self) -> None:
         """Watch it no more, and leave it running."""
+
+    async def reading(self) -> Reading | None:
+        """How far it has come with reading its model; None if that is not known."""
 
     async def last_lines(self) -> list[str]:
         """The end of its output."""

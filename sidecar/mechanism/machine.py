@@ -8,21 +8,25 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from sidecar.core.manifest import PortRange
-from sidecar.mechanism import procfs, readiness, runner
+from sidecar.mechanism import modelfiles, procfs, readiness, runner
+from sidecar.mechanism.calls import Threads
 from sidecar.mechanism.family import MARKER, Family, members
 from sidecar.mechanism.journal import Journal, Record
+from sidecar.mechanism.loading import Loading, Reading
 from sidecar.mechanism.lock import StateDir
 from sidecar.mechanism.ports import Ports
 from sidecar.mechanism.readiness import Wait
 from sidecar.mechanism.runner import Exit, Launch, ServerProcess, child_environment, is_server, stop_marked
 from sidecar.mechanism.serverlog import ServerLog
 
+LOOKS = 2  # at servers that load, at a time
 Families = dict[int, dict[int, int]]  # leader's pid to its living processes, with their RAM in MB
 
 
@@ -39,11 +43,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class LocalServer:
     """A server's processes on this machine. pid and started identify the leader; exited resolves when it has ended."""
 
-    def __init__(self, process: ServerProcess) -> None:
+    def __init__(self, process: ServerProcess, threads: Threads, loading: Loading | None) -> None:
         self.pid = process.pid
         self.started = process.started
         self.exited: asyncio.Future[Exit] = process.exited
         self._process = process
+        self._threads = threads
+        self._loading = loading
 
     async def until_ready(self, wait: Wait) -> None:
         """Return once it serves. Raises NeverReadyError."""
@@ -56,6 +62,13 @@ class LocalServer:
     def let_go(self) -> None:
         """Watch it no more, and leave it running."""
         self._process.let_go()
+
+    async def reading(self) -> Reading | None:
+        """What it has read so far; None if it was started by another sidecar. A kernel that hangs costs a thread."""
+        loading, process = self._loading, self._process
+        if loading is None:
+            return None
+        return await asyncio.wrap_future(self._threads.submit(lambda: loading.look(process.family())))
 
     async def last_lines(self) -> list[str]:
         """The end of its output."""
@@ -74,6 +87,7 @@ class LocalMachine:
         self._journal = Journal(state.path)
         self._ports = Ports()
         self._found: dict[str, Record] = {}  # what the sidecar before has written down
+        self._looks = Threads("loading", most=LOOKS)
         self._running: WeakValueDictionary[int, ServerProcess] = WeakValueDictionary()  # by pid
 
     async def recorded(self) -> tuple[Record, ...]:
@@ -105,13 +119,14 @@ class LocalMachine:
             env=child_environment(os.environ, job.env, self._marker(job.server)),
             cwd=job.cwd.expanduser(),
             marker=self._marker(job.server),
-            log=ServerLog(self._logs, job.model),
+            log=ServerLog.of(self._logs, job.server),
         )
-        return self._watched(await runner.spawn(launch))
+        loading = Loading(partial(modelfiles.named, job.argv, launch.cwd, launch.env))
+        return self._watched(await runner.spawn(launch), loading)
 
     def take_over(self, record: Record) -> LocalServer | None:
         """The recorded server if it still runs and is proven to be the one, else None."""
-        log = ServerLog(self._logs, record.model)
+        log = ServerLog.of(self._logs, record.id)
         process = runner.take_over(record.pid, record.started, self._marker(record.id), log)
         return None if process is None else self._watched(process)
 
@@ -132,9 +147,9 @@ class LocalMachine:
         kin = {pid: process.kin for pid, process in list(self._running.items()) if pid in leaders}
         return {leader: {} for leader in leaders} | await asyncio.to_thread(_memory, kin)
 
-    def _watched(self, process: ServerProcess) -> LocalServer:
+    def _watched(self, process: ServerProcess, loading: Loading | None = None) -> LocalServer:
         self._running[process.pid] = process
-        return LocalServer(process)
+        return LocalServer(process, self._looks, loading)
 
     def _left_behind(self) -> set[str]:
         marked = procfs.marked(f"{MARKER}={self._marker('')}").keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -61,6 +61,63 @@ def private_mb(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
     return (int(resident) - int(shared)) * _PAGE_BYTES // 2**20
+
+
+def io(pid: int) -> tuple[int, int] | None:
+    """Bytes that the process has read by system calls, and those that came from disks for it; None if not told."""
+    try:
+        lines = (PROC / str(pid) / "io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None  # gone, another user's, or a kernel without the counts
+    counts = dict(line.split(": ") for line in lines)
+    return int(counts["rchar"]), int(counts["read_bytes"])
+
+
+def mapped(pid: int, paths: Collection[str]) -> dict[str, int]:
+    """Of these files, those that the process has mapped, with the bytes of each that are in its memory."""
+    folder = PROC / str(pid)
+    try:
+        with (folder / "maps").open(encoding="utf-8", errors="replace") as maps:
+            if not any(_mapped_path(line) in paths for line in maps):
+                return {}  # which is told without a walk through page tables
+        with (folder / "smaps").open(encoding="utf-8", errors="replace") as maps:
+            return _resident(maps, paths)
+    except OSError:
+        return {}  # gone, or another user's
+
+
+def _resident(maps: Iterable[str], paths: Collection[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    path = ""
+    for line in maps:
+        if "-" in line.partition(" ")[0]:
+            path = _mapped_path(line)
+        elif path in paths and line.startswith("Rss:"):
+            found[path] = found.get(path, 0) + int(line.split()[1]) * 1024
+    return found
+
+
+def _mapped_path(line: str) -> str:
+    return line.rstrip("\n").split(maxsplit=5)[5] if line.count("/") else ""
+
+
+def positions(pid: int, paths: Collection[str]) -> dict[str, int]:
+    """Of these files, those that the process has open, with the place up to which it has read."""
+    folder = PROC / str(pid)
+    found: dict[str, int] = {}
+    try:
+        links = list((folder / "fd").iterdir())
+    except OSError:
+        return {}  # gone, or another user's
+    for link in links:
+        try:
+            path = str(link.readlink())
+            if path in paths:
+                first = (folder / "fdinfo" / link.name).read_text(encoding="ascii").partition("\n")[0]
+                found[path] = max(found.get(path, 0), int(first.split()[1]))
+        except OSError:
+            continue  # closed since it was listed
+    return found
 
 
 def processes() -> Iterator[Process]:

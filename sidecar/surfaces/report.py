@@ -16,6 +16,7 @@ from sidecar.core.observed import Condition, Device, Measured, Server
 from sidecar.core.placement import Inventory
 from sidecar.mechanism.instance import Instance
 from sidecar.surfaces.dataplane.plane import Requests
+from sidecar.surfaces.progress import Progress, progress
 
 STORY_EVENTS = 10
 KEEP_ALIVE_S = 15.0  # between signs of life to those who follow events: sooner than proxies give up
@@ -41,7 +42,10 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that exists. Memory by device id; a device missing from observed_mb is one that does not tell."""
+    """A server that exists. Memory by device id; a device missing from observed_mb is one that does not tell.
+
+    loading: how far it has come, while it does.
+    """
 
     id: str
     state: str
@@ -52,6 +56,7 @@ class ServerReport(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     reserved_mb: dict[str, int]
     observed_mb: dict[str, int]
+    loading: Progress | None = None
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +74,10 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerReport | None
     conditions: tuple[Condition, ...]
     measured: tuple[Measured, ...] = ()
-
-
     pinned: str = ""
     drained: bool = False
+
+
 class ModelStory(msgspec.Struct, frozen=True, kw_only=True):
     """A model, where each of its variants stands, and what has happened to it of late, the newest last."""
 
@@ -226,15 +231,11 @@ def _model(controller: Controller, name: str, model: Model, measured: tuple[Meas
         server=_server(controller, name),
         conditions=controller.fleet.conditions.get(name, ()),
         measured=measured,
+        pinned=pinned_by(controller, name, model),
+        drained=name in controller.fleet.overrides.drained,
     )
 
 
-def _server(controller: Controller, name: str) -> ServerReport | None:
-        pinned=pinned_by(controller, name, model),
-        drained=name in controller.fleet.overrides.drained,
-    server = controller.fleet.server_of(name)
-    if server is None:
-        return None
 def pinned_by(controller: Controller, name: str, model: Model) -> str:
     """Who has pinned the model, in one word; "" if nobody has."""
     if model.pinned:
@@ -242,6 +243,10 @@ def pinned_by(controller: Controller, name: str, model: Model) -> str:
     return "operator" if name in controller.fleet.overrides.pinned else ""
 
 
+def _server(controller: Controller, name: str) -> ServerReport | None:
+    server = controller.fleet.server_of(name)
+    if server is None:
+        return None
     return ServerReport(
         id=server.id,
         state=server.state.value,
@@ -252,6 +257,7 @@ def pinned_by(controller: Controller, name: str, model: Model) -> str:
         in_flight=server.in_flight,
         reserved_mb=server.reserved_mb,
         observed_mb=server.observed_mb,
+        loading=progress(server, controller.measurements, controller.clock.monotonic()),
     )
 
 

@@ -9,4 +9,5 @@ _HERE = Path(__file__).parent
 BUSY_SERVER = str(_HERE / "busy_server.py")
 HTTP_SERVER = str(_HERE / "http_server.py")
 PROCESS = str(_HERE / "process.py")
+READER = str(_HERE / "reader.py")
 RAW_SERVER = str(_HERE / "raw_server.py")

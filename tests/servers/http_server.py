@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
@@ -47,6 +48,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stderr-line", action="append", default=[], help="said at the start; may be repeated")
     parser.add_argument("--print-mb", type=int, default=0, help="so much on stderr before it listens")
     parser.add_argument("--allocate-mb", type=int, default=0, help="memory that it takes before it listens")
+    parser.add_argument("--load", default="", help="a file: half of it is read, and the rest when FILE.go is there")
     parser.add_argument("--leak-mb-per-s", type=float, default=0.0, help="memory that it goes on taking")
     parser.add_argument("--ignore-term", action="store_true", help="children inherit it")
     parser.add_argument("--fork-grandchild", action="store_true", help="a child that does nothing")
@@ -276,6 +278,15 @@ def fork(*, own_session: bool = False) -> int:
     return pid
 
 
+def load(path: str) -> None:
+    """Read half of the file, and the rest when somebody says so."""
+    with Path(path).open("rb", buffering=0) as file:
+        file.read(Path(path).stat().st_size // 2)
+        while not Path(f"{path}.go").exists():
+            time.sleep(0.02)
+        file.read()
+
+
 def main() -> None:
     """Do as the flags say."""
     flags = options()
@@ -298,6 +309,8 @@ def main() -> None:
     held = [b"x" * 2**20 for _ in range(flags.allocate_mb)]
     if flags.leak_mb_per_s:
         threading.Thread(target=leak, args=(flags.leak_mb_per_s, held), daemon=True).start()
+    if flags.load:
+        load(flags.load)
     time.sleep(flags.delay_bind)
     with Server(flags, children) as server:
         with contextlib.suppress(OSError):  # the disk that its output goes to may be full

@@ -199,6 +199,9 @@ class VirtualRunning:
         if self._child:
             machine.world.reaped(self.pid)
 
+    async def reading(self) -> None:
+        """Nothing is read here."""
+
     def let_go(self) -> None:
         """Nothing of it is held here."""
 

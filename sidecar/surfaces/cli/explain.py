@@ -12,6 +12,7 @@ from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.events import row
 from sidecar.surfaces.cli.names import model_argument
 from sidecar.surfaces.cli.output import print_json, print_table
+from sidecar.surfaces.progress import told
 from sidecar.surfaces.report import ModelReport, ModelStory
 
 
@@ -43,6 +44,8 @@ def _show_model(model: ModelReport) -> None:
     click.echo(f"{model.name}{also}: {model.state}")
     for condition in model.conditions:
         click.echo(f"  {condition.type}={condition.status.value} {condition.reason}: {condition.message}")
+    if model.server is not None and model.server.loading is not None:
+        click.echo(f"  loads: {told(model.server.loading)}")
     if model.pinned:
         click.echo(f"  pinned by the {model.pinned}: neither evicted nor stopped for being idle")
     if model.waiting:

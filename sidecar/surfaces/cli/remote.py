@@ -12,7 +12,7 @@ from sidecar.core.manifest import Declaration
 from sidecar.core.nodes import shown
 from sidecar.mechanism import plugins
 from sidecar.mechanism.source import PLUGIN_FOLDER
-from sidecar.surfaces import report
+from sidecar.surfaces import progress, report
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.local import probe
 from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table
@@ -108,6 +108,8 @@ def _device_row(device: DeviceReport) -> tuple[str, ...]:
 def _model_row(model: ModelReport) -> tuple[str, ...]:
     server = model.server
     message = model.conditions[0].message.splitlines()[0] if model.conditions and model.conditions[0].message else ""
+    if server is not None and server.loading is not None:
+        message = progress.told(server.loading)
     where = f"{server.variant} :{server.port}" if server else ""
     busy = f"{server.in_flight if server else 0}" + (f" (+{model.waiting} waiting)" if model.waiting else "")
     marks = ("pinned",) if model.pinned else ()
