@@ -15,6 +15,7 @@ import uvloop
 
 from sidecar.control.controller import Controller
 from sidecar.control.machine import Outside
+from sidecar.core.nodes import Node
 from sidecar.mechanism import applied, loader, source
 from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.logs import LogOptions, Logs
@@ -25,6 +26,7 @@ from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
 from sidecar.mechanism.watchdog import Watchdog
+from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.log_options import log_options
 from sidecar.surfaces.cli.output import fail, print_problems
 from sidecar.surfaces.server import Shutdown, bind, serve
@@ -34,14 +36,16 @@ log = logging.getLogger("sidecar")
 
 @click.command()
 @click.argument("directory", default="manifests", type=click.Path(path_type=Path))
+@label_option
 @log_options
-def run(directory: Path, log_to: LogOptions) -> None:
+def run(directory: Path, labels: tuple[str, ...], log_to: LogOptions) -> None:
     """Run the manifests in DIRECTORY (default: ./manifests) until SIGTERM."""
+    node = node_of(labels)
     with Logs(log_to):
-        _start(directory)
+        _start(directory, node)
 
 
-def _start(directory: Path) -> None:
+def _start(directory: Path, node: Node) -> None:
     root = loader.manifest_folder(str(directory))
     try:
         snapshot = source.read(root)
@@ -56,25 +60,25 @@ def _start(directory: Path) -> None:
     except StateDirError as error:
         fail(str(error))
     library = Library()
-    before, loaded = _revisions(snapshot, own, state, library)
+    before, loaded = _revisions(snapshot, own, state, library, node)
     settings = loaded.declaration.settings
     try:
         listener = bind(*listen_address(settings.listen))
     except OSError as error:
         fail(f"cannot listen on {settings.listen}: {error.strerror}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(Start(snapshot, before, loaded, library), state, listener, telemetry))
+        runner.run(_run(Start(snapshot, before, loaded, library, node), state, listener, telemetry))
 
 
 def _revisions(
-    snapshot: source.Snapshot, own: loader.OwnSettings, state: StateDir, library: Library
+    snapshot: source.Snapshot, own: loader.OwnSettings, state: StateDir, library: Library, node: Node
 ) -> tuple[loader.Loaded | None, loader.Loaded]:
     """What the sidecar before had in force, if that is known, and what is declared now, checked as on a reload."""
     remembered = applied.AppliedFile(state.path).read(snapshot.root)
     before = None
     if remembered is not None:
-        before = applied.before_start(remembered, snapshot.root, own, os.environ, library)
-    loaded = loader.load(snapshot, os.environ, before.declaration if before else None, library)
+        before = applied.before_start(remembered, snapshot.root, own, os.environ, library, node)
+    loaded = loader.load(snapshot, os.environ, before.declaration if before else None, library, node)
     if own.entry is None and before is not None:  # there is no [sidecar]: what it said before stays in force
         if not before.usable:
             _refuse(before)
@@ -95,6 +99,7 @@ class Start(msgspec.Struct, frozen=True):
     before: loader.Loaded | None
     loaded: loader.Loaded
     library: Library
+    node: Node
 
 
 async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry: Telemetry) -> None:
@@ -102,7 +107,7 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry
     client = Client()
     outside = Outside(
         machine=LocalMachine(state),
-        source=Manifests(root, os.environ, start.snapshot, start.library),
+        source=Manifests(root, os.environ, start.snapshot, start.library, start.node),
         client=client,
         tracer=telemetry.tracer,
         node=start.node,
