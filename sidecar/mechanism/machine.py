@@ -76,7 +76,7 @@ class LocalServer:
 
     async def cap_log(self, limit_bytes: int) -> None:
         """Shorten its output if it has outgrown the limit. Raises OSError."""
-        await asyncio.to_thread(self._process.log.cap, limit_bytes)
+        await asyncio.to_thread(self._process.log.look, limit_bytes)
 
 
 class LocalMachine:

@@ -1,60 +1,161 @@
-"""A server's output: two files that it writes to itself, so that they outlive the sidecar, kept short from outside."""
+"""A server's output: two files that it writes to itself, so that they outlive the sidecar, kept short from outside.
+
+A pipe would end with the sidecar, and the server with it, or stop the server when it is full; a file does neither.
+What can be said of its lines' age is what was seen from outside: how long the files were when somebody looked
+(`logtimes`). Everything here blocks; callers keep it off the event loop.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from sidecar.mechanism.logtimes import Times
+
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 20
+STREAMS = ("out", "err")
+_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+_BLOCK = 256 * 1024
+_ROUNDS = 3  # of copying what comes while the rest is copied
+
+
+class LogFiles:
+    """The files of one run: `NAME.out.log` and `NAME.err.log`; `*.log.1` is what was cut from the front of them."""
+
+    def __init__(self, folder: Path, safe: str) -> None:
+        self.folder = folder
+        self.out = folder / f"{safe}.out.log"
+        self.err = folder / f"{safe}.err.log"
+        self.times = Times(folder / f"{safe}.times")
+
+    @property
+    def streams(self) -> tuple[Path, Path]:
+        """Those that the server writes."""
+        return (self.out, self.err)
+
+    def all(self) -> Iterator[Path]:
+        """Whether or not they exist."""
+        for path in self.streams:
+            yield path
+            yield older(path)
+        yield self.times.path
+
+    def exist(self) -> bool:
+        """Whether there has been such a run."""
+        return any(path.exists() for path in self.streams)
+
+    def move(self, to: LogFiles) -> None:
+        """Take the place of others. Whoever writes goes on in the same files. Raises OSError."""
+        to.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path, place in zip(self.all(), to.all(), strict=True):
+            if path.exists():
+                path.replace(place)
+            else:
+                place.unlink(missing_ok=True)
 
 
 class ServerLog:
-    """`NAME.out.log` and `NAME.err.log` of one server; the run before is kept as `*.log.1`."""
+    """The log of a model's servers: of the run that is, or was the last, and of the one before in `previous/`."""
+
+    @classmethod
+    def of(cls, folder: Path, server_id: str) -> ServerLog:
+        """The log of a server. Its id, `MODEL-8f3a...`, says what the model was called when it was started."""
+        return cls(folder, _SUFFIX.sub("", server_id))
 
     def __init__(self, folder: Path, name: str) -> None:
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
         if safe != name:
             safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]  # "a/b" and "a_b" are two models
-        self.out = folder / f"{safe}.out.log"
-        self.err = folder / f"{safe}.err.log"
+        self.now = LogFiles(folder, safe)
+        self.previous = LogFiles(folder / "previous", safe)
+        self.out, self.err = self.now.streams
 
     def open(self) -> tuple[BinaryIO, BinaryIO]:
         """Begin a new run. Appending, so that a writer goes on at the end after the file was cut. Raises OSError."""
         self.out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in (self.out, self.err):
-            if path.exists():
-                path.replace(_previous(path))
+        if any(path.exists() for path in self.now.all()):
+            self.now.move(self.previous)
+        self.now.times.begin()
         return self.out.open("ab", buffering=0), self.err.open("ab", buffering=0)
 
-    def cap(self, limit_bytes: int) -> None:
-        """Where a file has outgrown the limit, move its last half to `*.log.1` and empty it."""
-        for path in (self.out, self.err):
-            if path.exists() and path.stat().st_size > limit_bytes:
-                _previous(path).write_bytes(_last(path, limit_bytes // 2))
-                os.truncate(path, 0)
+    def look(self, limit_bytes: int) -> None:
+        """Note how long the files are, and cut those that have outgrown the limit. Raises OSError."""
+        before = self.now.times.last
+        ends, bases = [], []
+        for index, path in enumerate(self.now.streams):
+            base, size = before.bases[index], _size(path)
+            if base + size < before.ends[index]:
+                base = before.ends[index]  # cut by another hand, or by a sidecar that died before it could note it
+            end = base + size
+            if size > limit_bytes:
+                end = base = base + _cut(path, limit_bytes // 2)
+            ends.append(end)
+            bases.append(base)
+        self.now.times.note(tuple(ends), tuple(bases))
 
     def tail(self) -> list[str]:
         """The last lines of stderr, or of stdout if stderr is empty; [] if there are none."""
         for path in (self.err, self.out):
-            try:
-                text = _last(path, TAIL_BYTES).decode("utf-8", "replace")
-            except FileNotFoundError:
-                continue
+            text = _last(path, TAIL_BYTES).decode("utf-8", "replace")
             if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
                 return lines[-TAIL_LINES:]
         return []
 
 
-def _previous(path: Path) -> Path:
+def older(path: Path) -> Path:
+    """Where what is cut from a file goes."""
     return path.with_name(path.name + ".1")
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _cut(path: Path, keep: int) -> int:
+    """Move the last part of a file to `*.log.1`, and empty it; how long it was.
+
+    What is written between the last look and the cut is lost, which is why we look again. On a full disk all is: it
+    may well be this log that fills it.
+    """
+    size = _size(path)
+    try:
+        with path.open("rb") as source, older(path).open("wb") as copy:
+            source.seek(max(0, size - keep))
+            for _ in range(_ROUNDS):
+                if not _copy(source, copy):
+                    break
+            size = source.tell()
+    except OSError:
+        older(path).unlink(missing_ok=True)
+        os.truncate(path, 0)
+        raise
+    os.truncate(path, 0)
+    return size
+
+
+def _copy(source: BinaryIO, copy: BinaryIO) -> int:
+    """What there is now, and not what comes meanwhile, or it might never end; how much it was."""
+    left = os.fstat(source.fileno()).st_size - source.tell()
+    copied = 0
+    while copied < left and (block := source.read(min(_BLOCK, left - copied))):
+        copy.write(block)
+        copied += len(block)
+    return copied
+
+
 def _last(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - count))
-        return file.read(count)
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - count))
+            return file.read(count)
+    except FileNotFoundError:
+        return b""

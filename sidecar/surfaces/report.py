@@ -14,7 +14,9 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model
 from sidecar.core.observed import Condition, Device, Measured, Server
 from sidecar.core.placement import Inventory
+from sidecar.mechanism import logs
 from sidecar.mechanism.instance import Instance
+from sidecar.mechanism.logs import LogCounts
 from sidecar.surfaces.dataplane.plane import Requests
 from sidecar.surfaces.progress import Progress, progress
 
@@ -135,6 +137,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     errors: int
     labels: dict[str, str] = {}
     elsewhere: dict[str, str] = {}
+    log: LogCounts = LogCounts()
 
 
 def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: Declaration) -> tuple[DeviceReport, ...]:
@@ -181,6 +184,7 @@ def status(controller: Controller, requests: Requests) -> StatusReport:
         errors=reconciler.errors,
         labels=controller.node.labels or {},
         elsewhere={name: one.nodes for name, one in generation.declaration.elsewhere.items()},
+        log=logs.counts(),
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from sidecar.mechanism.serverlog import TAIL_LINES, ServerLog
+from sidecar.mechanism import serverlog
+from sidecar.mechanism.serverlog import TAIL_LINES, ServerLog, older
 
 
 @pytest.fixture
@@ -33,8 +37,22 @@ def test_the_run_before_is_kept_and_no_more(log: ServerLog) -> None:
     for number in (b"1", b"2", b"3"):
         run(log, err=number)
     assert log.err.read_bytes() == b"3"
-    assert log.err.with_name("qwen3-8b.err.log.1").read_bytes() == b"2"
-    assert len(list(log.err.parent.iterdir())) == 4
+    assert log.previous.err.read_bytes() == b"2"
+    assert len(list(log.err.parent.rglob("*.log"))) == 4
+
+
+def test_what_was_cut_from_the_run_before_is_not_taken_for_the_new_ones(log: ServerLog) -> None:
+    run(log, err=b"x" * 1000)
+    log.look(100)
+    run(log, err=b"second")
+    assert older(log.previous.err).exists()
+    assert not older(log.err).exists()
+    run(log)
+    assert not older(log.previous.err).exists()
+
+
+def test_a_servers_log_is_called_as_its_model_was_when_it_was_started(tmp_path: Path) -> None:
+    assert ServerLog.of(tmp_path, "qwen3-8b-0123abcd").err == ServerLog(tmp_path, "qwen3-8b").err
 
 
 def test_a_name_stays_in_the_folder(tmp_path: Path) -> None:
@@ -51,16 +69,16 @@ def test_names_that_differ_have_files_that_differ(tmp_path: Path) -> None:
 
 def test_a_file_within_the_limit_is_left_alone(log: ServerLog) -> None:
     run(log, b"x" * 100, b"y" * 100)
-    log.cap(100)
+    log.look(100)
     assert log.err.read_bytes() == b"y" * 100
-    assert len(list(log.err.parent.iterdir())) == 2
+    assert len(list(log.err.parent.glob("*.log*"))) == 2
 
 
 def test_a_file_over_the_limit_is_cut_and_its_last_half_kept(log: ServerLog) -> None:
     stdout, stderr = log.open()
     with stdout, stderr:
         stderr.write(b"old " * 50 + b"last" * 25)
-        log.cap(200)
+        log.look(200)
         assert log.err.read_bytes() == b""
         assert log.err.with_name("qwen3-8b.err.log.1").read_bytes() == b"last" * 25
         stderr.write(b"goes on")  # the writer has the file open still: no hole of zeros may come of it
@@ -68,7 +86,8 @@ def test_a_file_over_the_limit_is_cut_and_its_last_half_kept(log: ServerLog) -> 
 
 
 def test_capping_before_the_first_run_is_harmless(log: ServerLog) -> None:
-    log.cap(10)
+    log.out.parent.mkdir()
+    log.look(10)
     assert log.tail() == []
 
 
@@ -78,8 +97,72 @@ def test_a_server_that_writes_without_end_takes_no_more_than_the_limit_and_a_hal
         for _ in range(50):
             stderr.write(b"x" * 90)
             stdout.write(b"x" * 90)
-            log.cap(200)
-            assert sum(path.stat().st_size for path in log.err.parent.iterdir()) <= 2 * (200 + 100)
+            log.look(200)
+            assert sum(path.stat().st_size for path in log.err.parent.glob("*.log*")) <= 2 * (200 + 100)
+
+
+def test_lines_that_come_while_it_is_cut_are_kept(log: ServerLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout, stderr = log.open()
+    copied = serverlog._copy
+
+    def copy_and_write(source: BinaryIO, copy: BinaryIO) -> int:
+        count = copied(source, copy)
+        if not late.closed:
+            stderr.write(late.read())
+            late.close()
+        return count
+
+    late = io.BytesIO(b"late\n")
+    monkeypatch.setattr(serverlog, "_copy", copy_and_write)
+    with stdout, stderr:
+        stderr.write(b"x" * 200 + b"\n")
+        log.look(100)
+    assert older(log.err).read_bytes().endswith(b"x\nlate\n")
+    assert log.now.times.last.bases == (0, 206)
+
+
+def test_on_a_full_disk_a_log_is_cut_all_the_same_and_it_is_told(
+    log: ServerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(log, err=b"x" * 200)
+
+    def full(source: BinaryIO, copy: BinaryIO) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(serverlog, "_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        log.look(100)
+    assert log.err.read_bytes() == b""
+    assert not older(log.err).exists()
+
+
+def test_how_long_it_was_is_noted_whenever_it_has_grown(log: ServerLog) -> None:
+    stdout, stderr = log.open()
+    with stdout, stderr:
+        for text in (b"12345", b"", b"6789"):
+            stderr.write(text)
+            log.look(1000)
+        stderr.write(b"x" * 2000)
+        log.look(1000)
+        stderr.write(b"abc")
+        log.look(1000)
+    looks = [(look.ends, look.bases) for look in ServerLog(log.out.parent, "qwen3-8b").now.times.read()]
+    assert looks == [
+        ((0, 0), (0, 0)),
+        ((0, 5), (0, 0)),
+        ((0, 9), (0, 0)),
+        ((0, 2009), (0, 2009)),
+        ((0, 2012), (0, 2009)),
+    ]
+
+
+def test_a_cut_that_nobody_could_note_moves_the_place_on(log: ServerLog) -> None:
+    run(log, err=b"x" * 100)
+    log.look(1000)
+    log.err.write_bytes(b"y" * 10)
+    again = ServerLog(log.out.parent, "qwen3-8b")
+    again.look(1000)
+    assert (again.now.times.last.ends, again.now.times.last.bases) == ((0, 110), (0, 100))
 
 
 def test_the_tail_is_the_last_lines_of_stderr(log: ServerLog) -> None:
