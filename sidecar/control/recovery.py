@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from plugin_sdk import Duration
-from sidecar.control.changes import renamed_model
 from sidecar.control.live import LiveServer
 from sidecar.control.machine import Machine
 from sidecar.control.reconciler import Reconciler
@@ -13,6 +12,7 @@ from sidecar.control.servers import Servers
 from sidecar.core.manifest import Declaration, Variant
 from sidecar.core.observed import Device
 from sidecar.core.plan import Start
+from sidecar.core.renames import renamed_model
 from sidecar.mechanism.journal import Record
 
 log = logging.getLogger(__name__)
