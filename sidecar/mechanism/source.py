@@ -12,6 +12,8 @@ from stat import S_ISREG
 
 import msgspec
 
+from sidecar.core.manifest import Problem
+
 PLUGIN_FOLDER = "plugins"  # Python code beside the manifests; its packages may bring TOML files that are no manifests
 MAX_FILE_BYTES = 4 * 2**20
 _ATTEMPTS = 5
@@ -21,6 +23,15 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 class SourceError(Exception):
     """The directory cannot be read as a whole; whatever was read before stays in force."""
+
+
+class RejectedError(SourceError):
+    """A revision that is there, and is not taken over. revision: its content hash, if it could be read."""
+
+    def __init__(self, message: str, revision: str = "", problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message)
+        self.revision = revision
+        self.problems = problems
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -44,7 +55,7 @@ def read(root: Path) -> Snapshot:
         unreadable: list[tuple[str, str]] = []
         for name, *_ in before:
             try:
-                files.append((name, _content(root / name)))
+                files.append((name, content(root / name)))
             except OSError as error:  # if it was only renamed under our hands, the second signature differs
                 unreadable.append((name, f"cannot be read: {error.strerror or error}"))
         if signature(root) == before:
@@ -141,7 +152,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """One manifest, whole. Raises OSError, also for what is no file or larger than any manifest."""
     # Without O_NONBLOCK a named pipe would hold us until somebody writes to it; a device would have no end.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

@@ -153,7 +153,7 @@ def test_a_file_whose_name_is_not_utf8_does_not_hide_the_others(tmp_path: Path) 
 
 def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"a.toml": "old", "b.toml": "old"})
-    content = source._content
+    content = source.content
     meddled: list[Path] = []
 
     def meddle(path: Path) -> bytes:
@@ -163,19 +163,19 @@ def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch
             write(tmp_path, {"a.toml": "new and longer", "b.toml": "new and longer"})
         return found
 
-    monkeypatch.setattr(source, "_content", meddle)
+    monkeypatch.setattr(source, "content", meddle)
     assert {content for _, content in read(tmp_path).files} == {b"new and longer"}
 
 
 def test_a_file_removed_while_it_is_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"a.toml": "", "b.toml": ""})
-    content = source._content
+    content = source.content
 
     def meddle(path: Path) -> bytes:
         (tmp_path / "b.toml").unlink(missing_ok=True)
         return content(path)
 
-    monkeypatch.setattr(source, "_content", meddle)
+    monkeypatch.setattr(source, "content", meddle)
     snapshot = read(tmp_path)
     assert (snapshot.files, snapshot.unreadable) == ((("a.toml", b""),), ())
 
@@ -225,7 +225,7 @@ def test_a_source_that_never_holds_still_is_an_error(tmp_path: Path, monkeypatch
         path.write_bytes(path.read_bytes() + b"#")
         return path.read_bytes()
 
-    monkeypatch.setattr(source, "_content", meddle)
+    monkeypatch.setattr(source, "content", meddle)
     with pytest.raises(SourceError, match="changed while it was being read, 5 times in a row"):
         read(tmp_path)
 

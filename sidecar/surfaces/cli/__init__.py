@@ -15,6 +15,7 @@ MODULES = {  # of this package, by command
     "status": "remote",
     "explain": "explain",
     "events": "events",
+    "logs": "logs",
     "devices": "remote",
     "start": "models",
     "stop": "models",
@@ -26,6 +27,7 @@ MODULES = {  # of this package, by command
     "calibrate": "calibrate",
     "plugin": "plugin",
     "schema": "schema",
+    "fmt": "fmt",
 }
 
 
