@@ -33,7 +33,7 @@ from sidecar.core.planner import plan
 from sidecar.mechanism.applied import AppliedFile
 from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.services import Host
-from sidecar.mechanism.source import SourceError
+from sidecar.mechanism.source import RejectedError, SourceError
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Controller:
         self.hurry = asyncio.Event()  # set: whoever shuts down has no patience for requests in flight
         self._anew = False  # whether somebody has asked for all to be read again
         self._taking_over = asyncio.Lock()
-        self._source = outside.source
+        self.source = outside.source
         self._timing = outside.timing
         self._servers = Servers(outside, self.fleet)
         self._externals = ExternalWatch(self.fleet, outside.client)
@@ -123,7 +123,7 @@ class Controller:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self._externals.close()
-        await self._source.close()
+        await self.source.close()
         self.fleet.close()
         if self.generations.current is not None:
             await self._drain()
@@ -143,7 +143,10 @@ class Controller:
         async with self._taking_over:
             anew, self._anew = self._anew, False
             try:
-                loaded = await self._source.read(self.declaration, anew=anew)
+                loaded = await self.source.read(self.declaration, anew=anew)
+            except RejectedError as error:
+                self._turn_down(error)
+                return False
             except SourceError as error:
                 self._reject(str(error))
                 return False
@@ -278,6 +281,17 @@ class Controller:
             self.events.record("RevisionRejected", reason="SourceError", message=message)
         self.revisions = Revisions(attempted="", applied=self.declaration.revision, problems=(problem,))
 
+    def _turn_down(self, error: RejectedError) -> None:
+        """A revision that was read and is not taken: what is in force stays."""
+        if self.revisions.problems != error.problems:
+            log.error("%s:", error)
+            for problem in error.problems:
+                log.error("%s", problem)
+        told = "; ".join(map(str, error.problems))
+        self.events.record("RevisionRejected", reason="Faulty", message=f"{error}: {told}", revision=error.revision)
+        applied = self.declaration.revision
+        self.revisions = Revisions(attempted=error.revision, applied=applied, problems=error.problems)
+
     async def _probe_externals(self) -> None:
         generation = self.generation
         await self._externals.probe_all(generation.declaration.models, generation.health)
@@ -308,7 +322,7 @@ class Controller:
         await asyncio.gather(idle, hurry, return_exceptions=True)
 
     async def _manifests_changed(self) -> None:
-        await self._source.changed(self.look_now)
+        await self.source.changed(self.look_now)
         self.look_now.clear()
 
     async def _every(self, period_s: float, work: Callable[[], Awaitable[object]]) -> None:

@@ -15,8 +15,9 @@ from sidecar.control.controller import Controller
 from sidecar.core.names import near
 from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
+from sidecar.core.sourcing import HistoryReport, SourceReport
 from sidecar.mechanism.source import PLUGIN_FOLDER
-from sidecar.surfaces import events_api, guard, models_api, plugins_api, report
+from sidecar.surfaces import events_api, guard, models_api, plugins_api, report, source_api, webhook
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.plane import Plane
 
@@ -26,6 +27,7 @@ class ControlState(State):
 
     controller: Controller
     plane: Plane
+    webhooks: webhook.Bucket
 
 
 Connection = ASGIConnection[Any, Any, Any, ControlState]
@@ -55,7 +57,8 @@ async def ready(state: ControlState) -> Response[dict[str, str]]:
 @get("/-/status", guards=[only_for_operators])
 async def status(state: ControlState) -> report.StatusReport:
     """Devices, models, plugins, problems."""
-    return report.status(state.controller, state.plane.requests)
+    found = report.status(state.controller, state.plane.requests)
+    return msgspec.structs.replace(found, source=await source_api.report(state.controller))
 
 
 @get("/-/devices", guards=[only_for_operators])
@@ -97,6 +100,35 @@ async def reload(state: ControlState) -> report.ReloadReport:
         raise ApiError(503, "shutting_down", "the sidecar is shutting down")
     await state.controller.reload()
     return report.reload(state.controller)
+
+
+@get("/-/source", guards=[only_for_operators])
+async def source(state: ControlState) -> SourceReport:
+    """Where the manifests are from."""
+    return await source_api.report(state.controller)
+
+
+@get("/-/source/history", guards=[only_for_operators])
+async def source_history(state: ControlState) -> HistoryReport:
+    """What came of the last commits."""
+    return source_api.history(state.controller)
+
+
+@post("/-/source/sync", status_code=200, request_max_body_size=webhook.MOST_BYTES)
+async def source_sync(request: Caller, state: ControlState) -> Response[Any]:
+    """An operator has the repository asked, and waits; so does a signed webhook, from anywhere, and does not wait."""
+    if not webhook.is_webhook(request.headers):
+        only_for_operators(request, request.route_handler)
+        return Response(await source_api.act(state.controller, "sync"))
+    state.webhooks.take()
+    told = source_api.hook(state.controller, request.headers, await request.body())
+    return Response(told, status_code=202 if told.accepted else 200)
+
+
+@post("/-/source/{verb:str}", guards=[only_for_operators], status_code=200)
+async def source_act(state: ControlState, verb: str, commit: str = "") -> SourceReport:
+    """`pin` (with `?commit=`), `unpin`, `suspend`, `resume`."""
+    return await source_api.act(state.controller, verb, commit)
 
 
 @get("/-/measurements", guards=[only_for_operators])
@@ -162,8 +194,26 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 def control_app(controller: Controller, plane: Plane) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
-        route_handlers=[healthy, ready, status, devices, plugins, plan, events, measurements, reload, explain, act],
-        state=ControlState({"controller": controller, "plane": plane}),
+        route_handlers=[
+            healthy,
+            ready,
+            status,
+            devices,
+            plugins,
+            plan,
+            events,
+            measurements,
+            reload,
+            explain,
+            act,
+            source,
+            source_history,
+            source_sync,
+            source_act,
+        ],
+        state=ControlState(
+            {"controller": controller, "plane": plane, "webhooks": webhook.Bucket(controller.clock.monotonic)}
+        ),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,
         logging_config=None,

@@ -14,6 +14,7 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration, Model
 from sidecar.core.observed import Condition, Device, Measured, Server
 from sidecar.core.placement import Inventory
+from sidecar.core.sourcing import SourceReport
 from sidecar.mechanism import logs
 from sidecar.mechanism.instance import Instance
 from sidecar.mechanism.logs import LogCounts
@@ -138,6 +139,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     elsewhere: dict[str, str] = {}
     log: LogCounts = LogCounts()
+    source: SourceReport | None = None
 
 
 def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: Declaration) -> tuple[DeviceReport, ...]:

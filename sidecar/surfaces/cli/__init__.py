@@ -24,6 +24,7 @@ MODULES = {  # of this package, by command
     "pin": "models",
     "unpin": "models",
     "reload": "remote",
+    "source": "source",
     "calibrate": "calibrate",
     "plugin": "plugin",
     "schema": "schema",

@@ -16,6 +16,7 @@ from sidecar.surfaces import progress, report
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.local import probe
 from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table
+from sidecar.surfaces.cli.source import described
 from sidecar.surfaces.report import DeviceReport, ModelReport, ReloadReport, StatusReport
 
 
@@ -29,7 +30,10 @@ def status(as_json: bool, remote: Remote) -> None:
         print_json(answer)
         return
     found = msgspec.convert(answer, StatusReport)
-    click.echo(f"sidecar {found.version}, up {_ago(found.uptime_s)}, revision {found.applied}\n")
+    click.echo(f"sidecar {found.version}, up {_ago(found.uptime_s)}, revision {found.applied}")
+    if found.source is not None and found.source.kind != "directory":
+        click.echo(f"from {described(found.source)}")
+    click.echo()
     _show_devices(found.devices)
     click.echo()
     print_table("Models", ("MODEL", "MODE", "STATE", "WHERE", "MB", "BUSY", "BECAUSE"), map(_model_row, found.models))

@@ -14,8 +14,10 @@ import msgspec
 import uvloop
 
 from sidecar.control.controller import Controller
+from sidecar.control.gitsource import GitSource
 from sidecar.control.machine import Outside
 from sidecar.core.nodes import Node
+from sidecar.core.sourcing import GitDeclaration
 from sidecar.mechanism import applied, loader, source
 from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.logs import LogOptions, Logs
@@ -26,6 +28,7 @@ from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
 from sidecar.mechanism.upstream import Client
 from sidecar.mechanism.watchdog import Watchdog
+from sidecar.surfaces.cli.git_options import git_options, git_source
 from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.log_options import log_options
 from sidecar.surfaces.cli.output import fail, print_problems
@@ -36,17 +39,25 @@ log = logging.getLogger("sidecar")
 
 @click.command()
 @click.argument("directory", default="manifests", type=click.Path(path_type=Path))
+@git_options
 @label_option
 @log_options
-def run(directory: Path, labels: tuple[str, ...], log_to: LogOptions) -> None:
-    """Run the manifests in DIRECTORY (default: ./manifests) until SIGTERM."""
+def run(directory: Path, declared: GitDeclaration | None, labels: tuple[str, ...], log_to: LogOptions) -> None:
+    """Run the manifests in DIRECTORY (default: ./manifests) until SIGTERM.
+
+    DIRECTORY may also be a bootstrap file, whose [source] tells of a git repository; so does --git.
+    """
     node = node_of(labels)
-    with Logs(log_to):
-        _start(directory, node)
+    with Logs(log_to), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if declared is None:
+            _start(runner, loader.manifest_folder(str(directory)), node, None)
+        else:
+            git, lock = git_source(runner, declared, node)
+            _start(runner, git.root, node, git)
+            lock.close()
 
 
-def _start(directory: Path, node: Node) -> None:
-    root = loader.manifest_folder(str(directory))
+def _start(runner: asyncio.Runner, root: Path, node: Node, git: GitSource | None) -> None:
     try:
         snapshot = source.read(root)
         telemetry = Telemetry.from_environment()
@@ -59,15 +70,14 @@ def _start(directory: Path, node: Node) -> None:
         state = StateDir(Path(own.settings.state_dir).expanduser())
     except StateDirError as error:
         fail(str(error))
-    library = Library()
+    library = Library() if git is None else git.library
     before, loaded = _revisions(snapshot, own, state, library, node)
     settings = loaded.declaration.settings
     try:
         listener = bind(*listen_address(settings.listen))
     except OSError as error:
         fail(f"cannot listen on {settings.listen}: {error.strerror}")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(Start(snapshot, before, loaded, library, node), state, listener, telemetry))
+    runner.run(_run(Start(snapshot, before, loaded, library, node, git), state, listener, telemetry))
 
 
 def _revisions(
@@ -93,13 +103,17 @@ def _refuse(loaded: loader.Loaded) -> NoReturn:
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What to start with. before: what was in force when there was a sidecar last. library: of plugins' code."""
+    """What to start with. before: what was in force when there was a sidecar last. library: of plugins' code.
+
+    git: where the manifests are from, None for a directory of somebody else's.
+    """
 
     snapshot: source.Snapshot
     before: loader.Loaded | None
     loaded: loader.Loaded
     library: Library
     node: Node
+    git: GitSource | None
 
 
 async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry: Telemetry) -> None:
@@ -107,7 +121,7 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry
     client = Client()
     outside = Outside(
         machine=LocalMachine(state),
-        source=Manifests(root, os.environ, start.snapshot, start.library, start.node),
+        source=start.git or Manifests(root, os.environ, start.snapshot, start.library, start.node),
         client=client,
         tracer=telemetry.tracer,
         node=start.node,
@@ -119,6 +133,8 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry
     watchdog.start()
     try:
         await controller.open(start.loaded, start.before)
+        if start.git is not None:
+            start.git.open(controller.events, controller.refresh)
         await serve(controller, listener, shutdown, telemetry.traces)
     finally:
         listener.close()

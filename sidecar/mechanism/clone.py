@@ -1,0 +1,166 @@
+"""The clone of the source's repository: what its ref is there, what a commit is, who has signed it.
+
+A bare repository of our own, in which each commit that is remembered has a ref, so that it can be gone back to whatever
+happens to the branch. It can be thrown away at any time: then it is fetched again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from sidecar.core.sourcing import Commit, GitDeclaration
+from sidecar.mechanism.git import Git, GitError, Output
+
+FETCHED = "refs/sidecar/fetched"
+KEPT = "refs/sidecar/kept/"
+
+_SSH_SIGNER = re.compile(r'Good "git" signature for (.+) with \S+ key (\S+)')
+_GPG_SIGNER = re.compile(r"\[GNUPG:\] GOODSIG \S+ (.+)")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the ref is on the server. name: in full. id: of what it points to, which may be a tag."""
+
+    name: str
+    id: str
+
+
+class UnsignedError(GitError):
+    """The commit is not signed by anybody who is trusted."""
+
+
+class Clone:
+    """The clone in a folder. Everything raises GitError or OSError."""
+
+    def __init__(self, folder: Path, declared: GitDeclaration, git: Git) -> None:
+        self.folder = folder
+        self._declared = declared
+        self._git = git
+
+    async def open(self) -> None:
+        """Make it if there is none, and clear away what a git that was killed has left."""
+        await asyncio.to_thread(self._clear_locks)
+        if not (self.folder / "HEAD").is_file():
+            await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+            await self._git.run("init", "--quiet", "--bare", "--template=", str(self.folder))
+
+    async def make_anew(self) -> None:
+        """Throw it away, since something may be wrong with it."""
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        await self.open()
+
+    async def head(self) -> Head:
+        """Ask the server what the ref is."""
+        declared = self._declared
+        if declared.is_commit:
+            return Head(declared.ref, declared.ref)
+        names = _full_names(declared.ref)
+        output = await self._git.run("ls-remote", "--quiet", "--", declared.git, *names, secrets=True)
+        found: dict[str, str] = {}
+        for line in output.out.decode(errors="replace").splitlines():
+            commit, _, name = line.partition("\t")
+            found[name] = commit
+        for name in names:
+            if name in found:
+                return Head(name, found[name])
+        raise GitError(f'there is no branch or tag "{declared.ref}" at {declared.git}')
+
+    async def fetch(self, head: Head) -> str:
+        """Have what the ref is, or has become meanwhile; the commit that it is."""
+        await self._fetch(f"+{head.name}:{FETCHED}")
+        return await self._commit_of(FETCHED)
+
+    async def find(self, name: str) -> str:
+        """The commit whose id begins so; it is asked for if the clone does not have it and the name is whole."""
+        with contextlib.suppress(GitError):
+            return await self._commit_of(name)
+        if len(name) not in (40, 64):
+            raise GitError(f"no commit that was fetched begins with {name}; a whole id would be asked for")
+        await self._fetch(name)
+        return await self._commit_of(name)
+
+    async def has(self, commit: str) -> bool:
+        """Whether the commit is here already."""
+        return (await self._run("cat-file", "-e", f"{commit}^{{commit}}", ok=(0, 1, 128))).status == 0
+
+    async def describe(self, commit: str) -> Commit:
+        """Who, when and what."""
+        output = await self._run("show", "--no-patch", "--no-show-signature", "--format=%ct%x00%an%x00%s", commit)
+        at, author, subject = output.out.decode(errors="replace").rstrip("\n").split("\0", 2)
+        return Commit(id=commit, author=author[:200], subject=subject[:300], at=float(at))
+
+    async def descends(self, commit: str, ancestor: str) -> bool:
+        """Whether `ancestor` is in the commit's history, as far as that is here. It is not after a force-push."""
+        if not await self.has(ancestor):
+            return False
+        return (await self._run("merge-base", "--is-ancestor", ancestor, commit, ok=(0, 1))).status == 0
+
+    async def signer(self, commit: str) -> str:
+        """Who has signed it, of those who are trusted. Raises UnsignedError."""
+        output = await self._run("verify-commit", "--raw", commit, ok=range(256))
+        told = output.err + output.out.decode(errors="replace")
+        match = _SSH_SIGNER.search(told) or _GPG_SIGNER.search(told)
+        if output.status == 0 and match:
+            return " ".join(match.groups())
+        lines = [line for line in told.splitlines() if line.strip() and not line.startswith("[GNUPG:]")]
+        why = "; ".join(lines)[:300] if lines else "it has no signature"
+        raise UnsignedError(f"is not signed by anybody who is trusted here: {why}")
+
+    async def keep(self, commits: Iterable[str]) -> None:
+        """Have a ref for each of these, and for no others; and pack what has come, now and then."""
+        wanted = set(commits)
+        listed = await self._run("for-each-ref", "--format=%(refname)", KEPT)
+        there = {name.removeprefix(KEPT) for name in listed.out.decode().split()}
+        for commit in wanted - there:
+            if await self.has(commit):
+                await self._run("update-ref", f"{KEPT}{commit}", commit)
+        for commit in there - wanted:
+            await self._run("update-ref", "-d", f"{KEPT}{commit}")
+        await self._run("-c", "gc.auto=500", "gc", "--auto", "--quiet")
+
+    async def _fetch(self, what: str) -> None:
+        depth = (f"--depth={self._declared.depth}",) if self._declared.depth else ()
+        await self._git.run(
+            "fetch",
+            "--quiet",
+            "--force",
+            "--no-tags",
+            "--no-auto-gc",
+            "--no-recurse-submodules",
+            "--no-write-fetch-head",
+            *depth,
+            "--",
+            self._declared.git,
+            what,
+            folder=self.folder,
+            secrets=True,
+        )
+
+    async def _commit_of(self, name: str) -> str:
+        output = await self._run(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", ok=(0, 1)
+        )
+        if output.status:
+            raise GitError(f"{name} is no commit")
+        return output.out.decode().strip()
+
+    async def _run(self, *arguments: str, ok: Iterable[int] = (0,)) -> Output:
+        return await self._git.run(*arguments, folder=self.folder, ok=ok)
+
+    def _clear_locks(self) -> None:
+        """The state directory is locked by us, so no git that we have started is at work there."""
+        for lock in self.folder.rglob("*.lock"):
+            lock.unlink(missing_ok=True)
+
+
+def _full_names(ref: str) -> tuple[str, ...]:
+    if ref == "HEAD" or ref.startswith("refs/"):
+        return (ref,)
+    return (f"refs/heads/{ref}", f"refs/tags/{ref}")
