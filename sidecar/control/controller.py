@@ -21,6 +21,7 @@ from sidecar.control.measurements import Measurements
 from sidecar.control.reconciler import Reconciler
 from sidecar.control.recovery import Recovery
 from sidecar.control.revisions import Revisions, in_force, take_over
+from sidecar.control.serverlogs import ServerLogs
 from sidecar.control.servers import Servers
 from sidecar.control.watch import DeviceWatch, cap_logs
 from sidecar.core.explain import Story, explain, wanting
@@ -62,6 +63,7 @@ class Controller:
         self.measurements = Measurements(outside.state)
         memories = Memories(events=self.events, measurements=self.measurements, random=outside.random.random)
         self.fleet = Fleet(self.clock, memories)
+        self.server_logs = ServerLogs(self.fleet, outside.state)
         self.generations = Generations(Host(outside.tracer, outside.state))
         self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()

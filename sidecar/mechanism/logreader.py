@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import heapq
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ _BLOCK = 64 * 1024
 _PORTION = 1000  # lines that are handed over at once to those who follow
 _PATTERN_CHARS = 1000
 _ATTEMPTS = 3
+_PLACE = re.compile(r"(\d{1,15})\.(\d{1,18})\.(\d{1,18})", re.ASCII)
 
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
@@ -51,9 +53,10 @@ class Place(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, text: str) -> Place:
         """The place that `str` told. Raises ValueError."""
-        run, *ends = map(int, text.split("."))
-        if run < 0 or len(ends) != len(STREAMS) or min(ends) < 0:
-            raise ValueError(text)
+        found = _PLACE.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text[:50]!r} is no place in a log")
+        run, *ends = map(int, found.groups())
         return cls(run, tuple(ends))
 
 

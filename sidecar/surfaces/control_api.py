@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Litestar reads the handlers' annotations at run time.
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
 from sidecar.core.sourcing import HistoryReport, SourceReport
 from sidecar.mechanism.source import PLUGIN_FOLDER
-from sidecar.surfaces import events_api, guard, models_api, plugins_api, report, source_api, webhook
+from sidecar.surfaces import events_api, guard, logs_api, models_api, plugins_api, report, source_api, webhook
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.plane import Plane
 
@@ -138,12 +139,23 @@ async def measurements(state: ControlState) -> tuple[Measured, ...]:
 
 
 @get("/-/models/{target:path}", guards=[only_for_operators])
-async def explain(state: ControlState, target: str) -> report.ModelStory:
-    """`{name}/explain`: where each variant of the model stands, why, and what a request would set off."""
+async def model(request: Caller, state: ControlState, target: str) -> Response[Any]:
+    """`{name}/explain`: where each variant of the model stands, why, and what a request would set off.
+
+    `{name}/logs`: what its server says, see logs_api.Question; with `?follow=true`, as server-sent events.
+    """
+    controller = state.controller
     requested, _, verb = target.strip("/").rpartition("/")
-    if verb != "explain" or not requested:
-        raise ApiError(404, "unknown_path", "expected /-/models/NAME/explain")
-    return await report.story(state.controller, _known(state.controller, requested))
+    if verb not in ("explain", "logs") or not requested:
+        raise ApiError(404, "unknown_path", "expected /-/models/NAME/explain or /-/models/NAME/logs")
+    known = partial(_known, controller)
+    if verb == "explain":
+        return Response(await report.story(controller, known(requested)))
+    asked = logs_api.question(request.query_params, request.headers.get("last-event-id"))
+    log = await logs_api.log_of(controller.server_logs, requested, known, asked)
+    if asked.follow:
+        return logs_api.stream(controller.server_logs, log, asked, controller.events)
+    return Response(await logs_api.answer(controller.server_logs, log, asked))
 
 
 @post("/-/models/{target:path}", guards=[only_for_operators], status_code=200)
@@ -204,7 +216,7 @@ def control_app(controller: Controller, plane: Plane) -> Litestar:
             events,
             measurements,
             reload,
-            explain,
+            model,
             act,
             source,
             source_history,

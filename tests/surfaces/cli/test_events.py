@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sidecar.control.events import Event
-from sidecar.surfaces.cli.events import Frame, frames, row
+from sidecar.surfaces.cli.events import row
+from sidecar.surfaces.cli.following import Frame, frames
 
 
 def test_frames_are_read_whole_and_signs_of_life_have_no_data() -> None:
