@@ -21,6 +21,7 @@ from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.surfaces import events_api, guard, logs_api, models_api, plugins_api, report, source_api, webhook
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.snapshot import Snapshot, running
 
 
 class ControlState(State):
@@ -66,6 +67,12 @@ async def status(state: ControlState) -> report.StatusReport:
 async def devices(state: ControlState) -> tuple[report.DeviceReport, ...]:
     """The devices, with what is reserved on them."""
     return report.live_devices(state.controller)
+
+
+@get("/-/snapshot", guards=[only_for_operators])
+async def node(state: ControlState) -> Snapshot:
+    """The machine as the planner sees it, for `plan --against` and `diff --against` elsewhere."""
+    return await running(state.controller)
 
 
 @get("/-/plugins", guards=[only_for_operators])
@@ -211,6 +218,7 @@ def control_app(controller: Controller, plane: Plane) -> Litestar:
             ready,
             status,
             devices,
+            node,
             plugins,
             plan,
             events,

@@ -34,13 +34,18 @@ class EventsReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One device. usable_mb: for servers, after headroom and cap. reserved_mb: by our servers. names: in manifests."""
+    """One device. usable_mb: for servers, after headroom and cap. reserved_mb: by our servers. names: in manifests.
+
+    foreign_mb: what processes hold that are not ours; None where that cannot be told. host_memory: it is the RAM.
+    """
 
     device_class: str
     label: str
     status: DeviceStatus
     usable_mb: int | None = None
     reserved_mb: int = 0
+    foreign_mb: int | None = None
+    host_memory: bool = False
     names: tuple[str, ...] = ()
 
 
@@ -145,14 +150,16 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
 def devices(found: tuple[Device, ...], servers: tuple[Server, ...], declared: Declaration) -> tuple[DeviceReport, ...]:
     """The devices with what is reserved on them."""
     inventory = Inventory(found, declared.devices)
-    usable = Ledger(found, servers, inventory.caps, declared.settings.headroom_mb).usable
+    ledger = Ledger(found, servers, inventory.caps, declared.settings.headroom_mb)
     return tuple(
         DeviceReport(
             device_class=device.device_class,
             label=device.label,
             status=device.status,
-            usable_mb=usable.get(device.id),
+            usable_mb=ledger.usable.get(device.id),
             reserved_mb=sum(server.reserved_mb.get(device.id, 0) for server in servers),
+            foreign_mb=ledger.foreign_mb(device.id) if device.id in ledger.devices else None,
+            host_memory=device.host_memory,
             names=tuple(name for name, key in inventory.named.items() if key == device.id),
         )
         for device in found

@@ -83,7 +83,9 @@ def test_nobody_answering_is_exit_3_and_wrong_usage_2() -> None:
 def test_devices_are_shown_without_a_sidecar_too() -> None:
     result = cli("devices", "--url", "http://127.0.0.1:1", "--json")
     assert "looking for myself" in result.stderr
-    assert any(device["device_class"] == "cpu" for device in json.loads(result.stdout))
+    found = json.loads(result.stdout)
+    assert (found["kind"], found["version"], found["running"]) == ("sidecar/devices", 1, False)
+    assert any(device["device_class"] == "cpu" for device in found["devices"])
 
 
 def test_status_start_and_stop_of_a_running_sidecar(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,23 @@ def test_a_server_whose_model_moves_to_other_nodes_is_stopped_and_the_others_sta
     assert sidecar.pid("any") == stays
     sidecar.write("here.toml", stub("here", model=FOR_A100))
     until(lambda: "here" not in sidecar.status()["elsewhere"], "it is for this node again")
+
+
+def test_the_machine_is_written_down_and_planned_for_elsewhere(sidecar: Sidecar, tmp_path: Path) -> None:
+    assert sidecar.ask("any")
+    written = sidecar.cli("devices", "--json").stdout
+    found = json.loads(written)
+    assert (found["running"], found["labels"]["gpu"], found["revision"]) == (True, "a100", sidecar.status()["applied"])
+    assert "any" in [server["model"] for server in found["servers"]]
+    (tmp_path / "devices.json").write_text(written)
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "other.toml").write_text(stub("other", memory_mb=50, model="auto_start = true"))
+    arguments = ("plan", str(tmp_path / "manifests"), "--against", str(tmp_path / "devices.json"), "--json")
+    planned = json.loads(cli(*arguments, env={"SIDECAR_LABELS": ""}).stdout)
+    assert ("Drain", "any") in [(action["action"], action["model"]) for action in planned["actions"]]
+    assert ("Start", "other") in [(action["action"], action["model"]) for action in planned["actions"]]
+    result = sidecar.cli("devices", "--label", "gpu=h200", check=False)
+    assert (result.returncode, "has labels of its own" in result.stderr) == (2, True)
 
 
 def test_with_other_labels_at_the_next_start_servers_for_others_are_stopped_and_the_rest_is_taken_over(

@@ -10,13 +10,13 @@ from sidecar import __version__
 
 MODULES = {  # of this package, by command
     "run": "run",
-    "validate": "local",
-    "plan": "local",
+    "validate": "validate",
+    "plan": "plan",
     "status": "remote",
     "explain": "explain",
     "events": "events",
     "logs": "logs",
-    "devices": "remote",
+    "devices": "devices",
     "start": "models",
     "stop": "models",
     "drain": "models",

@@ -1,23 +1,17 @@
-"""Commands that speak to a running sidecar: `status`, `devices`, `reload`."""
+"""Commands that speak to a running sidecar: `status`, `reload`."""
 
 from __future__ import annotations
-
-import asyncio
-from pathlib import Path
 
 import click
 import msgspec
 
-from sidecar.core.manifest import Declaration
 from sidecar.core.nodes import shown
-from sidecar.mechanism import plugins
-from sidecar.mechanism.source import PLUGIN_FOLDER
-from sidecar.surfaces import progress, report
-from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
-from sidecar.surfaces.cli.local import probe
+from sidecar.surfaces import progress
+from sidecar.surfaces.cli.client import Remote, remote_options
+from sidecar.surfaces.cli.devices import show_devices
 from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table
 from sidecar.surfaces.cli.source import described
-from sidecar.surfaces.report import DeviceReport, ModelReport, ReloadReport, StatusReport
+from sidecar.surfaces.report import ModelReport, ReloadReport, StatusReport
 
 
 @click.command()
@@ -34,7 +28,7 @@ def status(as_json: bool, remote: Remote) -> None:
     if found.source is not None and found.source.kind != "directory":
         click.echo(f"from {described(found.source)}")
     click.echo()
-    _show_devices(found.devices)
+    show_devices(found.devices)
     click.echo()
     print_table("Models", ("MODEL", "MODE", "STATE", "WHERE", "MB", "BUSY", "BECAUSE"), map(_model_row, found.models))
     if found.elsewhere:
@@ -54,23 +48,6 @@ def status(as_json: bool, remote: Remote) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the devices as JSON.")
-@remote_options
-def devices(as_json: bool, remote: Remote) -> None:
-    """Show the devices: as the running sidecar sees them, or, if none runs, as they are."""
-    try:
-        found = msgspec.convert(remote.ask("GET", "/-/devices", {}, timeout_s=30.0), tuple[DeviceReport, ...])
-    except UnreachableError as error:
-        click.echo(f"{error}; looking for myself, without reservations", err=True)
-        catalog = plugins.load({}, Path("manifests") / PLUGIN_FOLDER)
-        found = report.devices(asyncio.run(probe(catalog)), (), Declaration())
-    if as_json:
-        print_json(found)
-    else:
-        _show_devices(found)
-
-
-@click.command()
 @json_option
 @remote_options
 def reload(as_json: bool, remote: Remote) -> None:
@@ -84,29 +61,6 @@ def reload(as_json: bool, remote: Remote) -> None:
         click.echo(f"revision {found.applied} is in force as generation {found.generation}")
     if found.problems or found.plugins:
         raise SystemExit(NO)
-
-
-def _show_devices(found: tuple[DeviceReport, ...]) -> None:
-    columns = ("DEVICE", "NAME", "TOTAL MB", "USABLE", "RESERVED", "FREE", "BUSY", "TEMP", "POWER")
-    print_table("Devices", columns, map(_device_row, found))
-
-
-def _device_row(device: DeviceReport) -> tuple[str, ...]:
-    seen = device.status
-    label = ", ".join((device.label, *device.names))
-    if seen.problem:
-        return (label, f"{seen.name}: UNKNOWN: {seen.problem}", "", "", str(device.reserved_mb), "", "", "", "")
-    return (
-        label,
-        seen.name,
-        str(seen.total_mb),
-        str(device.usable_mb),
-        str(device.reserved_mb),
-        str(seen.free_mb),
-        _unit(seen.utilisation_pct, "%"),
-        _unit(seen.temperature_c, "°C"),
-        _unit(seen.power_w, " W"),
-    )
 
 
 def _model_row(model: ModelReport) -> tuple[str, ...]:
@@ -129,10 +83,6 @@ def _memory(model: ModelReport) -> str:
     peaks = [measured.peak_mb for measured in model.measured if measured.variant == server.variant]
     peak = "+".join(str(amount) for amount in peaks[0].values()) if peaks else ""
     return f"{reserved} (peak {peak})" if peak else reserved
-
-
-def _unit(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.0f}{unit}"
 
 
 def _ago(seconds: float) -> str:
