@@ -21,6 +21,7 @@ from sidecar.mechanism.traces import Traces
 from sidecar.surfaces.control_api import control_app
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.protocol import factory
+from sidecar.surfaces.service import Service
 
 BACKLOG = 2048
 GC_S = 60.0
@@ -55,19 +56,19 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Shutdown:
-    """What signals ask for: the first SIGTERM or SIGINT drains, the second hurries; SIGHUP has all read anew.
+    """What signals ask for: the first SIGTERM or SIGINT drains, the second hurries. (SIGHUP is Service's.)
 
     Made before anything is started, so that nothing that was started is left behind.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, service: Service) -> None:
         self.asked = False
+        self.service = service
         self._controller = controller
         self._server: HttpServer | None = None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask, number)
-        loop.add_signal_handler(signal.SIGHUP, controller.ask_reload)
 
     def of(self, server: HttpServer) -> None:
         """The server that is to end."""
@@ -80,6 +81,7 @@ class Shutdown:
             self._controller.hurry.set()
         else:
             log.info("%s: draining", number.name)
+            self.service.stopping()
             self._controller.fleet.close()
             self._controller.events.end_followers()  # whose streams would be waited for as requests in flight
         if self._server is not None:
@@ -112,6 +114,7 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     log.info("sidecar %s: http://%s:%d serves %d models of %s", __version__, shown, port, models, controller.root)
     if elsewhere := counted(controller.declaration.elsewhere):
         log.info("%s; this one has %s", elsewhere, controller.node)
+    shutdown.service.ready()
     plane.look_after()
     collecting = asyncio.create_task(_collect_rarely(), name="collect garbage")
     _give_back_memory()

@@ -47,9 +47,11 @@ class Service:
         self._notifier.close()
 
     def _reload(self) -> None:
+        if not self._ready:  # it is not open yet, or the end has begun
+            self._controller.ask_reload()
+            return
         self._reading += 1
-        if self._ready:  # or the start would count as done when this is
-            self._notifier.reloading()
+        self._notifier.reloading()
         task = asyncio.get_running_loop().create_task(self._read_anew(), name="reload")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -18,7 +18,7 @@ from sidecar.control.gitsource import GitSource
 from sidecar.control.machine import Outside
 from sidecar.core.nodes import Node
 from sidecar.core.sourcing import GitDeclaration
-from sidecar.mechanism import applied, loader, source
+from sidecar.mechanism import applied, loader, source, systemd
 from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.logs import LogOptions, Logs
 from sidecar.mechanism.machine import LocalMachine
@@ -33,6 +33,7 @@ from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.log_options import log_options
 from sidecar.surfaces.cli.output import fail, print_problems
 from sidecar.surfaces.server import Shutdown, bind, serve
+from sidecar.surfaces.service import Service
 
 log = logging.getLogger("sidecar")
 
@@ -48,16 +49,26 @@ def run(directory: Path, declared: GitDeclaration | None, labels: tuple[str, ...
     DIRECTORY may also be a bootstrap file, whose [source] tells of a git repository; so does --git.
     """
     node = node_of(labels)
+    manager = _manager()
     with Logs(log_to), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if declared is None:
-            _start(runner, loader.manifest_folder(str(directory)), node, None)
+            _start(runner, loader.manifest_folder(str(directory)), node, None, manager)
         else:
             git, lock = git_source(runner, declared, node)
-            _start(runner, git.root, node, git)
+            _start(runner, git.root, node, git, manager)
             lock.close()
 
 
-def _start(runner: asyncio.Runner, root: Path, node: Node, git: GitSource | None) -> None:
+def _manager() -> systemd.Given:
+    try:
+        return systemd.take(os.environ)  # before anything is started, which would inherit it
+    except systemd.SocketError as error:
+        fail(str(error))
+
+
+def _start(
+    runner: asyncio.Runner, root: Path, node: Node, git: GitSource | None, manager: systemd.Given
+) -> None:
     try:
         snapshot = source.read(root)
         telemetry = Telemetry.from_environment()
@@ -74,10 +85,14 @@ def _start(runner: asyncio.Runner, root: Path, node: Node, git: GitSource | None
     before, loaded = _revisions(snapshot, own, state, library, node)
     settings = loaded.declaration.settings
     try:
-        listener = bind(*listen_address(settings.listen))
+        address = listen_address(settings.listen)
+        listener = systemd.listener(manager, *address) or bind(*address)
+    except systemd.SocketError as error:
+        fail(str(error))
     except OSError as error:
         fail(f"cannot listen on {settings.listen}: {error.strerror}")
-    runner.run(_run(Start(snapshot, before, loaded, library, node, git), state, listener, telemetry))
+    start = Start(snapshot, before, loaded, library, node, git)
+    runner.run(_run(start, state, listener, Told(telemetry, manager)))
 
 
 def _revisions(
@@ -116,31 +131,40 @@ class Start(msgspec.Struct, frozen=True):
     git: GitSource | None
 
 
-async def _run(start: Start, state: StateDir, listener: socket.socket, telemetry: Telemetry) -> None:
+class Told(msgspec.Struct, frozen=True):
+    """Where traces go, and who holds the sidecar's own life in hand."""
+
+    telemetry: Telemetry
+    manager: systemd.Given
+
+
+async def _run(start: Start, state: StateDir, listener: socket.socket, told: Told) -> None:
     root = start.snapshot.root
     client = Client()
     outside = Outside(
         machine=LocalMachine(state),
         source=start.git or Manifests(root, os.environ, start.snapshot, start.library, start.node),
         client=client,
-        tracer=telemetry.tracer,
+        tracer=told.telemetry.tracer,
         node=start.node,
         state=state.path,
     )
     controller = Controller(root, outside)
-    shutdown = Shutdown(controller)
+    service = Service(controller, systemd.Notifier(told.manager))
+    shutdown = Shutdown(controller, service)
     watchdog = Watchdog(controller.generations.markers)
     watchdog.start()
     try:
         await controller.open(start.loaded, start.before)
         if start.git is not None:
             start.git.open(controller.events, controller.refresh)
-        await serve(controller, listener, shutdown, telemetry.traces)
+        await serve(controller, listener, shutdown, told.telemetry.traces)
     finally:
         listener.close()
         await controller.close()
         watchdog.close()
         await client.close()
-        await asyncio.to_thread(telemetry.close)
+        await asyncio.to_thread(told.telemetry.close)
         state.close()
+        await service.close()
         log.info("done")
