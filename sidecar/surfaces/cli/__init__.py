@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 
 import click
 
@@ -26,6 +27,7 @@ MODULES = {  # of this package, by command
     "reload": "remote",
     "source": "source",
     "calibrate": "calibrate",
+    "import": "importing",
     "plugin": "plugin",
     "schema": "schema",
     "fmt": "fmt",
@@ -43,7 +45,8 @@ class Commands(click.Group):
         del context
         if name not in MODULES:
             return None
-        found: click.Command = getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+        module = importlib.import_module(f"{__name__}.{MODULES[name]}")
+        found: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
         return found
 
 

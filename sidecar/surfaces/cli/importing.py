@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -115,13 +116,14 @@ def _ollama(url: str, how: How) -> None:
     _run(lambda: ollama.convert(ollama.fetch(url.rstrip("/")), how.options(Path())), how)
 
 
-_url = click.option("--url", default="http://127.0.0.1:11434", show_default=True, help="Where Ollama answers.")
-import_.command("ollama")(_url(_ollama))
+import_.command("ollama")(
+    click.option("--url", default="http://127.0.0.1:11434", show_default=True, help="Where Ollama answers.")(_ollama)
+)
 
 
 def _read(file: Path, *, core: bool) -> Tree:
     if str(file) == "-":
-        return read("-", click.get_binary_stream("stdin").read(MOST_BYTES + 1), core=core)
+        return read("-", sys.stdin.buffer.read(MOST_BYTES + 1), core=core)
     try:
         with file.open("rb") as stream:
             return read(str(file), stream.read(MOST_BYTES + 1), core=core)
