@@ -145,12 +145,17 @@ class End(enum.Enum):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished request, for Stats plugins. Times are seconds; started_s is unix time; None = did not happen."""
+    """One finished request, for Stats plugins. Times are seconds; started_s is unix time; None = did not happen.
+
+    path: as it was sent, without the query. client: its address.
+    """
 
     model: str
     variant: str = ""
     mode: str = ""
+    method: str = ""
     path: str = ""
+    client: str = ""
     principal: str = ""
     end: End = End.OK
     status: int = 0
