@@ -26,6 +26,7 @@ from plugin_sdk.messages import (
     Upstream,
     Usage,
 )
+from plugin_sdk.reports import LoadedServer, UsageQuery, UsageReport, UsageRow
 from plugin_sdk.services import Metrics
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Filter",
     "Headers",
     "Interface",
+    "LoadedServer",
     "Metrics",
     "ModelInfo",
     "NotReady",
@@ -61,6 +63,9 @@ __all__ = [
     "Target",
     "Upstream",
     "Usage",
+    "UsageQuery",
+    "UsageReport",
+    "UsageRow",
     "auth",
     "device",
     "inline",

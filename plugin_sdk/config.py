@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from decimal import Decimal
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
@@ -160,6 +161,8 @@ def _as_written(kind: Any, done: dict[type, Any]) -> Any:
                 kw_only=True,
             )
         return done[kind]
+    if kind is Decimal:
+        return float | str  # TOML has no literal for them; a float is taken as it is written
     inner = tuple(_as_written(one, done) for one in get_args(kind))
     if not inner or inner == get_args(kind):
         return kind
@@ -181,7 +184,7 @@ def _field(field: msgspec.structs.FieldInfo, done: dict[type, Any]) -> tuple[str
 
 def _write(value: Any) -> Any:
     if isinstance(value, Duration):
-        return f"{value:g}s"
+        return f"{value:f}".rstrip("0").rstrip(".") + "s"
     if isinstance(value, ByteSize):
         return f"{int(value)}B"
     return str(value)  # a Secret, which does not tell

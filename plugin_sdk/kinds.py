@@ -27,6 +27,7 @@ from plugin_sdk.messages import (
     Upstream,
     Usage,
 )
+from plugin_sdk.reports import LoadedServer, UsageQuery, UsageReport
 from plugin_sdk.services import Metrics, Services, Standalone
 from plugin_sdk.shapes import openai_error
 from plugin_sdk.usage import openai_usage
@@ -239,6 +240,20 @@ class Stats(Plugin[C]):
         """Take note of several at once, in their order. If it is overridden, the sidecar calls it in place of `record`.
 
         For what costs less for many than for each, such as writing to a database.
+        """
+        raise NotImplementedError
+
+    def loaded(self, servers: Sequence[LoadedServer]) -> Awaitable[None] | None:
+        """Which servers hold memory: all of them, every few seconds, and once those that have ended since.
+
+        The same server comes again and again, with a later `until_s`; that is what must not be counted twice.
+        """
+
+    def report(self, query: UsageQuery) -> UsageReport | Awaitable[UsageReport]:
+        """What the usage was, for `sidecar usage`. Raises Reject(400, reason) for a query that makes no sense to it.
+
+        If no sidecar runs, the command asks a plugin that nobody has opened: then read what is there, and make nothing.
+        Raises PluginError if there is nothing to read.
         """
         raise NotImplementedError
 

@@ -16,6 +16,7 @@ import msgspec
 from plugin_sdk.errors import NotReady, PluginError, Reject
 from plugin_sdk.kinds import Filter, Plugin, Route, Stats
 from plugin_sdk.messages import DeviceStatus, Endpoint, ModelInfo, Outcome, Principal, Request, Target, Usage
+from plugin_sdk.reports import UsageReport
 from plugin_sdk.testing import samples
 from plugin_sdk.testing.common import Deaf
 from plugin_sdk.testing.harness import COMPLETION, Harness
@@ -36,8 +37,8 @@ def checks_of(plugin: type[Plugin[Any]]) -> tuple[Check, ...]:
         return (fifty_at_once_are_not_mixed_up,)
     if issubclass(plugin, Route) and plugin.models is not Route.models:
         return (*CHECKS["route"], models_are_listed_and_found)
-    if issubclass(plugin, Stats) and plugin.record_many is not Stats.record_many:
-        return (*CHECKS["stats"], several_outcomes_can_be_recorded_at_once)
+    if issubclass(plugin, Stats):
+        return (*CHECKS["stats"], *(check for name, check in _OF_STATS.items() if _overrides(plugin, name)))
     return CHECKS.get(plugin.kind, ())
 
 
@@ -314,6 +315,35 @@ async def several_outcomes_can_be_recorded_at_once(subject: Subject) -> None:
         await _recorded(live.call("record_many", outcomes), f"record_many of {len(outcomes)} outcomes")
 
 
+async def servers_can_be_told_of_again_and_again(subject: Subject) -> None:
+    """None at all, the same ones once more, and such as have ended."""
+    async with subject.alive() as live:
+        for servers in ((), samples.SERVERS[:1], samples.SERVERS, samples.SERVERS):
+            try:
+                await live.call("loaded", list(servers))
+            except Exception as error:
+                remedy = "expect that there may be none, and that the same ones come again"
+                raise raised(f"loaded of {len(servers)} servers", error, remedy) from error
+
+
+async def reports_have_what_was_asked_for(subject: Subject) -> None:
+    """A UsageReport whose rows have a value for each name in `by`; or Reject, or PluginError."""
+    async with subject.alive() as live:
+        for query in samples.QUERIES:
+            try:
+                found = await live.call("report", query)
+            except (Reject, PluginError):
+                continue
+            except Exception as error:
+                remedy = 'raise Reject(400, "...") for what it cannot tell, and PluginError if there is nothing to read'
+                raise raised(f"report({ascii(query)[:160]})", error, remedy) from error
+            if not isinstance(found, UsageReport):
+                raise Fault(f"report gave a {type(found).__name__}: return a UsageReport")
+            for row in found.rows:
+                if len(row.group) != len(query.by):
+                    raise Fault(f"report by {query.by} gave a row of {row.group}: give a value for each name in `by`")
+
+
 async def _record(live: Live, outcome: Outcome) -> None:
     await _recorded(live.call("record", outcome), f"record({_shown(outcome)})")
 
@@ -324,6 +354,17 @@ async def _recorded(call: Awaitable[Any], what: str) -> None:
     except Exception as error:
         remedy = "count what cannot be written (self.metrics.count), and expect fields that are empty or out of range"
         raise raised(what, error, remedy) from error
+
+
+def _overrides(plugin: type[Stats[Any]], name: str) -> bool:
+    return getattr(plugin, name) is not getattr(Stats, name)
+
+
+_OF_STATS: dict[str, Check] = {
+    "record_many": several_outcomes_can_be_recorded_at_once,
+    "loaded": servers_can_be_told_of_again_and_again,
+    "report": reports_have_what_was_asked_for,
+}
 
 
 def _shown(outcome: Outcome) -> str:

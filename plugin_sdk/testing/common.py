@@ -86,8 +86,11 @@ def calls(subject: Subject) -> list[Call]:
         ],
         "stats": [Call("record", (outcome,))],
     }
-    if issubclass(subject.plugin, Stats) and subject.plugin.record_many is not Stats.record_many:
-        by_kind["stats"].append(Call("record_many", ([outcome],)))
+    if issubclass(subject.plugin, Stats):
+        optional = {"record_many": ([outcome],), "loaded": (list(samples.SERVERS),), "report": (samples.QUERIES[0],)}
+        for name, arguments in optional.items():
+            if getattr(subject.plugin, name) is not getattr(Stats, name):
+                by_kind["stats"].append(Call(name, arguments))
     return by_kind[subject.plugin.kind]
 
 

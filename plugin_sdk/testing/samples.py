@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from plugin_sdk.messages import End, Headers, Outcome, Principal, Request, Target, Usage
+from plugin_sdk.reports import DIMENSIONS, LoadedServer, UsageQuery
 
 TOKEN = "sk-never-to-be-told-5f2c"  # noqa: S105 - nobody's
 CALLERS = 50
@@ -38,6 +39,21 @@ OUTCOMES = (
     Outcome(model="m\n\0'\"{}%s\ud800", principal="\u202e;DROP TABLE x--", path="/" + "x" * 10_000, status=-1),
     Outcome(model="qwen", duration_s=-1.0, queue_s=math.nan, started_s=math.inf),
     Outcome(model="qwen", usage=Usage(input_tokens=2**70, output_tokens=-1, response_model="\0")),
+)
+
+SERVERS = (
+    LoadedServer(id="qwen-1", model="qwen", variant="gpu", since_s=1e9, until_s=1e9 + 60, reserved_mb={"gpu-0": 9000}),
+    LoadedServer(id="qwen-2", model="qwen", variant="gpu", since_s=1e9, until_s=1e9, ended=True),
+    LoadedServer(id="m'\0\ud800", model="m'\0\ud800", variant="", since_s=1e9, until_s=1e9 - 5),
+)
+
+QUERIES = (
+    UsageQuery(),
+    UsageQuery(by=("model", "principal", "day"), since_s=0.0),
+    UsageQuery(model="m*'\0\ud800[", principal="%;--", since_s=-1.0, until_s=1e18),
+    UsageQuery(since_s=5.0, until_s=4.0),
+    UsageQuery(by=("no such thing",)),
+    *(UsageQuery(by=(name,)) for name in DIMENSIONS),
 )
 
 TAILS = (

@@ -34,7 +34,12 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
         "on_event": ("exchange", "event"),
         "on_end": ("exchange", "outcome"),
     },
-    "stats": {"record": ("outcome",), "record_many": ("outcomes",)},
+    "stats": {
+        "record": ("outcome",),
+        "record_many": ("outcomes",),
+        "loaded": ("servers",),
+        "report": ("query",),
+    },
 }
 _LIFE: dict[str, tuple[str, ...]] = {"open": (), "close": ()}
 _OWN = ("/-/", "/v1/models/", "/upstream/")  # the control API, the list of models, and what is passed through

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,8 @@ class Described(Config):
     wait: Duration
     size: ByteSize = ByteSize(64)
     pause: Duration = Duration(90)
+    years: Duration = Duration(1e8 + 0.25)
+    price: Decimal = Decimal("0.15")
     key: Secret | None = None
     nested: Nested = Nested()
     each: tuple[Nested, ...] = (Nested(Duration(0.5)),)
@@ -227,6 +230,8 @@ def test_the_schema_of_settings_is_what_a_manifest_may_hold() -> None:
         "wait": None,
         "size": "64B",
         "pause": "90s",
+        "years": "100000000.25s",
+        "price": "0.15",
         "key": None,
         "nested": None,
         "each": ({"wait": "0.5s"},),
@@ -234,6 +239,7 @@ def test_the_schema_of_settings_is_what_a_manifest_may_hold() -> None:
         "words": ("a",),
     }
     assert nested["properties"]["wait"]["default"] == "1s"
+    assert [one["type"] for one in properties["price"]["anyOf"]] == ["number", "string"]
     assert properties["each"]["items"] == {"$ref": "#/$defs/Nested"}
 
 
@@ -259,6 +265,8 @@ def test_the_patterns_of_the_schema_say_what_is_read(field: str, good: list[str]
 def test_a_default_that_the_schema_gives_can_be_read_again() -> None:
     defaults = schema(Described)["$defs"]["Described"]["properties"]
     assert convert(defaults["pause"]["default"], Duration) == Duration(90)
+    assert convert(defaults["years"]["default"], Duration) == Duration(1e8 + 0.25)
+    assert convert(defaults["price"]["default"], Decimal) == convert(0.15, Decimal) == Decimal("0.15")
     assert convert(defaults["size"]["default"], ByteSize) == 64
 
 

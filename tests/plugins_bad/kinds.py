@@ -17,6 +17,7 @@ from plugin_sdk import (
     Exchange,
     Filter,
     Interface,
+    LoadedServer,
     ModelInfo,
     Outcome,
     Principal,
@@ -28,6 +29,9 @@ from plugin_sdk import (
     Target,
     Upstream,
     Usage,
+    UsageQuery,
+    UsageReport,
+    UsageRow,
     inline,
 )
 
@@ -234,6 +238,47 @@ class NeedsUsageOfEach(Stats):
 
     def record_many(self, outcomes: Sequence[Outcome]) -> None:
         self.metrics.count("tokens", sum(cast(Usage, outcome.usage).output_tokens for outcome in outcomes))
+
+
+class CountsServersOnce(Stats):
+    """Takes each server for a new one."""
+
+    known: set[str]
+
+    def record(self, outcome: Outcome) -> None:
+        """Nothing of interest."""
+
+    def loaded(self, servers: Sequence[LoadedServer]) -> None:
+        self.known = getattr(self, "known", set())
+        for server in servers:
+            if server.id in self.known:
+                raise KeyError(server.id)
+            self.known.add(server.id)
+
+
+class ReportsATable(Stats):
+    """Has a shape of its own."""
+
+    def record(self, outcome: Outcome) -> None:
+        """Nothing of interest."""
+
+    def report(self, query: UsageQuery) -> UsageReport:
+        return cast(UsageReport, {"rows": []})
+
+
+class ReportsAllInOne(ReportsATable):
+    """Does not look at what is asked for."""
+
+    def report(self, query: UsageQuery) -> UsageReport:
+        return UsageReport(rows=(UsageRow(requests=1),))
+
+
+class ReportsWhatItKnows(ReportsATable):
+    """Knows two things, and takes it for granted that nobody asks for another."""
+
+    def report(self, query: UsageQuery) -> UsageReport:
+        known = {"model": "qwen", "day": "2026-11-25"}
+        return UsageReport(rows=(UsageRow(group=tuple(known[name] for name in query.by)),))
 
 
 class NoEndpoints(Interface):
