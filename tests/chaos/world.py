@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +16,7 @@ import msgspec
 
 from sidecar.mechanism import procfs
 from sidecar.mechanism.runner import MARKER
+from tests.e2e import forked
 from tests.e2e.harness import KEY, PATIENCE_S, Sidecar, until, write
 
 Manifests = Mapping[str, str]
@@ -30,13 +29,7 @@ def doomed(folder: Path, manifests: Manifests, command: list[str]) -> Iterator[S
     """A sidecar that may end at any moment, started by `python -m COMMAND run MANIFESTS`. Its servers live on."""
     for name, text in manifests.items():
         write(folder / "manifests" / name, text)
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, "run", str(folder / "manifests")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = forked.spawn(["run", str(folder / "manifests")], {**os.environ, "PYTHONUNBUFFERED": "1"}, *command)
     sidecar = Sidecar(folder, process)
     try:
         yield sidecar

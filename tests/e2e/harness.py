@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import openai
 
+from tests.e2e import forked
 from tests.servers import HTTP_SERVER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def llama(name: str, *, memory_mb: int = 300, mode: str = "chat", model: str = "
 class Sidecar:
     """A running `sidecar run`. `log` is everything that it has said so far."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, folder: Path, process: forked.AnyProcess) -> None:
         self.folder = folder
         self.process = process
         self.log: list[str] = []
@@ -161,14 +162,7 @@ def write(path: Path, text: str) -> None:
 
 def cli(*arguments: str, check: bool = True, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
-    return subprocess.run(
-        [sys.executable, "-m", "sidecar", *arguments],
-        capture_output=True,
-        text=True,
-        check=check,
-        timeout=PATIENCE_S,
-        env={**os.environ, **(env or {})},
-    )
+    return forked.call(arguments, {**os.environ, **(env or {})}, PATIENCE_S, check=check)
 
 
 @contextmanager
@@ -176,13 +170,8 @@ def running(folder: Path, manifests: Mapping[str, str], env: Mapping[str, str] |
     """A sidecar on these manifests; at the end it must end well, and leave no server behind."""
     for name, text in manifests.items():
         write(folder / "manifests" / name, text)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar", "run", str(folder / "manifests")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-    )
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    process = forked.spawn(["run", str(folder / "manifests")], variables)
     sidecar = Sidecar(folder, process)
     try:
         sidecar.wait_until_listening()
