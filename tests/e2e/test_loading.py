@@ -72,8 +72,8 @@ def test_a_stream_that_waits_gets_comments_and_then_the_same_bytes_as_one_that_d
     assert head["x-accel-buffering"] == "no"
     assert "x-served-by" not in head
     line = outcome(sidecar, "slow", "ok")
-    assert "status=200 code=- cold=True" in line
-    first_byte, queue = (float(number) for number in re.findall(r"(?:first_byte|queue)_s=([\d.]+)", line))
+    assert "status=200 end=ok streamed=True cold=True" in line
+    queue, first_byte = (float(number) for number in re.findall(r"(?:first_byte|queue)_s=([\d.]+)", line))
     assert first_byte > queue > 1  # comments are no first byte
 
     with asking(sidecar, "slow", **{"accept-encoding": "gzip"}) as quick:
@@ -109,7 +109,7 @@ def test_a_start_that_fails_is_told_by_an_event_and_a_broken_connection(run: Run
     error = error_in(received)
     assert (error["code"], error["type"], error["param"]) == ("exited", "server_error", "model")
     assert "exited with code 7" in error["message"]
-    assert "status=503 code=exited" in outcome(sidecar, "fleeting", "refused")
+    assert "status=503 end=refused code=exited" in outcome(sidecar, "fleeting", "refused")
     with asking(sidecar, "fleeting") as again:  # in backoff: there is no wait, so there is a plain answer
         assert again.status_code == 503
         assert int(again.headers["retry-after"]) >= 1
@@ -132,7 +132,7 @@ def test_a_client_that_leaves_while_the_model_loads_takes_its_demand_along(run: 
         assert next(pieces).startswith(b": loading slow: ")
         assert sidecar.model("slow")["waiting"] == 1
     until(lambda: sidecar.model("slow")["waiting"] == 0, "nobody waits")
-    assert "status=0 code=client_gone" in outcome(sidecar, "slow", "client_gone")
+    assert "status=0 end=client_gone code=client_gone" in outcome(sidecar, "slow", "client_gone")
     until(lambda: sidecar.state("slow") == "ready", "the start goes on for those who come later")
     assert sidecar.model("slow")["server"]["in_flight"] == 0
 
@@ -143,7 +143,7 @@ def test_what_the_server_refuses_after_the_wait_reaches_the_client_in_an_event(r
         received = broken(answer)
     assert answer.status_code == 200
     assert error_in(received) == {"message": "it does not want to", "type": "server_error"}
-    assert "status=400 code=- cold=True" in outcome(sidecar, "picky", "ok")
+    assert "status=400 end=ok streamed=True cold=True" in outcome(sidecar, "picky", "ok")
     with asking(sidecar, "picky") as plain:
         assert plain.status_code == 400
         assert json.loads(plain.read())["error"]["message"] == "it does not want to"
