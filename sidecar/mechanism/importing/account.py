@@ -61,9 +61,13 @@ class Account:
         return At(self, (), self.tree.value)
 
     def say(self, path: Path, fate: Fate, to: str = "", why: str = "", do: str = "") -> None:
-        """Say what became of a setting. It may be said more than once: a macro goes into many commands."""
+        """Say what became of a setting. It may be carried to several places; that it is left counts if to none."""
         mark = _Mark(fate, to, why, do)
         marks = self._marks.setdefault(path, [])
+        if fate is not Fate.LEFT:
+            marks[:] = [other for other in marks if other.fate is not Fate.LEFT]
+        elif any(other.fate is not Fate.LEFT for other in marks):
+            return
         if mark not in marks:
             marks.append(mark)
 
@@ -187,6 +191,16 @@ class At:
     def left(self, why: str, do: str = "") -> None:
         """It is not there."""
         self._account.say(self.path, Fate.LEFT, why=why, do=do)
+
+
+def each(at: At | None) -> Iterator[At]:
+    """The items of a list, if it is there."""
+    yield from at.each() if at else ()
+
+
+def items(at: At | None) -> Iterator[At]:
+    """What stands in a table, if it is there."""
+    yield from at.items() if at else ()
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -7,13 +7,12 @@ LiteLLM translates between APIs and the sidecar passes bytes as they are: so wha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from sidecar.mechanism.importing import commands, providers, remote
-from sidecar.mechanism.importing.account import Account, At
+from sidecar.mechanism.importing.account import Account, At, each, items
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
 from sidecar.mechanism.importing.litellm_left import LEFT, PARAMS_LEFT
 from sidecar.mechanism.importing.reading import Tree
@@ -76,7 +75,7 @@ class _Import:
     def run(self) -> Imported:
         self._left()
         self._auth()
-        for at in _each(self.root.get("model_list")):
+        for at in each(self.root.get("model_list")):
             self._deployment(at)
         for wanted, servers in self.servers.items():
             self._model(wanted, servers)
@@ -96,7 +95,7 @@ class _Import:
         for path, (why, do) in LEFT.items():
             if at := self.root.get(*path):
                 at.left(why, do)
-        for at in _items(self.root.get("environment_variables")):
+        for at in items(self.root.get("environment_variables")):
             at.left("variables do not stand in manifests", f"set {at.name} in the sidecar's environment, if it is used")
 
     def _auth(self) -> None:
@@ -160,7 +159,7 @@ class _Import:
         for entry in params.items():
             if entry.name in PARAMS_LEFT:
                 entry.left(*PARAMS_LEFT[entry.name])
-        for entry in _items(at.get("model_info")):
+        for entry in items(at.get("model_info")):
             if entry.name != "mode":
                 entry.left("/v1/models lists names alone, and prices are not kept here")
 
@@ -206,7 +205,7 @@ class _Import:
             if at.name in FIELDS:
                 fields[at.name] = _plain(at.value)
                 at.changed("plugins.params-*.config.default", "added where the client says nothing")
-        for at in _items(params.get("extra_body")):
+        for at in items(params.get("extra_body")):
             fields[at.name] = _plain(at.value)
             at.changed("plugins.params-*.config.default", "added where the client says nothing")
         return fields
@@ -235,7 +234,7 @@ class _Import:
             return
         for server in servers:
             params = server.at.get("litellm_params")
-            for at in _items(params):
+            for at in items(params):
                 if at.name in server.fields or at.name == "extra_body":
                     at.left(
                         "its servers had different fields, and here a model has the same for all", "make it two models"
@@ -283,7 +282,7 @@ class _Import:
 
     def _fallbacks(self) -> None:
         for section in ("litellm_settings", "router_settings"):
-            for at in _each(self.root.get(section, "fallbacks")):
+            for at in each(self.root.get(section, "fallbacks")):
                 for entry in at.items():
                     self._fallback(entry)
 
@@ -310,13 +309,13 @@ class _Import:
         entry.changed(f"models.{name}.variants", 'their servers stand in for its own, by balance = "failover"')
 
     def _aliases(self) -> None:
-        for at in _items(self.root.get("router_settings", "model_group_alias")):
+        for at in items(self.root.get("router_settings", "model_group_alias")):
             target = at.get("model") if at.is_table else at
             name = self.names.get(target.text()) if target else None
-            if name is None or not self.draft.alias(name, at.name):
+            if target is None or name is None or not self.draft.alias(name, at.name):
                 at.left("what it stands for is no model here, or the name is taken")
             else:
-                at.changed(f"models.{name}.aliases", "another name of that model")
+                target.changed(f"models.{name}.aliases", "another name of that model")
             if hidden := at.get("hidden") if at.is_table else None:
                 hidden.left("/v1/models lists names alone, and no aliases")
 
@@ -334,11 +333,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value if item is not None]
     return value
-
-
-def _each(at: At | None) -> Iterator[At]:
-    yield from at.each() if at else ()
-
-
-def _items(at: At | None) -> Iterator[At]:
-    yield from at.items() if at else ()

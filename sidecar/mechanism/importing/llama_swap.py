@@ -11,15 +11,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sidecar.mechanism.importing import commands, managed, remote
-from sidecar.mechanism.importing.account import Account, At
+from sidecar.mechanism.importing.account import Account, At, each
 from sidecar.mechanism.importing.commands import Command
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
+from sidecar.mechanism.importing.llama_swap_groups import PROFILES, Several
 from sidecar.mechanism.importing.macros import Macros
 from sidecar.mechanism.importing.reading import Tree
 
 LISTED = "/v1/models lists names alone"
-MEMORY = "memory decides who runs beside whom: all that fit by their memory_mb, and who has to go is chosen by priority"
-NOT_NEEDED = "there is no need for it here"
 
 LEFT: dict[str, tuple[str, str]] = {
     "logLevel": ("the log of the sidecar is its own", ""),
@@ -31,7 +30,7 @@ LEFT: dict[str, tuple[str, str]] = {
     "ui": ("it is about a page that is not there", ""),
     "performance": ("devices are always watched", ""),
     "includeAliasesInList": (LISTED, ""),
-    "profiles": ("names always mean the same model", "switch by aliases in the manifest, which take effect when saved"),
+    "profiles": PROFILES,
     "selectors": ("a model is one model", "a route plugin can choose: examples/plugins/database_router"),
     "tailcat": ("the sidecar listens on one address", "put a tunnel in front of it"),
     "upstream": ("/upstream/ passes all that is asked for there", ""),
@@ -74,8 +73,7 @@ class _Import:
         for model in models:
             self._model(model)
         self._peers()
-        self._groups()
-        self._hooks()
+        Several(self.root, self.draft, self.ids).run()
         self.macros.tell()
         self.draft.note(
             "llama-swap listens where its command line says (-listen): put that into `listen` of [sidecar]",
@@ -133,24 +131,19 @@ class _Import:
         if capabilities is None:
             return commands.modes(command)
         capabilities.left(LISTED)
-        found = commands.modes(command)
-        given = {
-            key: {item.text() for item in entry.each()} for key in ("in", "out") if (entry := capabilities.get(key))
-        }
-        heard, made = given.get("in", set()), given.get("out", set())
+        heard, made = ({item.text() for item in each(capabilities.get(key))} for key in ("in", "out"))
         reranker = capabilities.get("reranker")
-        if reranker is not None and reranker.flag():
-            found = ["reranker"]
-        elif heard == {"audio"}:
-            found = ["transcription"]
-        elif made == {"audio"}:
-            found = ["speech"]
-        elif made == {"image"}:
-            found = ["image"]
-        for key in ("in", "out", "reranker"):
-            if entry := capabilities.get(key):
+        told = (
+            ("reranker", reranker is not None and reranker.flag(), "reranker"),
+            ("transcription", heard == {"audio"}, "in"),
+            ("speech", made == {"audio"}, "out"),
+            ("image", made == {"image"}, "out"),
+        )
+        for mode, so, key in told:
+            if so and (entry := capabilities.get(key)):
                 entry.changed("mode", "what a model can do is its mode")
-        return found
+                return [mode]
+        return commands.modes(command)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -179,7 +172,7 @@ class _Import:
         table["variants"] = [variant]
 
     def _aliases(self, model: _Group) -> None:
-        for at in _each(model.at.get("aliases")):
+        for at in each(model.at.get("aliases")):
             alias = at.get("id") if at.is_table else at
             if alias is None:
                 raise at.wrong("an id")
@@ -246,7 +239,7 @@ class _Import:
         if proxy is not None and not _is_here(proxy):
             at.left("the sidecar starts servers on its own machine", "start it there by other means")
             return {"url": proxy}
-        fixed = _port(proxy) if proxy is not None else None
+        fixed = _port(at, proxy) if proxy is not None else None
         env = self._env(model)
         placed = command if commands.takes_port(command) else commands.with_port(command, fixed)
         if placed is None:
@@ -288,7 +281,7 @@ class _Import:
 
     def _env(self, model: _Group) -> dict[str, str]:
         found = {}
-        for at in _each(model.at.get("env")):
+        for at in each(model.at.get("env")):
             name, equals, value = model.macros.expand(at).partition("=")
             if not equals or not name:
                 raise at.wrong("NAME=value")
@@ -368,62 +361,6 @@ class _Import:
         what = f"the key of {at.name}"
         return remote.key(self.draft, entry, match[1] if match else "", f"{at.name}_api_key", what)
 
-    def _groups(self) -> None:
-        router = self.root.get("routing", "router")
-        for at in filter(None, (self.root.get("groups"), router and router.get("settings", "groups"))):
-            for group in at.items():
-                self._group(group)
-        for at in filter(None, (self.root.get("matrix"), router and router.get("settings", "matrix"))):
-            self._matrix(at)
-        if use := self.root.get("routing", "router", "use"):
-            use.left(MEMORY)
-        if scheduler := self.root.get("routing", "scheduler"):
-            scheduler.left("requests for a model that is being started wait in the order in which they come")
-            for at in _items(scheduler.get("settings", "fifo", "priority")):
-                self._priority(at, at.name)
-
-    def _group(self, group: At) -> None:
-        persistent = group.get("persistent")
-        for key in ("swap", "exclusive"):
-            if at := group.get(key):
-                at.left(MEMORY, "see that memory_mb is right")
-        if persistent:
-            persistent.changed("models.*.pinned", "a pinned model is neither evicted nor stopped")
-        for at in _each(group.get("members")):
-            name = self.ids.get(at.text())
-            if name is None:
-                at.left("there is no model of that name")
-            elif persistent and persistent.flag():
-                self.draft.models[name]["pinned"] = True
-                at.changed(f"models.{name}.pinned", "of a persistent group")
-            else:
-                at.left(MEMORY)
-
-    def _matrix(self, at: At) -> None:
-        at.left(MEMORY)
-        short = {entry.name: entry.text() for entry in _items(at.get("vars"))}
-        for entry in _items(at.get("evict_costs")):
-            self._priority(entry, short.get(entry.name, entry.name))
-
-    def _priority(self, at: At, model: str) -> None:
-        name = self.ids.get(model)
-        if name is None:
-            at.left("there is no model of that name")
-            return
-        self.draft.models[name]["priority"] = max(at.whole(), self.draft.models[name].get("priority", 0))
-        at.changed(f"models.{name}.priority", "higher is started first and evicted last")
-
-    def _hooks(self) -> None:
-        if at := self.root.get("hooks", "on_startup", "profile"):
-            at.left(*LEFT["profiles"])
-        for at in _each(self.root.get("hooks", "on_startup", "preload")):
-            name = self.ids.get(at.text())
-            if name is None:
-                at.left("there is no model of that name")
-            else:
-                self.draft.models[name]["auto_start"] = True
-                at.changed(f"models.{name}.auto_start", "started with the sidecar if there is room")
-
 
 def _split(at: At, macros: Macros) -> Command:
     try:
@@ -444,16 +381,10 @@ def _is_here(url: str) -> bool:
         return False
 
 
-def _port(url: str) -> int | None:
+def _port(at: At, url: str) -> int | None:
+    """The port of an address; None if it is the placeholder, or there is none."""
     try:
-        return urlsplit(url).port
+        port = urlsplit(url.replace(commands.PORT, "1")).port
     except ValueError:
-        return None  # it is the placeholder
-
-
-def _each(at: At | None) -> Iterator[At]:
-    yield from at.each() if at else ()
-
-
-def _items(at: At | None) -> Iterator[At]:
-    yield from at.items() if at else ()
+        raise at.wrong("an address such as http://127.0.0.1:8080") from None
+    return None if commands.PORT in url else port

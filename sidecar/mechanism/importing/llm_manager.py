@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from sidecar.mechanism.importing import commands, managed, scripts, skeletons
-from sidecar.mechanism.importing.account import Account, At
+from sidecar.mechanism.importing.account import Account, At, each
 from sidecar.mechanism.importing.commands import Command
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
 from sidecar.mechanism.importing.reading import Tree
@@ -55,10 +55,10 @@ def convert(tree: Tree, options: Options) -> Imported:
 
 
 class _Scheme(msgspec.Struct, frozen=True):
-    """A way to run a model: its name, the model's name and port, and where it stands."""
+    """A way to run a model: the model's name and port, and where the way stands."""
 
     model: str
-    port: int | None
+    port: At | None
     at: At
 
 
@@ -92,9 +92,12 @@ class _Import:
         if at := program.get("alive_time"):
             self.idle = f"{at.number():g}m"
             at.changed("models.*.idle_timeout", "in minutes; 0 is never")
-        for at in _each(program.get("TokenTracker")):
-            self.draft.chain("usage")
-            at.changed("sidecar.chain", "the plugin `usage` counts the tokens of every mode")
+        for at in each(program.get("TokenTracker")):
+            if at.text().lower() in MODES:
+                self.draft.chain("usage")
+                at.changed("sidecar.chain", "the plugin `usage` counts the tokens of every mode")
+            else:
+                at.left("the plugin `usage` counts what servers tell of OpenAI's tokens")
 
     def _listen(self, program: At) -> None:
         host, port = (program.get(key) or program.get(f"openai_{key}") for key in ("host", "port"))
@@ -136,7 +139,7 @@ class _Import:
 
     def _model(self, at: At, name: str) -> None:
         table = self.draft.models[name]
-        for alias in _each(at.get("aliases")):
+        for alias in each(at.get("aliases")):
             if self.draft.alias(name, alias.text()):
                 alias.carried(f"models.{name}.aliases")
             else:
@@ -146,15 +149,11 @@ class _Import:
             entry.carried(f"models.{name}.auto_start")
         table["idle_timeout"] = self.idle
         port = at.get("port")
-        if port:
-            port.changed("variants.command", "the sidecar chooses a port, and says it as {port}")
-        schemes = [
-            _Scheme(name, port.whole() if port else None, item)
-            for item in at.items()
-            if item.name not in _OWN_KEYS and item.is_table
-        ]
+        schemes = [_Scheme(name, port, item) for item in at.items() if item.name not in _OWN_KEYS and item.is_table]
         if not schemes:
             raise at.wrong("at least one way to run it: a table with required_devices, script_path and memory_mb")
+        if port:
+            port.left("the sidecar chooses a port of its own", "let scripts listen on the one that they are given")
         table["variants"] = [self._variant(scheme) for scheme in schemes]
 
     def _variant(self, scheme: _Scheme) -> dict[str, Any]:
@@ -217,8 +216,10 @@ class _Import:
         path = at.text().replace("\\", "/")
         found = scripts.read(Path(self.draft.options.folder) / path)
         if found is not None:
-            placed = commands.with_port(found.command, scheme.port)
+            placed = commands.with_port(found.command, scheme.port.whole() if scheme.port else None)
             if placed is not None:
+                if scheme.port:
+                    scheme.port.changed("variants.command", "{port} stands where it stood in the script")
                 at.changed("variants.command", "the one command of that script, with its variables")
                 return placed, found.env, found.cwd
         file = path if "/" in path else f"./{path}"
@@ -238,7 +239,3 @@ class _Import:
 def _runs(at: At) -> bool:
     """Whether it is a model: it has a way to run."""
     return at.is_table and any(item.is_table and "required_devices" in item.value for item in at.items())
-
-
-def _each(at: At | None) -> Iterator[At]:
-    yield from at.each() if at else ()

@@ -6,11 +6,10 @@ All of its servers run elsewhere: the variants of models have a url.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from sidecar.mechanism.importing import commands, remote, skeletons
-from sidecar.mechanism.importing.account import Account, At
+from sidecar.mechanism.importing.account import Account, At, each, items
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
 from sidecar.mechanism.importing.reading import Tree
 
@@ -64,7 +63,7 @@ class _Import:
         self._stats()
         self._limits()
         self._listen()
-        for at in _items(self.root.get("models")):
+        for at in items(self.root.get("models")):
             self._model(at)
         router = self.root.get("plugins", "model_route")
         if router and router.text() in ("default_router", "config"):
@@ -92,7 +91,7 @@ class _Import:
     def _auth(self) -> None:
         chosen = self.root.get("plugins", "auth")
         name = chosen.text() if chosen else "default_auth"
-        for at in _items(self.root.get("auth")):
+        for at in items(self.root.get("auth")):
             if at.name != name:
                 at.left(f'the auth plugin is "{name}"')
         settings = self.root.get("auth", name)
@@ -110,7 +109,7 @@ class _Import:
 
     def _ported(self, name: str, chosen: At | None, settings: At | None) -> None:
         config = {}
-        for at in _items(settings):
+        for at in items(settings):
             if at.is_table or isinstance(at.value, list):
                 at.left("code has to be ported", "give it to the plugin that you make of it")
                 continue
@@ -125,13 +124,13 @@ class _Import:
 
     def _stats(self) -> None:
         known = {"log": "log", "memory": "usage"}
-        for at in _each(self.root.get("plugins", "stats")):
+        for at in each(self.root.get("plugins", "stats")):
             if plugin := known.get(at.text()):
                 self.draft.chain(plugin)
                 at.changed("sidecar.chain", f"the plugin `{plugin}`")
             else:
                 at.left("code has to be ported", "make it a stats plugin: examples/plugins/redis_stats")
-        for at in _items(self.root.get("stats")):
+        for at in items(self.root.get("stats")):
             at.left("the plugins `log` and `usage` have settings of their own", "")
 
     def _limits(self) -> None:
@@ -216,11 +215,3 @@ def _per_minute(at: At) -> int:
     if not slash or seconds is None or not count.strip().isdecimal():
         raise at.wrong('a rate such as "100/minute"')
     return max(1, int(count) * 60 // seconds)
-
-
-def _each(at: At | None) -> Iterator[At]:
-    yield from at.each() if at else ()
-
-
-def _items(at: At | None) -> Iterator[At]:
-    yield from at.items() if at else ()
