@@ -20,6 +20,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
     resync_s: the reconciler. externals_s: the servers that somebody else runs. logs_s: the size of servers' logs.
     saves_s: what was measured goes to disk. loads_s: how far servers that load have come.
+    residence_s: stats plugins are told which servers hold memory.
     """
 
     resync_s: float = 5.0
@@ -27,3 +28,4 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     logs_s: float = 2.0
     saves_s: float = 30.0
     loads_s: float = 0.5
+    residence_s: float = 10.0

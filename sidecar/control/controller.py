@@ -20,6 +20,7 @@ from sidecar.control.machine import Outside
 from sidecar.control.measurements import Measurements
 from sidecar.control.reconciler import Reconciler
 from sidecar.control.recovery import Recovery
+from sidecar.control.residence import Residence
 from sidecar.control.revisions import Revisions, in_force, take_over
 from sidecar.control.serverlogs import ServerLogs
 from sidecar.control.servers import Servers
@@ -77,6 +78,7 @@ class Controller:
         self.source = outside.source
         self._timing = outside.timing
         self._servers = Servers(outside, self.fleet)
+        self._residence = Residence(self.fleet, lambda: self.generation)
         self._externals = ExternalWatch(self.fleet, outside.client)
         self.reconciler = Reconciler(outside, self.fleet, self._servers, self.devices, lambda: self.generation)
         self.reconciler.cwd = root
@@ -117,6 +119,7 @@ class Controller:
             asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
             asyncio.create_task(self._whenever(self.loads.due, self.loads.look), name="loads"),
             asyncio.create_task(self._every(self._timing.saves_s, self.measurements.save), name="measurements"),
+            asyncio.create_task(self._every(self._timing.residence_s, self._residence.tell), name="residence"),
         ]
 
     async def close(self) -> None:
@@ -136,6 +139,8 @@ class Controller:
             if not server.kept:
                 self.fleet.force_stop(server, "Shutdown")
         await self._servers.all_gone()
+        if self.generations.current is not None:
+            await self._residence.tell()
         await self.generations.close()
         await self.measurements.save()
         await self.events.close()

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from random import Random
 
@@ -44,6 +44,7 @@ _EVENTS = {
     Cause.GONE_FOR_GOOD: "Failed",
     Cause.RESET: "Reset",
 }
+DEPARTED = 1000  # servers that nobody has been told of yet that they are gone
 MOVE_S = 60.0  # for which a server that left only to come back is wanted without anybody asking
 _TOLD_BY_TRANSITIONS = frozenset({"Starting", "Serving", "Draining", "Stopping", "Stopped", "NotProbed", "Drained"})
 
@@ -75,6 +76,7 @@ class Fleet:
         self.external_in_flight: Counter[tuple[str, str]] = Counter()  # by model and variant
         self._external_targets: dict[tuple[str, str], tuple[Variant, Target]] = {}
         self.auto_started: set[str] = set()
+        self.departed: deque[tuple[LiveServer, float]] = deque(maxlen=DEPARTED)  # and when, in unix time
         self.moving: dict[str, float] = {}  # stopped only to be started anew, until when that is worth it
         self.transitions = 0
         self.conditions: dict[str, tuple[Condition, ...]] = {}
@@ -157,6 +159,7 @@ class Fleet:
         del self.servers[server.id]
         if self._server_of.get(server.model) is server:
             del self._server_of[server.model]
+        self.departed.append((server, self.clock.unix()))
         server.ended.set()
 
     def rename(self, server: LiveServer, model: str) -> None:
