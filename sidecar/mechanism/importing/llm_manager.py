@@ -207,6 +207,7 @@ class _Import:
             return "cpu"
         if kind := "nvidia" if _NVIDIA.search(there) else "amd" if _AMD.search(there) else "":
             self.draft.devices.setdefault(there, {"match": {"class": kind, "name": f"*{there.upper()}*"}})
+            self.draft.note("devices are matched by parts of their names: see `sidecar devices`", "devices.toml")
         else:
             skeletons.device(self.draft, there)
         return there
