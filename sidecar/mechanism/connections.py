@@ -8,14 +8,14 @@ asks for `pieces`. A connection that is aborted before the end is how a server l
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import cast
 
 import httptools
 
+from sidecar.mechanism.acknowledged import bytes_acknowledged
+from sidecar.mechanism.answers import read_head, without_lines
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.exchanges import Framing, Keeper, Listener, UpstreamError
-from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.parsing import Parsing, Piecewise, Whole
 from sidecar.mechanism.repeats import Repeats, with_length
@@ -23,11 +23,7 @@ from sidecar.mechanism.repeats import Repeats, with_length
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
 LEAVE_S = 5.0  # for a server to take what was written, after that is all there will be
 
-_TCP_INFO_BYTES = 128
-_BYTES_ACKED = slice(120, 128)  # struct tcp_info, tcpi_bytes_acked (linux/tcp.h)
 _HEAD_END = b"\r\n\r\n"
-_LOOKED_AT = (HOP_BY_HOP - {b"trailer"}) | {b"content-length", b"content-type"}
-_PLAIN = (b"close,", b"keep-alive,")  # which name no other headers
 
 
 # An answer that may come again: status, reason, headers, those passed on, content type, length.
@@ -211,7 +207,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, data: bytes) -> None:
         """Bytes of a head, and perhaps what follows it."""
-        seen = self._seen = self._seen + data if self._seen else _without_lines(data)
+        seen = self._seen = self._seen + data if self._seen else without_lines(data)
         self._feed(data)
         listener = self._listener
         if listener is None:
@@ -368,13 +364,8 @@ class Connection(asyncio.Protocol):
             return reset
         if self._transport is None or self.origin.scheme == "https" or (exc is not None and not reset):
             return False
-        sock = self._transport.get_extra_info("socket")
-        try:
-            info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        except (OSError, AttributeError):
-            return False  # no Linux, or gone already: then nothing is certain
-        acknowledged = int.from_bytes(info[_BYTES_ACKED], "little")
-        return len(info) == _TCP_INFO_BYTES and acknowledged < self._written
+        acknowledged = bytes_acknowledged(self._transport.get_extra_info("socket"))
+        return acknowledged is not None and acknowledged < self._written
 
     def _fail(self, why: str, *, processed: bool = True) -> None:
         listener = self._listener
@@ -398,51 +389,14 @@ class Connection(asyncio.Protocol):
                 self._listener.on_interim(status, reason, headers)
             return
         self.status, self.reason, self.headers = status, reason, headers
-        self.framing = self._read_head(status, headers)
+        head = read_head(status, headers, upgrade=self._upgrade)
+        self.passed_on, self.content_type = head.passed_on, head.content_type
+        self._left, self._unfit = head.length, head.unfit
+        self.framing = Framing.NONE if self._bodiless and status != 101 else head.framing
         self._headed = True
         if self._bodiless:
             self._ended = True
 
-    def _read_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> Framing:
-        """How the end of the body is told; what else matters of the headers is noted, and which are passed on."""
-        framing, named, passed_on = Framing.CLOSE, b"", []
-        self.content_type = b""
-        for pair in headers:
-            name = pair[0].lower()
-            if name not in _LOOKED_AT:
-                passed_on.append(pair)
-            elif name == b"content-length":
-                passed_on.append(pair)
-                self._left = int(pair[1])
-                framing = Framing.LENGTH
-            elif name == b"content-type":
-                passed_on.append(pair)
-                self.content_type = pair[1].lower()
-            elif name == b"transfer-encoding":
-                passed_on.append(pair)
-                if framing is Framing.CHUNKED or pair[1].strip(b" \t").lower() != b"chunked":
-                    self._unfit = "it uses a transfer coding that is not understood"
-                framing = Framing.CHUNKED
-            elif name == b"connection":
-                named += pair[1].lower() + b","
-        self.passed_on = _without(passed_on, named) if named and named not in _PLAIN else passed_on
-        if status == 101:
-            if not self._upgrade:
-                self._unfit = "it switched to another protocol, which nobody asked for"
-            return Framing.TUNNEL
-        return Framing.NONE if self._bodiless or status in (204, 304) else framing
-
     def on_complete(self) -> None:
         if self._headed:
             self._ended = True
-
-
-def _without(headers: list[tuple[bytes, bytes]], named: bytes) -> list[tuple[bytes, bytes]]:
-    """Without those that Connection names (RFC 9110, 7.6.1)."""
-    names = {token.strip() for token in named.split(b",")}
-    return [pair for pair in headers if pair[0].lower() not in names]
-
-
-def _without_lines(data: bytes) -> bytes:
-    """Without empty lines before a head."""
-    return data.lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data
