@@ -22,6 +22,7 @@ from sidecar.control.leases import Lease, RefusedError, Target, Waiters, drained
 from sidecar.control.live import LiveServer
 from sidecar.control.measurements import Measurements
 from sidecar.control.overrides import Overrides
+from sidecar.control.tallies import Tallies
 from sidecar.core.backoff import Fall, after
 from sidecar.core.conditions import READY, not_ready
 from sidecar.core.lifecycle import Cause, follow
@@ -65,6 +66,7 @@ class Fleet:
         memories = memories or Memories(events=Events(clock), measurements=Measurements(None))
         self.events = memories.events
         self.measurements = memories.measurements
+        self.tallies = Tallies()
         self.overrides = Overrides(self.events)
         self._chance = memories.random
         self.changed = asyncio.Event()
@@ -107,6 +109,8 @@ class Fleet:
         server.state = ServerState.STARTING if adopted else follow(before, Cause.START)
         self.servers[server.id] = self._server_of[server.model] = server
         self.auto_started.add(server.model)
+        again = (server.model, server.variant.name) in self.failures
+        self.tallies.started(server.model, server.variant.name, adopted=adopted, again=again)
         self.moving.pop(server.model, None)
         self.loads.set()
         self._moved(server, "Adopted" if adopted else _EVENTS[Cause.START], why)
@@ -144,6 +148,7 @@ class Fleet:
         server.left_because = server.left_because or reason
         if server.state is not ServerState.STOPPING:
             self.move(server, cause, why)
+            self.tallies.stopped(server.model, server.variant.name, server.left_because)
         server.leave.set()
 
     def gone(self, server: LiveServer) -> None:
@@ -203,6 +208,7 @@ class Fleet:
             served_s=now - server.since if served else None,
         )
         key = (server.model, server.variant.name)
+        self.tallies.failed(*key, reason)
         failure = self.failures[key] = after(self.failures.get(key), fall, now, self._chance())
         # At once, not with the next plan: whoever is refused now may look up why.
         ready = self._dated(server.model, not_ready(reason, failure.message))

@@ -65,6 +65,7 @@ class Reconciler:
     async def round(self) -> None:
         """Observe, plan, act, once."""
         self._fleet.changed.clear()
+        began = self._fleet.clock.monotonic()
         observed = await self.observe()
         now = self._fleet.clock.monotonic()
         self.last_plan = plan(self._generation().declaration, observed, now)
@@ -74,6 +75,7 @@ class Reconciler:
         self._fleet.note(self.last_plan.conditions)
         for model in list(self._fleet.waiting):
             self._answer(model)
+        self._fleet.tallies.rounds.add(self._fleet.clock.monotonic() - began)
 
     async def observe(self) -> Observed:
         """One look at everything."""

@@ -145,6 +145,7 @@ class Servers:
                 if not adopted:
                     load_s = server.last_used - server.since
                     self.fleet.measurements.loaded(server.model, server.variant, load_s)
+                    self.fleet.tallies.loaded(server.model, server.variant.name, load_s)
                 self.fleet.move(server, Cause.BECAME_READY)
                 self.fleet.grant(server)
         except NoPortError as error:

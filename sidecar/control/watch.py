@@ -78,6 +78,10 @@ class DeviceWatch:
         """Device plugins that cannot be read, and why."""
         return {name: prober.problem for name, prober in self._probers.items() if prober.problem}
 
+    def plugins(self) -> dict[str, bool]:
+        """Whether the last probe of each device plugin went well."""
+        return {name: not prober.problem for name, prober in self._probers.items()}
+
     async def read(self, changed_at: float, fresh_s: float) -> tuple[Device, ...]:
         """The devices, read since `changed_at` and not longer ago than `fresh_s`.
 

@@ -55,6 +55,8 @@ class Settings(Table, frozen=True):
     request_timeout: Duration = Duration(0)
     cors_origins: tuple[str, ...] = ()
     allow_empty: bool = False
+    metrics: Literal["operators", "open", "off"] = "operators"
+    metrics_principals: bool = False
 
 
 class PluginDeclaration(Table, frozen=True, rename={"import_path": "import"}):

@@ -1,4 +1,4 @@
-"""Sends spans to an OpenTelemetry collector over OTLP/HTTP, as the OTEL_EXPORTER_OTLP_* variables say.
+"""Sends spans and metrics to an OpenTelemetry collector over OTLP/HTTP, as the OTEL_EXPORTER_OTLP_* variables say.
 
 (opentelemetry.io/docs/specs/otlp/#otlphttp, .../specs/otel/protocol/exporter) As the SDK for Python does it, and not
 the specification, a timeout is in seconds.
@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
@@ -24,6 +25,9 @@ from sidecar.mechanism.otlp import Encoder
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # between attempts, within the timeout
 _TRY_AGAIN = frozenset((429, 502, 503, 504))
 _BROKEN = (http.client.HTTPException, OSError)
+
+
+Signal = Literal["traces", "metrics"]
 
 
 class CollectorError(ValueError):
@@ -42,20 +46,20 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
-def address_of(environment: Mapping[str, str]) -> Address:
-    """What the variables say; those for traces before those for everything. Raises CollectorError."""
+def address_of(environment: Mapping[str, str], signal: Signal = "traces") -> Address:
+    """What the variables say; those for the signal before those for everything. Raises CollectorError."""
 
     def told(name: str) -> str:
-        own, common = f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
+        own, common = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", f"OTEL_EXPORTER_OTLP_{name}"
         return environment.get(own, "").strip() or environment.get(common, "").strip()
 
-    own = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip()
+    own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "").strip()
     base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip() or "http://localhost:4318"
     compression = told("COMPRESSION").lower() or "none"
     if compression not in ("none", "gzip", "deflate"):
         raise CollectorError(f"OTEL_EXPORTER_OTLP_COMPRESSION: {compression} is not one of none, gzip, deflate")
     return Address(
-        url=_url(own or base.rstrip("/") + "/v1/traces"),
+        url=_url(own or base.rstrip("/") + f"/v1/{signal}"),
         headers=_headers(told("HEADERS")),
         timeout_s=_seconds(told("TIMEOUT") or "10"),
         compression=compression,
@@ -63,6 +67,15 @@ def address_of(environment: Mapping[str, str]) -> Address:
         certificate=told("CLIENT_CERTIFICATE") or None,
         key=told("CLIENT_KEY") or None,
     )
+
+
+def protocol_of(environment: Mapping[str, str], signal: Signal) -> str:
+    """`http/protobuf` or `grpc`. Raises CollectorError."""
+    own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "").strip()
+    protocol = own or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip() or "http/protobuf"
+    if protocol not in ("http/protobuf", "grpc"):
+        raise CollectorError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not one of http/protobuf, grpc")
+    return protocol
 
 
 def _url(told: str) -> SplitResult:
@@ -97,12 +110,11 @@ def _seconds(told: str) -> float:
     return seconds
 
 
-class Collector:
-    """An exporter that encodes and sends. It keeps one connection."""
+class Sender:
+    """Brings requests to the collector. It keeps one connection."""
 
-    def __init__(self, address: Address, encoder: Encoder) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._encoder = encoder
         self._stopped = threading.Event()
         self._tls = _tls(address) if address.url.scheme == "https" else None
         self._connection: http.client.HTTPConnection | None = None
@@ -116,9 +128,9 @@ class Collector:
             **dict(address.headers),
         }
 
-    def export(self, spans: Sequence[Ended]) -> None:
-        """Send them, and again while that may help and there is time. Raises ExportError."""
-        body = _compressed(self._encoder.request(spans), self._address.compression)
+    def send(self, request: bytes) -> None:
+        """Send it, and again while that may help and there is time. Raises ExportError."""
+        body = _compressed(request, self._address.compression)
         until = time.monotonic() + self._address.timeout_s
         for pause_s in (*_PAUSES_S, None):
             why = self._attempt(body)
@@ -174,6 +186,18 @@ class Collector:
         else:
             self._connection = http.client.HTTPSConnection(host, url.port, timeout=timeout_s, context=self._tls)
         return self._connection
+
+
+class Collector(Sender):
+    """An exporter of spans (exports.Exporter)."""
+
+    def __init__(self, address: Address, encoder: Encoder) -> None:
+        super().__init__(address)
+        self._encoder = encoder
+
+    def export(self, spans: Sequence[Ended]) -> None:
+        """Send them, and again while that may help and there is time. Raises ExportError."""
+        self.send(self._encoder.request(spans))
 
 
 def _compressed(body: bytes, compression: str) -> bytes:

@@ -103,6 +103,7 @@ class Hook(Generic[T]):
         if took_s > BLOCKED_S:
             marker.is_over(took_s)
         instance.runs += 1
+        instance.busy_s += took_s
         instance.in_row = 0
         instance.durations_s.append(took_s)
         return result

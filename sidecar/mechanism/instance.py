@@ -40,8 +40,8 @@ class Instance:
     """One plugin of a generation.
 
     problem: why it cannot be used, "" when it can. out: it failed so often in a row that it is left out until it is
-    made anew; then problem says so. runs: calls that were timed. failed: calls that went wrong. last_error: the latest,
-    with its traceback. durations_s: of the latest calls.
+    made anew; then problem says so. runs: calls that were timed. busy_s: what all of them took. failed: calls that went
+    wrong. last_error: the latest, with its traceback. durations_s: of the latest calls.
     """
 
     def __init__(self, name: str, loaded: Loaded | None, problem: str = "", services: Services | None = None) -> None:
@@ -50,6 +50,7 @@ class Instance:
         self.problem = problem
         self.out = False
         self.runs = 0
+        self.busy_s = 0.0
         self.failed = 0
         self.in_row = 0  # failures since the last call that went well
         self.last_error = ""
@@ -113,6 +114,7 @@ class Instance:
     def ran(self, took_s: float) -> None:
         """A call went well."""
         self.runs += 1
+        self.busy_s += took_s
         self.in_row = 0
         self.durations_s.append(took_s)
 

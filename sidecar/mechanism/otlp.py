@@ -42,16 +42,20 @@ class Encoder:
     """Writes an ExportTraceServiceRequest of the spans of one resource and scope."""
 
     def __init__(self, resource: Resource, scope: InstrumentationScope) -> None:
-        told = b"".join(_attributes(b"\x0a", resource.attributes))
-        named = _text(b"\x0a", scope.name) + (_text(b"\x12", scope.version) if scope.version else b"")
-        self._resource = _sized(b"\x0a", told)
-        self._scope = _sized(b"\x0a", named)
+        self._resource, self._scope = who(resource, scope)
 
     def request(self, spans: Iterable[Stage | ReadableSpan]) -> bytes:
         """The body to send."""
         written = [_span(span if isinstance(span, Stage) else _stage_of(span)) for span in spans]
         of_scope = b"".join((self._scope, *written))
-        return _sized(b"\x0a", self._resource + _sized(b"\x12", of_scope))
+        return sized(b"\x0a", self._resource + sized(b"\x12", of_scope))
+
+
+def who(resource: Resource, scope: InstrumentationScope) -> tuple[bytes, bytes]:
+    """The fields that stand before what a resource and a scope tell, whether spans or metrics."""
+    told = b"".join(attributes(b"\x0a", resource.attributes))
+    named = text(b"\x0a", scope.name) + (text(b"\x12", scope.version) if scope.version else b"")
+    return sized(b"\x0a", told), sized(b"\x0a", named)
 
 
 def _span(span: Stage) -> bytes:
@@ -67,28 +71,28 @@ def _span(span: Stage) -> bytes:
     times = _TIMES.pack(b"\x39", span.started_ns, b"\x41", span.ended_ns, b"\x85\x01", flags)
     parts = [ids, _label(span.name, span.kind), times]
     if span.attributes:
-        parts += _attributes(b"\x4a", span.attributes)
+        parts += attributes(b"\x4a", span.attributes)
     if origin.state:
-        parts.append(_text(b"\x1a", origin.state))
+        parts.append(text(b"\x1a", origin.state))
     if span.failed or span.notes or span.links or span.succeeded:
         parts += _seldom(span)
-    return _sized(b"\x12", b"".join(parts))
+    return sized(b"\x12", b"".join(parts))
 
 
 def _seldom(span: Stage) -> list[bytes]:
     """What most spans have not: events, links, a status."""
-    parts = [_sized(b"\x5a", _event(note)) for note in span.notes]
-    parts += [_sized(b"\x6a", _link(link)) for link in span.links]
+    parts = [sized(b"\x5a", _event(note)) for note in span.notes]
+    parts += [sized(b"\x6a", _link(link)) for link in span.links]
     if span.failed:
-        parts.append(_sized(b"\x7a", (_text(b"\x12", span.message) if span.message else b"") + _ERROR))
+        parts.append(sized(b"\x7a", (text(b"\x12", span.message) if span.message else b"") + _ERROR))
     elif span.succeeded:
-        parts.append(_sized(b"\x7a", _OK))
+        parts.append(sized(b"\x7a", _OK))
     return parts
 
 
 def _event(note: Note) -> bytes:
-    head = (_FIXED64.pack(b"\x09", note.at_ns), _text(b"\x12", note.name))
-    return b"".join((*head, *_attributes(b"\x1a", note.attributes or {})))
+    head = (_FIXED64.pack(b"\x09", note.at_ns), text(b"\x12", note.name))
+    return b"".join((*head, *attributes(b"\x1a", note.attributes or {})))
 
 
 def _link(link: Link) -> bytes:
@@ -96,25 +100,25 @@ def _link(link: Link) -> bytes:
     ids = _ROOT_IDS.pack(b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id)
     state = context.trace_state.to_header()
     flags = _PARENT_IS_KNOWN | context.trace_flags | (_PARENT_IS_REMOTE if context.is_remote else 0)
-    parts = [ids, _text(b"\x1a", state) if state else b"", *_attributes(b"\x22", link.attributes or {})]
+    parts = [ids, text(b"\x1a", state) if state else b"", *attributes(b"\x22", link.attributes or {})]
     return b"".join((*parts, _FIXED32.pack(b"\x35", flags)))
 
 
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-def _attributes(tag: bytes, attributes: Mapping[str, object]) -> list[bytes]:
+def attributes(tag: bytes, told: Mapping[str, object]) -> list[bytes]:
     """KeyValues. The few that come again and again are remembered; neither long ones nor lists, which may be any."""
     return [
         _remembered(tag, key, value)
         if (len(value) < _SHORT if type(value) is str else type(value) in _SCALARS)
         else _pair(tag, key, value)
-        for key, value in attributes.items()
+        for key, value in told.items()
     ]
 
 
 def _pair(tag: bytes, key: str, value: object) -> bytes:
-    return _sized(tag, _text(b"\x0a", key) + _sized(b"\x12", _value(value)))
+    return sized(tag, text(b"\x0a", key) + sized(b"\x12", _value(value)))
 
 
 _remembered = lru_cache(maxsize=4096, typed=True)(_pair)  # typed: 1, 1.0 and True are equal
@@ -129,15 +133,15 @@ def _value(value: object) -> bytes:
     if isinstance(value, float):
         return _DOUBLE.pack(b"\x21", value)
     if isinstance(value, bytes):
-        return _sized(b"\x3a", value)
+        return sized(b"\x3a", value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return _sized(b"\x2a", b"".join(_sized(b"\x0a", _value(item)) for item in value))
-    return _text(b"\x0a", str(value))
+        return sized(b"\x2a", b"".join(sized(b"\x0a", _value(item)) for item in value))
+    return text(b"\x0a", str(value))
 
 
 @lru_cache(maxsize=1024)
 def _label(name: str, kind: SpanKind) -> bytes:
-    return _text(b"\x2a", name) + _KINDS[kind]
+    return text(b"\x2a", name) + _KINDS[kind]
 
 
 @lru_cache(maxsize=16)
@@ -146,11 +150,13 @@ def _bytes_of(trace_id: str) -> bytes:
     return bytes.fromhex(trace_id)
 
 
-def _text(tag: bytes, text: str) -> bytes:
-    return _sized(tag, text.encode("utf-8", "replace"))
+def text(tag: bytes, told: str) -> bytes:
+    """A string field."""
+    return sized(tag, told.encode("utf-8", "replace"))
 
 
-def _sized(tag: bytes, body: bytes) -> bytes:
+def sized(tag: bytes, body: bytes) -> bytes:
+    """A field of which the length is said before it: a string, bytes, a message, packed numbers."""
     size = len(body)
     if size < 0x80:
         return b"%b%c%b" % (tag, size, body)

@@ -17,9 +17,11 @@ IDLE_MOST = 512  # kept for each server
 
 
 class Pool:
-    """Idle connections by origin."""
+    """Idle connections by origin. opened: connections that were made. failed: attempts to make one."""
 
     def __init__(self) -> None:
+        self.opened = 0
+        self.failed = 0
         self._idle: dict[Origin, deque[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
@@ -40,17 +42,25 @@ class Pool:
             async with asyncio.timeout(CONNECT_S):
                 await self._open(origin, connection)
         except TimeoutError:
+            self.failed += 1
             connection.abort()
             message = f"no connection to {origin} within {CONNECT_S:g} s"
             raise UpstreamError(message, processed=False) from None
         except (OSError, UnicodeError) as error:  # UnicodeError: a host that cannot be one
+            self.failed += 1
             connection.abort()
             why = getattr(error, "strerror", None) or error
             raise UpstreamError(f"no connection to {origin}: {why}", processed=False) from error
         except BaseException:
             connection.abort()  # it may have been made in the very moment of the cancellation
             raise
+        self.opened += 1
         return connection
+
+    @property
+    def idle(self) -> int:
+        """Connections that are kept."""
+        return sum(map(len, self._idle.values()))
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next request."""

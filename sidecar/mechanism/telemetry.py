@@ -12,21 +12,18 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from sidecar import __version__
-from sidecar.mechanism.collector import Collector, CollectorError, address_of
+from sidecar.mechanism.collector import Collector, CollectorError, address_of, protocol_of
 from sidecar.mechanism.exports import CLOSE_S, Exporter, Exports, LimitsError, Recorded, SdkExporter, limits_of
 from sidecar.mechanism.otlp import Encoder
 from sidecar.mechanism.sampling import SamplerError, sampler_of
+from sidecar.mechanism.service import SCOPE, service
 from sidecar.mechanism.spans import Stage
 from sidecar.mechanism.traces import Offer, Traces
 
 _GROUP = "opentelemetry_traces_exporter"
-_SCOPE = InstrumentationScope("sidecar", __version__)
 
 
 class TelemetryError(Exception):
@@ -44,7 +41,7 @@ class Telemetry:
         provider: trace.TracerProvider = trace.NoOpTracerProvider()
         if exporters:
             provider = self._provider = self._record(exporters)
-        self.tracer = provider.get_tracer(_SCOPE.name, _SCOPE.version)
+        self.tracer = provider.get_tracer(SCOPE.name, SCOPE.version)
 
     @classmethod
     def from_environment(cls) -> Telemetry:
@@ -68,13 +65,13 @@ class Telemetry:
             exports.close(max(0.0, until - time.monotonic()))
 
     def _record(self, exporters: Sequence[SpanExporter | Exporter]) -> TracerProvider:
-        resource = _resource()
+        resource = service()
         try:
             sampler, limits = sampler_of(os.environ), limits_of(os.environ)
         except (SamplerError, LimitsError) as error:
             raise TelemetryError(str(error)) from None
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        sdk = [SdkExporter(each, resource, _SCOPE) if isinstance(each, SpanExporter) else each for each in exporters]
+        sdk = [SdkExporter(each, resource, SCOPE) if isinstance(each, SpanExporter) else each for each in exporters]
         self._exports = tuple(Exports(exporter, limits) for exporter in sdk)
         self.traces = Traces(sampler, _offer_to(self._exports))
         provider.add_span_processor(Recorded(self._exports))
@@ -92,17 +89,13 @@ def _offer_to(exports: tuple[Exports, ...]) -> Offer:
     return offer
 
 
-def _resource() -> Resource:
-    """What the OTEL_* variables say about this service; `sidecar` where they do not name it."""
-    said = OTELResourceDetector().detect()
-    return Resource.create({SERVICE_NAME: "sidecar", SERVICE_VERSION: __version__, **said.attributes})
-
-
 def _exporter(name: str) -> SpanExporter | Exporter:
     if name == "otlp":
-        protocol = _protocol()
-        if protocol == "http/protobuf":
-            return _collector()
+        try:
+            if protocol_of(os.environ, "traces") == "http/protobuf":
+                return Collector(address_of(os.environ), Encoder(service(), SCOPE))
+        except CollectorError as error:
+            raise TelemetryError(str(error)) from None
         name = "otlp_proto_grpc"
     found: list[EntryPoint] = list(entry_points(group=_GROUP, name=name))
     if not found:
@@ -111,18 +104,3 @@ def _exporter(name: str) -> SpanExporter | Exporter:
         raise TelemetryError(f"OTEL_TRACES_EXPORTER: there is no exporter {name}{extra}; known: {known}")
     exporter: SpanExporter = found[0].load()()
     return exporter
-
-
-def _protocol() -> str:
-    told = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-    protocol = told or "http/protobuf"
-    if protocol not in ("http/protobuf", "grpc"):
-        raise TelemetryError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not one of http/protobuf, grpc")
-    return protocol
-
-
-def _collector() -> Collector:
-    try:
-        return Collector(address_of(os.environ), Encoder(_resource(), _SCOPE))
-    except CollectorError as error:
-        raise TelemetryError(str(error)) from None

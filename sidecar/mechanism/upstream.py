@@ -63,16 +63,38 @@ class ProbeUpstream:
     async def post(self, path: str, body: bytes) -> Reply:
         return await self._send("POST", path, body)
 
+    async def get_at_most(self, path: str, most_bytes: int) -> Reply:
+        """The same as `get`, for an answer that may be of any size. Raises OSError if it is larger."""
+        try:
+            response = await self._http.send(self._request("GET", path, None), stream=True)
+            try:
+                body = b""
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > most_bytes:
+                        raise OSError(f"{Origin.of(self._base_url)}: {path} has more than {most_bytes} bytes")
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise self._silent(error) from error
+        return Reply(response.status_code, body)
+
     async def _send(self, method: str, path: str, body: bytes | None) -> Reply:
+        try:
+            response = await self._http.send(self._request(method, path, body))
+        except httpx.HTTPError as error:
+            raise self._silent(error) from error
+        return Reply(response.status_code, response.content)
+
+    def _request(self, method: str, path: str, body: bytes | None) -> httpx.Request:
         headers = [*self._headers, *([(b"content-type", b"application/json")] if body is not None else [])]
         base_url = "http://localhost" if socket_of(self._base_url) else self._base_url
         request = httpx.Request(method, base_url + path, headers=headers, content=body)
         request.extensions["timeout"] = httpx.Timeout(None).as_dict()
-        try:
-            response = await self._http.send(request)
-        except httpx.HTTPError as error:
-            raise OSError(f"{Origin.of(self._base_url)} does not answer: {_reason(error)}") from error
-        return Reply(response.status_code, response.content)
+        return request
+
+    def _silent(self, error: httpx.HTTPError) -> OSError:
+        return OSError(f"{Origin.of(self._base_url)} does not answer: {_reason(error)}")
 
 
 def end_to_end(headers: Iterable[Pair]) -> RawHeaders:

@@ -18,9 +18,20 @@ from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
 from sidecar.core.sourcing import HistoryReport, SourceReport
 from sidecar.mechanism.source import PLUGIN_FOLDER
-from sidecar.surfaces import events_api, guard, logs_api, models_api, plugins_api, report, source_api, webhook
+from sidecar.surfaces import (
+    events_api,
+    guard,
+    logs_api,
+    metrics_api,
+    models_api,
+    plugins_api,
+    report,
+    source_api,
+    webhook,
+)
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.metrics.catalog import Metrics
 from sidecar.surfaces.snapshot import Snapshot, running
 
 
@@ -30,6 +41,7 @@ class ControlState(State):
     controller: Controller
     plane: Plane
     webhooks: webhook.Bucket
+    metrics: Metrics
 
 
 Connection = ASGIConnection[Any, Any, Any, ControlState]
@@ -40,6 +52,12 @@ def only_for_operators(connection: Connection, _: BaseRouteHandler) -> None:
     """A guard for everything but the health checks."""
     peer = connection.client.host if connection.client else ""
     guard.check(connection.headers, peer, connection.app.state.controller.declaration.settings)
+
+
+def only_for_scrapers(connection: Connection, _: BaseRouteHandler) -> None:
+    """A guard for the metrics."""
+    peer = connection.client.host if connection.client else ""
+    metrics_api.check(connection.headers, peer, connection.app.state.controller.declaration.settings)
 
 
 @get("/-/healthy")
@@ -54,6 +72,13 @@ async def ready(state: ControlState) -> Response[dict[str, str]]:
     if state.controller.fleet.closing:
         return Response({"status": "shutting down"}, status_code=503)
     return Response({"status": "ready"})
+
+
+@get("/metrics", guards=[only_for_scrapers])
+async def metrics(state: ControlState, request: Caller) -> Response[bytes]:
+    """Everything in numbers."""
+    headers = request.headers
+    return await metrics_api.answer(state.metrics, headers.get("accept", ""), headers.get("accept-encoding", ""))
 
 
 @get("/-/status", guards=[only_for_operators])
@@ -210,12 +235,13 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
     return _answer_api_error(request, ApiError(error.status_code, code, error.detail))
 
 
-def control_app(controller: Controller, plane: Plane) -> Litestar:
+def control_app(controller: Controller, plane: Plane, told: Metrics) -> Litestar:
     """The Litestar application for everything that is not inference."""
     return Litestar(
         route_handlers=[
             healthy,
             ready,
+            metrics,
             status,
             devices,
             node,
@@ -232,7 +258,12 @@ def control_app(controller: Controller, plane: Plane) -> Litestar:
             source_act,
         ],
         state=ControlState(
-            {"controller": controller, "plane": plane, "webhooks": webhook.Bucket(controller.clock.monotonic)}
+            {
+                "controller": controller,
+                "plane": plane,
+                "metrics": told,
+                "webhooks": webhook.Bucket(controller.clock.monotonic),
+            }
         ),
         exception_handlers={ApiError: _answer_api_error, HTTPException: _answer_http_error},
         openapi_config=None,

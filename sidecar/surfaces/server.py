@@ -17,10 +17,12 @@ import uvicorn
 from sidecar import __version__
 from sidecar.control.controller import Controller
 from sidecar.core.nodes import counted
-from sidecar.mechanism.traces import Traces
+from sidecar.mechanism.metric_exports import Push
+from sidecar.mechanism.telemetry import Telemetry
 from sidecar.surfaces.control_api import control_app
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.protocol import factory
+from sidecar.surfaces.metrics.catalog import Metrics
 from sidecar.surfaces.service import Service
 
 BACKLOG = 2048
@@ -89,11 +91,14 @@ class Shutdown:
         self.asked = True
 
 
-async def serve(controller: Controller, listener: socket.socket, shutdown: Shutdown, traces: Traces) -> None:
-    """Serve until `shutdown` is asked for. The controller is open, and stays so."""
-    plane = Plane(controller, traces)
+async def serve(
+    controller: Controller, listener: socket.socket, shutdown: Shutdown, telemetry: Telemetry, push: Push | None = None
+) -> None:
+    """Serve until `shutdown` is asked for. The controller is open, and stays so. push: of metrics."""
+    plane = Plane(controller, telemetry.traces)
+    metrics = Metrics(controller, plane, telemetry, push)
     config = uvicorn.Config(
-        cast(Any, control_app(controller, plane)),
+        cast(Any, control_app(controller, plane, metrics)),
         loop="uvloop",
         http=cast(Any, factory(plane)),  # called like the class of a protocol
         ws="none",
@@ -117,12 +122,17 @@ async def serve(controller: Controller, listener: socket.socket, shutdown: Shutd
     shutdown.service.ready()
     plane.look_after()
     collecting = asyncio.create_task(_collect_rarely(), name="collect garbage")
+    pushing = asyncio.create_task(push.run(metrics.snapshot), name="metrics") if push is not None else None
     _give_back_memory()
     try:
         await server.serve(sockets=[listener])
     finally:
         collecting.cancel()
         await plane.close()
+        if push is not None and pushing is not None:
+            pushing.cancel()
+            await push.close(metrics.snapshot)
+        await metrics.close()
 
 
 async def _collect_rarely() -> None:

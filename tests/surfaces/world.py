@@ -166,8 +166,8 @@ class Recording(Plane):
         super().__init__(controller, traces)
         self.outcomes: list[Outcome] = []
 
-    def count(self, outcome: Outcome) -> None:
-        super().count(outcome)
+    def count(self, outcome: Outcome, operation: str) -> None:
+        super().count(outcome, operation)
         self.outcomes.append(outcome)
 
 

@@ -23,6 +23,7 @@ from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.logs import LogOptions, Logs
 from sidecar.mechanism.machine import LocalMachine
 from sidecar.mechanism.manifests import Manifests
+from sidecar.mechanism.metric_exports import MetricExportError, Push, push_of
 from sidecar.mechanism.rules import listen_address
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
@@ -66,13 +67,11 @@ def _manager() -> systemd.Given:
         fail(str(error))
 
 
-def _start(
-    runner: asyncio.Runner, root: Path, node: Node, git: GitSource | None, manager: systemd.Given
-) -> None:
+def _start(runner: asyncio.Runner, root: Path, node: Node, git: GitSource | None, manager: systemd.Given) -> None:
     try:
         snapshot = source.read(root)
-        telemetry = Telemetry.from_environment()
-    except (source.SourceError, TelemetryError) as error:
+        telemetry, push = Telemetry.from_environment(), push_of(os.environ)
+    except (source.SourceError, TelemetryError, MetricExportError) as error:
         fail(str(error))
     own = loader.own_settings(snapshot)
     if own is None:
@@ -92,7 +91,7 @@ def _start(
     except OSError as error:
         fail(f"cannot listen on {settings.listen}: {error.strerror}")
     start = Start(snapshot, before, loaded, library, node, git)
-    runner.run(_run(start, state, listener, Told(telemetry, manager)))
+    runner.run(_run(start, state, listener, Told(telemetry, push, manager)))
 
 
 def _revisions(
@@ -132,9 +131,10 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """Where traces go, and who holds the sidecar's own life in hand."""
+    """Where traces and metrics go, and who holds the sidecar's own life in hand."""
 
     telemetry: Telemetry
+    push: Push | None
     manager: systemd.Given
 
 
@@ -158,7 +158,7 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, told: Tol
         await controller.open(start.loaded, start.before)
         if start.git is not None:
             start.git.open(controller.events, controller.refresh)
-        await serve(controller, listener, shutdown, told.telemetry.traces)
+        await serve(controller, listener, shutdown, told.telemetry, told.push)
     finally:
         listener.close()
         await controller.close()

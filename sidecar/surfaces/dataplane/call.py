@@ -214,6 +214,7 @@ class Call:
         if error.processed or sent or lease is None or target is None or self._attempt >= choosing.attempts:
             raise await self._told(error) from error
         log.info("%s: %s; trying again", self._admission.name, error, extra=self._about())
+        self._plane.meter.retried(self._admission.known_name)
         if error.reused:
             self._fresh = True  # the server closes idle connections: there is nothing wrong with it
             return
@@ -420,7 +421,7 @@ class Call:
             self._stage.end()
             self._stage = None
         outcome = self._outcome()
-        self._plane.count(outcome)
+        self._plane.count(outcome, self._admission.found.endpoint.operation)
         if self._choosing is not None:
             self._choosing.finished(outcome)
         self._admission.chain.record(outcome)

@@ -13,6 +13,7 @@ from sidecar.control.controller import Controller
 from sidecar.control.generations import Generation
 from sidecar.core.manifest import Settings
 from sidecar.mechanism.origins import Origin
+from sidecar.mechanism.request_meter import RequestMeter
 from sidecar.mechanism.traces import Traces
 from sidecar.surfaces.dataplane.cors import Cors
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -62,6 +63,7 @@ class Plane:
         self.controller = controller
         self.traces = traces
         self.pool = controller.client.pool
+        self.meter = RequestMeter()
         self.models = ModelList(controller)
         self.loop = asyncio.get_running_loop()
         self.accepted = 0
@@ -147,6 +149,7 @@ class Plane:
         ways = self._ways
         if ways is None or ways.generation is not self.controller.generation:
             ways = self._ways = Ways(self.controller.generation, self.models)
+            self.meter.by_principal = self.controller.declaration.settings.metrics_principals
         return ways.find(method, url)
 
     def may_stream(self, way: Way, model: str | None) -> bool:
@@ -167,9 +170,10 @@ class Plane:
             origin = self._origins[base_url] = Origin.of(base_url)
         return origin
 
-    def count(self, outcome: Outcome) -> None:
-        """A request has ended."""
+    def count(self, outcome: Outcome, operation: str) -> None:
+        """A request has ended. operation: of its endpoint."""
         self.ended[outcome.end._value_] += 1  # an Enum's hash is slow
+        self.meter.count(outcome, operation)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """What is left to do for a request that has ended."""
