@@ -80,7 +80,7 @@ class Heard:
         assert self.status
         assert not self.ends
         self.pieces.append(data)
-        if self.between is not None:
+        if self.between is not None and self.framing is Framing.CHUNKED:
             self.between.feed(data)
         self.then()
 
