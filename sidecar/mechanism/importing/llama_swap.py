@@ -288,6 +288,8 @@ class _Import:
             found[name] = value
             if name == "CUDA_VISIBLE_DEVICES":
                 at.changed("variants[0].required_devices", "the sidecar sets it to the devices that it has reserved")
+            elif managed.holds_secret(name, value):
+                at.changed("the variable in its place", "secrets do not stand in manifests", "set it, as is told below")
             else:
                 at.carried("variants[0].env")
         return found

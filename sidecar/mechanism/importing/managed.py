@@ -137,9 +137,15 @@ def _words(draft: Draft, server: Server, words: Iterable[str]) -> Iterator[str]:
 
 
 def _value(draft: Draft, server: Server, name: str, value: str) -> str:
-    if value and (is_secret(name) or _CREDENTIALS.search(value)):
+    if holds_secret(name, value):
         return _hidden(draft, server, value, name)
     return _literal(draft, server, value, name)
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Whether a variable of that name and value must not stand in a manifest."""
+    secret = bool(value) and (is_secret(name) or bool(_CREDENTIALS.search(value)))
+    return secret and not placeholders.names_in(value)
 
 
 def _secret_flag(flag: str) -> bool:

@@ -13,7 +13,7 @@ from sidecar.mechanism.importing.reading import InputError, Tree
 from sidecar.mechanism.places import shown
 from tests.mechanism.importing.world import CONFIGS, FILES, changed, convert, tree, validated, with_value
 
-SECRET = re.compile(r"\b(sk-[\w+/-]{4,}|73g|9kj|eYVX71|fake-key|my-fake-key|your-\w+-api-key|your-api-key-here)")
+SECRET = re.compile(r"\b(hf_\w+|sk-[\w+/-]{4,}|73g|9kj|eYVX71|fake-key|my-fake-key|your-\w+-api-key|your-api-key-here)")
 
 
 def published(kind: str) -> list[str]:
