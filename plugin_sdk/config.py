@@ -22,6 +22,7 @@ import msgspec
 T = TypeVar("T")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _SIZE_SCHEMA = r"^\s*\d+(\.\d+)?\s*([KMGTkmgt][iI]?)?[Bb]?\s*$"  # _SIZE in the dialect of JSON Schema
@@ -216,6 +217,8 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _from_env(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):  # and not told what stands there instead: it may be the secret itself
+        raise ValueError('expected env to name a variable (letters, digits, "_"): a secret never stands in a manifest')
     value = os.environ.get(name)
     if not value:
         raise ValueError(f"environment variable {name} is not set")

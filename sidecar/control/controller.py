@@ -64,7 +64,7 @@ class Controller:
         self.measurements = Measurements(outside.state)
         memories = Memories(events=self.events, measurements=self.measurements, random=outside.random.random)
         self.fleet = Fleet(self.clock, memories)
-        self.server_logs = ServerLogs(self.fleet, outside.state)
+        self.server_logs = ServerLogs(self.fleet, outside.state, outside.hide)
         self.generations = Generations(Host(outside.tracer, outside.state))
         self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()

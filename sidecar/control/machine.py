@@ -23,6 +23,7 @@ from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.loading import Reading
 from sidecar.mechanism.machine import Families, Job
 from sidecar.mechanism.readiness import Wait
+from sidecar.mechanism.redaction import NOTHING, Redactor
 from sidecar.mechanism.runner import Exit
 from sidecar.mechanism.upstream import Client
 
@@ -115,6 +116,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     """All that the control floor is handed. random: for ids, and for waiting times that should not be in step.
 
     state: the folder for events and measurements; None = they are held in memory alone. node: this machine's labels.
+    hide: what nobody is shown of servers' output.
     """
 
     machine: Machine
@@ -123,6 +125,7 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
     tracer: Tracer
     node: Node = EVERY_NODE
     state: Path | None = None
+    hide: Redactor = NOTHING
     clock: Clock = Clock()
     timing: Timing = Timing()
     random: Random = msgspec.field(default_factory=SystemRandom)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from sidecar.control.fleet import Fleet
 from sidecar.mechanism import logreader
 from sidecar.mechanism.logreader import Found, Place, Wanted
+from sidecar.mechanism.redaction import NOTHING, Redactor
 from sidecar.mechanism.serverlog import ServerLog
 
 AT_ONCE = 2  # readings, in threads that others need, too
@@ -24,9 +25,10 @@ class TooManyFollowersError(Exception):
 
 
 class ServerLogs:
-    """The logs of all models. folder: None = servers' output is not kept."""
+    """The logs of all models. state: None = servers' output is not kept. hide: what nobody is shown of it."""
 
-    def __init__(self, fleet: Fleet, state: Path | None) -> None:
+    def __init__(self, fleet: Fleet, state: Path | None, hide: Redactor = NOTHING) -> None:
+        self._hide = hide
         self.followers = 0
         self._fleet = fleet
         self._folder = state / "logs" if state is not None else None
@@ -37,7 +39,9 @@ class ServerLogs:
         if self._folder is None:
             return None
         server = self._fleet.server_of(model)
-        return ServerLog.of(self._folder, server.id) if server is not None else ServerLog(self._folder, model)
+        if server is not None:
+            return ServerLog.of(self._folder, server.id, self._hide)
+        return ServerLog(self._folder, model, self._hide)
 
     async def exists(self, log: ServerLog, *, previous: bool = False) -> bool:
         """Whether there has been such a run."""

@@ -28,6 +28,7 @@ from sidecar.mechanism.journal import Record
 from sidecar.mechanism.machine import Job
 from sidecar.mechanism.ports import NoPortError
 from sidecar.mechanism.readiness import NeverReadyError, Wait
+from sidecar.mechanism.redaction import Redactor
 from sidecar.mechanism.runner import SpawnError
 
 log = logging.getLogger(__name__)
@@ -240,7 +241,9 @@ class Servers:
     async def _with_output(self, server: LiveServer, message: str) -> str:
         if server.process is None:
             return message
-        lines = await server.process.last_lines()
+        key = server.variant.api_key
+        hide = Redactor({}, [key.reveal()] if key is not None else [])  # others stand in variables: see LocalMachine
+        lines = [hide(line) for line in await server.process.last_lines()]
         return "\n".join([f"{message}; the last lines of its output:", *lines[-_TOLD_LINES:]]) if lines else message
 
 

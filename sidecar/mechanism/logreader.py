@@ -20,6 +20,7 @@ import msgspec
 import re2
 
 from sidecar.mechanism.logtimes import Look, Times
+from sidecar.mechanism.redaction import Redactor
 from sidecar.mechanism.serverlog import STREAMS, LogFiles, ServerLog, older
 
 LINE_BYTES = 16 * 1024
@@ -111,7 +112,7 @@ def read(log: ServerLog, wanted: Wanted, *, previous: bool = False, whole: bool 
     """The last lines of a run that are wanted. whole: without one that has no end yet. Raises OSError, PatternError."""
     files = log.previous if previous else log.now
     for attempt in range(_ATTEMPTS):
-        run = _Run(files)
+        run = _Run(files, log.hide)
         found = _read(run, wanted, whole)
         if attempt == _ATTEMPTS - 1 or run.is_still(files.times):
             break  # else it was cut, or began anew, as we read
@@ -124,8 +125,9 @@ def news(log: ServerLog, place: Place, wanted: Wanted) -> Found:
     What is left of the run before comes first; then the newer one begins at its front.
     """
     for _ in range(_ATTEMPTS):
-        run = _Run(log.now)
-        found = _after(run, place, wanted) if place.run == run.id else _next_run(run, _Run(log.previous), place, wanted)
+        run = _Run(log.now, log.hide)
+        before = _Run(log.previous, log.hide)
+        found = _after(run, place, wanted) if place.run == run.id else _next_run(run, before, place, wanted)
         if run.is_still(log.now.times):
             break
     return found
@@ -208,7 +210,7 @@ def _merged(streams: list[_Stream], begins: dict[str, int], *, whole: bool) -> I
 
 def _labelled(stream: _Stream, begin: int, whole: bool) -> Iterator[tuple[int, int, Line]]:
     for end, content in stream.lines(begin, whole=whole):
-        text = content[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
+        text = stream.hide(content[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r"))
         if len(content) > LINE_BYTES:
             text += " [...]"
         yield stream.index, end, Line(stream.at(end), stream.name, text)
@@ -238,8 +240,9 @@ class _Patience:
 class _Run:
     """The files of a run, as they were at one moment."""
 
-    def __init__(self, files: LogFiles) -> None:
+    def __init__(self, files: LogFiles, hide: Redactor) -> None:
         self.files = files
+        self.hide = hide
         self.looks = files.times.read()
         self.id = self.looks[0].at_ms if self.looks else int(files.exist())
         self.last = self.looks[-1] if self.looks else Look(0)
@@ -260,6 +263,7 @@ class _Stream:
 
     def __init__(self, run: _Run, index: int) -> None:
         self.index, self.name = index, STREAMS[index]
+        self.hide = run.hide
         self._now = time.time()
         self._ends = [look.ends[index] for look in run.looks]
         self._at = [look.at_ms / 1000 for look in run.looks]

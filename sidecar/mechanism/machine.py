@@ -23,6 +23,7 @@ from sidecar.mechanism.loading import Loading, Reading
 from sidecar.mechanism.lock import StateDir
 from sidecar.mechanism.ports import Ports
 from sidecar.mechanism.readiness import Wait
+from sidecar.mechanism.redaction import Redactor
 from sidecar.mechanism.runner import Exit, Launch, ServerProcess, child_environment, is_server, stop_marked
 from sidecar.mechanism.serverlog import ServerLog
 
@@ -114,19 +115,20 @@ class LocalMachine:
 
     async def spawn(self, job: Job) -> LocalServer:
         """Start a server. Raises SpawnError."""
+        environment = child_environment(os.environ, job.env, self._marker(job.server))
         launch = Launch(
             argv=job.argv,
-            env=child_environment(os.environ, job.env, self._marker(job.server)),
+            env=environment,
             cwd=job.cwd.expanduser(),
             marker=self._marker(job.server),
-            log=ServerLog.of(self._logs, job.server),
+            log=ServerLog.of(self._logs, job.server, Redactor(environment)),
         )
         loading = Loading(partial(modelfiles.named, job.argv, launch.cwd, launch.env))
         return self._watched(await runner.spawn(launch), loading)
 
     def take_over(self, record: Record) -> LocalServer | None:
         """The recorded server if it still runs and is proven to be the one, else None."""
-        log = ServerLog.of(self._logs, record.id)
+        log = ServerLog.of(self._logs, record.id, Redactor(os.environ))
         process = runner.take_over(record.pid, record.started, self._marker(record.id), log)
         return None if process is None else self._watched(process)
 

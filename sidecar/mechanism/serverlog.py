@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sidecar.mechanism.logtimes import Times
+from sidecar.mechanism.redaction import NOTHING, Redactor
 
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 20
@@ -63,11 +64,13 @@ class ServerLog:
     """The log of a model's servers: of the run that is, or was the last, and of the one before in `previous/`."""
 
     @classmethod
-    def of(cls, folder: Path, server_id: str) -> ServerLog:
+    def of(cls, folder: Path, server_id: str, hide: Redactor = NOTHING) -> ServerLog:
         """The log of a server. Its id, `MODEL-8f3a...`, says what the model was called when it was started."""
-        return cls(folder, _SUFFIX.sub("", server_id))
+        return cls(folder, _SUFFIX.sub("", server_id), hide)
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, hide: Redactor = NOTHING) -> None:
+        """hide: what is taken out of lines before anybody is shown them."""
+        self.hide = hide
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
         if safe != name:
             safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]  # "a/b" and "a_b" are two models
@@ -102,7 +105,7 @@ class ServerLog:
         """The last lines of stderr, or of stdout if stderr is empty; [] if there are none."""
         for path in (self.err, self.out):
             text = _last(path, TAIL_BYTES).decode("utf-8", "replace")
-            if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
+            if lines := [line.rstrip() for line in self.hide(text).splitlines() if line.strip()]:
                 return lines[-TAIL_LINES:]
         return []
 

@@ -124,6 +124,12 @@ def test_a_variable_that_is_not_set_is_named(value: str | None, monkeypatch: pyt
         Secret.resolve({"env": "SIDECAR_TEST_KEY"})
 
 
+def test_a_secret_in_place_of_its_variables_name_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match="expected env to name a variable") as caught:
+        Secret.resolve({"env": "sk-0123456789"})
+    assert "sk-01" not in str(caught.value)
+
+
 def test_a_secret_is_read_from_a_file_without_the_last_newline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text("k2\n")
     assert Secret.resolve({"file": str(tmp_path / "key")}).reveal() == "k2"

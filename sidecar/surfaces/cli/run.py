@@ -24,6 +24,7 @@ from sidecar.mechanism.logs import LogOptions, Logs
 from sidecar.mechanism.machine import LocalMachine
 from sidecar.mechanism.manifests import Manifests
 from sidecar.mechanism.metric_exports import MetricExportError, Push, push_of
+from sidecar.mechanism.redaction import Redactor
 from sidecar.mechanism.rules import listen_address
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
@@ -148,6 +149,7 @@ async def _run(start: Start, state: StateDir, listener: socket.socket, told: Tol
         tracer=told.telemetry.tracer,
         node=start.node,
         state=state.path,
+        hide=Redactor(os.environ),
     )
     controller = Controller(root, outside)
     service = Service(controller, systemd.Notifier(told.manager))
