@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from plugin_sdk import End
-from sidecar.surfaces.dataplane.protocol import KEEP_ALIVE_S, LINGER_BYTES, LINGER_S, Phase
+from sidecar.surfaces.dataplane.protocol import LINGER_BYTES
+from sidecar.surfaces.dataplane.turns import KEEP_ALIVE_S, LINGER_S, Phase
 from tests.support import until
 from tests.surfaces.world import OK, STREAM, World, answers, ask, chunk, get, inside, message, running, status
 

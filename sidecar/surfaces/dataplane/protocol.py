@@ -7,51 +7,34 @@ others might read in another way (RFC 9112, 11.2).
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sidecar.core.manifest import Settings
 from sidecar.mechanism.repeats import Repeats, with_length
 from sidecar.surfaces.dataplane import websockets
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.heads import HEAD_BYTES, BadRequestError, check_size, read
 from sidecar.surfaces.dataplane.incoming import Incoming
-from sidecar.surfaces.dataplane.listing import ListingCall
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.turn import Turn
+from sidecar.surfaces.dataplane.turns import LINGER_S, NOT_THE_APPLICATIONS, InTurn, Phase
 from sidecar.surfaces.dataplane.upload import Upload
-from sidecar.surfaces.dataplane.uploading import STREAM_BYTES, Uploading, has_left
+from sidecar.surfaces.dataplane.uploading import STREAM_BYTES, Uploading
 from sidecar.surfaces.dataplane.wire import Wire
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 75.0  # longer than clients keep connections in their pools, so that they are the ones to close them
-LINGER_S = 2.0
 LINGER_BYTES = 2 * 2**20
-PIPELINE_MOST = 16  # requests that wait for one before them; reading on is how it is noticed that the client leaves
 PIPELINE_BYTES = 256 * 1024  # of the body of one of them
 
-_NOT_THE_APPLICATIONS: Any = None
 _NOTHING = Incoming("", "", "", "", (), "")
 _NOWHERE = Way("", "", "", "")
-
-
-class Phase(enum.Enum):
-    """What a connection is waiting for, so that none is held for ever by a client that says nothing."""
-
-    IDLE = "a request"
-    HEAD = "the rest of a head"
-    BODY = "the rest of a body"
-    BUSY = "an answer"
-    LINGER = "the client to hang up"
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
@@ -64,27 +47,18 @@ class Known(msgspec.Struct, frozen=True, gc=False):
     extra: bytes
 
 
-class EdgeProtocol(HttpToolsProtocol):
-    """phase, since (of the loop's clock): for whoever looks after connections that stand still."""
+class EdgeProtocol(InTurn):
+    """What comes in: requests, and what is none."""
 
     def __init__(self, plane: Plane, **uvicorns: Any) -> None:
-        super().__init__(**uvicorns)
-        self.plane = plane
-        self.phase = Phase.IDLE
-        self.since = self.loop.time()
+        super().__init__(plane, **uvicorns)
         # Without the leniency that uvicorn allows: what comes after the last request is no request.
         self.parser = httptools.HttpRequestParser(self)
-        self._turn: Turn | None = None  # whose request comes in, if it is one of ours
-        self._turns: list[Turn] = []  # of ours, unfinished, in order
         self._repeats = Repeats()
         self._known: Known | None = None  # the request whose head may come again
-        self._in_head = False
         self._head_bytes = 0
         self._is_large = False
-        self._deaf = False  # nothing that comes counts any more
         self._discarded = 0
-        self._advancing = False
-        self._last = False
 
     # --- the connection -----------------------------------------------------------------------------------------
 
@@ -114,7 +88,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         self._turn = None
-        self.cycle = _NOT_THE_APPLICATIONS
+        self.cycle = NOT_THE_APPLICATIONS
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -183,58 +157,6 @@ class EdgeProtocol(HttpToolsProtocol):
             self._malformed(error)
         return b""
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.since = self.loop.time()
-        self._tell_slow(True)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._tell_slow(False)
-
-    def _tell_slow(self, paused: bool) -> None:
-        turn = self._turns[0] if self._turns else None
-        if turn is None:
-            return
-        turn.wire.pause(paused)
-        if turn.answering is not None:
-            turn.answering.slow(paused)
-
-    def cut_off(self, error: ApiError) -> None:
-        """End what is being answered, and the connection."""
-        for turn in list(self._turns):
-            turn.wire.keep_alive = turn.wire.keep_alive and turn.wire.begun
-            if turn.answering is not None:
-                turn.answering.cut_off(error)
-        self._close()
-
-    def shutdown(self) -> None:
-        """The server ends: what is being answered is the last."""
-        self._last = True
-        if self._turns:
-            for turn in self._turns:
-                turn.wire.keep_alive = False
-        else:
-            super().shutdown()
-
-    def look_after(self, now: float, settings: Settings) -> None:
-        """End it, if nothing has moved for too long."""
-        stood_s = now - self.since
-        waits = not self.flow.read_paused  # for the client: else it is we who do not read
-        if (self.flow.write_paused or self.transport.is_closing()) and stood_s > settings.send_timeout:
-            self.transport.abort()  # the client takes nothing of what was written
-        elif self.phase in (Phase.IDLE, Phase.LINGER):
-            if stood_s > (KEEP_ALIVE_S if self.phase is Phase.IDLE else LINGER_S):
-                self.transport.close()
-        elif waits and self.phase is Phase.HEAD and stood_s > settings.header_timeout:
-            self._malformed(BadRequestError(408, "the head of the request did not come (header_timeout)"))
-        elif waits and self.phase is Phase.BODY and not self._deaf and stood_s > settings.body_timeout:
-            self._malformed(BadRequestError(408, "the body of the request did not come (body_timeout)"))
-        elif self._turns and settings.request_timeout and now - self._turns[0].began > settings.request_timeout:
-            self.cut_off(ApiError(504, "request_timeout", "the request took too long (request_timeout)"))
-        elif not waits and self.phase is Phase.BODY and has_left(self.transport):
-            self.transport.abort()
-
     # --- from the parser ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -290,22 +212,6 @@ class EdgeProtocol(HttpToolsProtocol):
         if facts.upgrade:
             websockets.offer(turn, facts, cors, self.flow)
         self._queue(turn)
-
-    def _queue(self, turn: Turn) -> None:
-        """Let the turn come when those before it are answered."""
-        self.plane.accepted += 1
-        before, self.cycle = self.cycle, cast(Any, turn)
-        self._turns.append(turn)
-        if before is not None and not before.response_complete:
-            turn.began = self.loop.time()
-            self.pipeline.appendleft((cast(Any, turn), _NOT_THE_APPLICATIONS))
-            if len(self.pipeline) >= PIPELINE_MOST:
-                self.flow.pause_reading()
-        elif turn.error is not None:
-            if turn.length or turn.wire.expects_continue:
-                self._begin(turn)  # before any of its body comes; without one, the connection may be kept
-        elif turn.wire.expects_continue:
-            turn.wire.go_on()
 
     def on_body(self, body: bytes) -> None:
         turn = self._turn
@@ -377,133 +283,12 @@ class EdgeProtocol(HttpToolsProtocol):
         else:
             self._read_on()
 
-    def _read_on(self) -> None:
-        """Have the client go on; as long as it was not read, it was not slow."""
-        if self.flow.read_paused:
-            self.since = self.loop.time()
-            self.flow.resume_reading()
-
     def _refuse_rest(self, turn: Turn, error: ApiError) -> None:
         """What has come of its body is wrong."""
         if turn.call is not None:
             turn.call.cut_off(error)
         else:
             self._welcome(turn)
-
-    # --- turns --------------------------------------------------------------------------------------------------
-
-    def _welcome(self, turn: Turn) -> None:
-        """It is the request's turn: refuse it before its body has come, or let it come."""
-        if not self._first(turn):
-            return
-        if turn.error is not None or turn.received:
-            self._begin(turn)
-        else:
-            turn.wire.go_on()
-
-    def _first(self, turn: Turn) -> bool:
-        """Whether nothing before it is unanswered."""
-        return not self.pipeline or not any(cast(Any, cycle) is turn for cycle, _ in self.pipeline)
-
-    def _begin(self, turn: Turn) -> None:
-        wire = turn.wire
-        if turn.answering is not None or wire.complete:
-            return
-        wire.paused = self.flow.write_paused
-        error = turn.error
-        if error is not None:
-            if not turn.received:
-                wire.keep_alive = False
-            turn.body.clear()
-            self.plane.refused_early += 1
-            wire.answer(error.status, error.response_headers(), error.body_for(turn.way.errors_of))
-        elif turn.way.lists:
-            listing = turn.answering = ListingCall(self.plane, turn.incoming, wire)
-            listing.begin()
-        else:
-            call = turn.answering = Call(self.plane, turn.incoming, turn.way.found, wire, turn.tunnel)
-            call.begin(turn.whole())
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """The turn of a request that had to wait for those before it."""
-        if isinstance(cycle, Turn):
-            self._welcome(cycle)
-        else:
-            super()._start_asgi_task(cycle, app)
-
-    def _answered(self, wire: Wire) -> None:
-        """An answer is complete, or broken off."""
-        if self._turns and self._turns[0].wire is wire:
-            turn = self._turns.pop(0)
-            turn.answering = None
-            if turn is self._turn and turn.received:
-                if turn.tunnel is None:
-                    self._turn = None
-                else:
-                    self.loop.call_soon(self._go_on_after, turn)  # when this answer is done with
-        self.on_response_complete()
-
-    def _go_on_after(self, turn: Turn) -> None:
-        """What came after a request for a WebSocket that the client has not got is its next one."""
-        early = turn.tunnel.take() if turn.tunnel is not None else b""
-        if self._turn is turn:
-            self._turn = None
-            if early:
-                self.data_received(early)
-
-    def on_response_complete(self) -> None:
-        """What uvicorn does here, without a timer for each request: connections are looked after together."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            self.since = self.loop.time()
-        elif self.pipeline:
-            self._advance()
-        else:
-            self._rest()
-
-    def _advance(self) -> None:
-        """Begin what waits: in a loop, since each may be answered in the very call that begins it."""
-        if self._advancing:
-            return
-        self._advancing = True
-        cycle: Any = self.cycle
-        while self.pipeline and self.phase is not Phase.LINGER and not self.transport.is_closing():
-            cycle, app = self.pipeline.pop()
-            if len(self.pipeline) < PIPELINE_MOST:
-                self._read_on()
-            self._start_asgi_task(cycle, app)
-            if not cycle.response_complete:
-                break
-        self._advancing = False
-        if cycle.response_complete and not self.transport.is_closing():
-            self._rest()
-
-    def _rest(self) -> None:
-        """Wait for the next request, if there is not some of it already."""
-        if self._last:
-            self._close()
-            return
-        self.flow.resume_reading()
-        if self.phase is Phase.BUSY:
-            self.phase = Phase.HEAD if self._in_head else Phase.IDLE
-            self.since = self.loop.time()
-
-    def _hang_up(self) -> None:
-        """Close the connection; but what was not read would have the system tear it down, and the answer with it."""
-        if self.phase is Phase.BODY or (self._turn is not None and not self._turn.received):
-            self._deaf = True
-            self.phase = Phase.LINGER
-            self.since = self.loop.time()
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-                self.flow.resume_reading()
-                return
-        self._close()
-
-    def _close(self) -> None:
-        """Close it when all is written."""
-        self.since = self.loop.time()
-        self.transport.close()
 
     def _discard(self, data: bytes) -> None:
         self._discarded += len(data)
