@@ -168,7 +168,7 @@ def _carry_out(observed: Observed, action: Action, declared: Declaration, now: f
 def _started(observed: Observed, start: Start, declared: Declaration, now: float) -> Observed:
     variant = next(one for one in declared.models[start.model].variants if one.name == start.variant)
     server = Server(
-        id=f"{start.model}+{start.variant}",
+        id=f"{start.model}+{variant.fingerprint()}",  # another one if it is started anew in another form
         model=start.model,
         variant=start.variant,
         fingerprint=variant.fingerprint(),

@@ -13,6 +13,7 @@ MODULES = {  # of this package, by command
     "run": "run",
     "validate": "validate",
     "plan": "plan",
+    "diff": "diff",
     "status": "remote",
     "explain": "explain",
     "events": "events",
