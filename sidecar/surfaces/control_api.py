@@ -27,6 +27,7 @@ from sidecar.surfaces import (
     plugins_api,
     report,
     source_api,
+    usage_api,
     webhook,
 )
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -164,6 +165,12 @@ async def source_act(state: ControlState, verb: str, commit: str = "") -> Source
     return await source_api.act(state.controller, verb, commit)
 
 
+@get("/-/usage", guards=[only_for_operators])
+async def usage(request: Caller, state: ControlState) -> Response[Any]:
+    """Who has used what, and what it cost: see usage.Question for what can be asked."""
+    return await usage_api.answer(state.controller, request.query_params, request.headers.get("accept", ""))
+
+
 @get("/-/measurements", guards=[only_for_operators])
 async def measurements(state: ControlState) -> tuple[Measured, ...]:
     """What variants took at most, and how long they load."""
@@ -249,6 +256,7 @@ def control_app(controller: Controller, plane: Plane, told: Metrics) -> Litestar
             plan,
             events,
             measurements,
+            usage,
             reload,
             model,
             act,

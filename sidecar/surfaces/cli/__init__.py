@@ -27,6 +27,7 @@ MODULES = {  # of this package, by command
     "unpin": "models",
     "reload": "remote",
     "source": "source",
+    "usage": "usage",
     "calibrate": "calibrate",
     "import": "importing",
     "plugin": "plugin",
