@@ -27,7 +27,7 @@ from sidecar.surfaces import (
     plugins_api,
     report,
     source_api,
-    usage_api,
+    top_api,
     webhook,
 )
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -165,10 +165,10 @@ async def source_act(state: ControlState, verb: str, commit: str = "") -> Source
     return await source_api.act(state.controller, verb, commit)
 
 
-@get("/-/usage", guards=[only_for_operators])
-async def usage(request: Caller, state: ControlState) -> Response[Any]:
-    """Who has used what, and what it cost: see usage.Question for what can be asked."""
-    return await usage_api.answer(state.controller, request.query_params, request.headers.get("accept", ""))
+@get("/-/top", guards=[only_for_operators])
+async def top(state: ControlState) -> top_api.TopReport:
+    """What `sidecar top` shows: who holds which memory, and how each model does, in numbers."""
+    return top_api.top(state.controller, state.plane, state.plane.meter.families())
 
 
 @get("/-/measurements", guards=[only_for_operators])
@@ -250,13 +250,13 @@ def control_app(controller: Controller, plane: Plane, told: Metrics) -> Litestar
             ready,
             metrics,
             status,
+            top,
             devices,
             node,
             plugins,
             plan,
             events,
             measurements,
-            usage,
             reload,
             model,
             act,

@@ -95,3 +95,19 @@ def test_an_unknown_verb_is_told_which_there_are(sidecar: Sidecar) -> None:
     answer = httpx.post(f"{sidecar.url}/-/models/a/reboot", trust_env=False)
     assert answer.status_code == 404
     assert "start, stop, drain, undrain, pin, unpin" in answer.json()["error"]["message"]
+
+
+def test_top_counts_what_models_do_and_tells_who_holds_the_memory(sidecar: Sidecar) -> None:
+    post(sidecar, "b", "start")
+    before = json.loads(sidecar.cli("top", "--once", "--json", "--interval", "0.1").stdout)["report"]
+    sidecar.ask("b")
+    frame = json.loads(sidecar.cli("top", "--once", "--json", "--interval", "0.1").stdout)
+    (then,) = (model for model in before["models"] if model["name"] == "b")
+    (now,) = (model for model in frame["report"]["models"] if model["name"] == "b")
+    assert (now["state"], now["pinned"], now["devices"]) == ("ready", "manifest", ["cpu"])
+    assert now["requests"] == then["requests"] + 1
+    assert now["tokens_out"] > then["tokens_out"]
+    (cpu,) = (device["holders"] for device in frame["report"]["devices"] if device["label"] == "cpu")
+    assert [holding["model"] for holding in cpu["servers"]] == ["b"]
+    assert cpu["ours_mb"] + cpu["foreign_mb"] + cpu["reserved_mb"] + cpu["free_mb"] == cpu["total_mb"]
+    assert frame["events"]

@@ -15,6 +15,7 @@ MODULES = {  # of this package, by command
     "plan": "plan",
     "diff": "diff",
     "status": "remote",
+    "top": "top.command",
     "explain": "explain",
     "events": "events",
     "logs": "logs",

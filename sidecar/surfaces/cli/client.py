@@ -13,7 +13,7 @@ import httpx
 
 from sidecar.mechanism import source
 from sidecar.mechanism.rules import listen_address
-from sidecar.surfaces.cli.output import NO, UNREACHABLE, fail
+from sidecar.surfaces.cli.output import UNREACHABLE, fail
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,13 +24,16 @@ class UnreachableError(Exception):
     """No sidecar answers at the address."""
 
 
-class Remote:
-    """A running sidecar. quiet: what it refuses ends in SystemExit without a word."""
+class AnswerError(Exception):
+    """The sidecar says no; the text says why."""
 
-    def __init__(self, url: str, token: str, *, quiet: bool = False) -> None:
+
+class Remote:
+    """A running sidecar. headers: what each request to it has."""
+
+    def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
-        self._quiet = quiet
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.headers = {"authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str, params: dict[str, str] | None = None) -> Any:
         """The JSON answer; exits with the reason if there is none."""
@@ -49,15 +52,20 @@ class Remote:
     def ask(self, method: str, path: str, params: dict[str, str], timeout_s: float | None) -> Any:
         """The JSON answer. Raises UnreachableError; exits when the sidecar says no."""
         try:
+            return self.request(method, path, params, timeout_s)
+        except AnswerError as error:
+            fail(str(error))
+
+    def request(self, method: str, path: str, params: dict[str, str], timeout_s: float | None) -> Any:
+        """The JSON answer. Raises UnreachableError, and AnswerError when the sidecar says no."""
+        try:
             with httpx.Client(trust_env=False, timeout=httpx.Timeout(timeout_s, connect=5.0)) as http:
-                response = http.request(method, self.url + path, params=params, headers=self._headers)
+                response = http.request(method, self.url + path, params=params, headers=self.headers)
         except httpx.HTTPError as error:
             raise UnreachableError(f"no sidecar answers at {self.url}: {error}") from error
         if response.is_success:
             return response.json()
-        if self._quiet:
-            raise SystemExit(NO)
-        return fail(_reason(response))
+        raise AnswerError(reason(response))
 
     def lines(self, path: str, params: dict[str, str], silence_s: float) -> Iterator[str]:
         """The lines of an answer, as they come, until it ends.
@@ -69,13 +77,13 @@ class Remote:
         try:
             with (
                 httpx.Client(trust_env=False, timeout=timeout) as http,
-                http.stream("GET", self.url + path, params=params, headers=self._headers) as response,
+                http.stream("GET", self.url + path, params=params, headers=self.headers) as response,
             ):
                 if not response.is_success:
                     response.read()
                     if response.is_server_error:  # of somebody between, as long as the sidecar is away
-                        raise UnreachableError(_reason(response))
-                    fail(_reason(response))
+                        raise UnreachableError(reason(response))
+                    fail(reason(response))
                 rest = b""
                 for chunk in response.iter_bytes():
                     *lines, rest = (rest + chunk).split(b"\n")
@@ -115,7 +123,8 @@ def declared_url(root: Path) -> str | None:
     return None
 
 
-def _reason(response: httpx.Response) -> str:
+def reason(response: httpx.Response) -> str:
+    """Why an answer is an error."""
     try:
         error = response.json()["error"]
         return f"{error['message']} ({error['code']})"

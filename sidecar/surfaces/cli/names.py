@@ -12,7 +12,7 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from sidecar.mechanism import source
-from sidecar.surfaces.cli.client import DEFAULT_URL, Remote, UnreachableError, declared_url
+from sidecar.surfaces.cli.client import DEFAULT_URL, AnswerError, Remote, UnreachableError, declared_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +33,7 @@ def complete_models(context: click.Context, _: click.Parameter, incomplete: str)
     directory = Path(context.params.get("directory") or "manifests")
     try:
         found = list(_running(context, directory))
-    except (UnreachableError, SystemExit, msgspec.ValidationError):  # away, or not to be asked by us
+    except (UnreachableError, AnswerError, msgspec.ValidationError):  # away, or not to be asked by us
         found = [CompletionItem(name) for name in _declared(directory)]
     return [item for item in found if item.value.startswith(incomplete)]
 
@@ -45,8 +45,8 @@ def model_argument(command: F) -> F:
 
 def _running(context: click.Context, directory: Path) -> Iterator[CompletionItem]:
     url = context.params.get("url") or declared_url(directory) or DEFAULT_URL
-    remote = Remote(url, context.params.get("token") or "", quiet=True)
-    status = msgspec.convert(remote.ask("GET", "/-/status", {}, timeout_s=PATIENCE_S), _Status)
+    remote = Remote(url, context.params.get("token") or "")
+    status = msgspec.convert(remote.request("GET", "/-/status", {}, timeout_s=PATIENCE_S), _Status)
     for model in status.models:
         yield CompletionItem(model.name, help=model.state)
 
