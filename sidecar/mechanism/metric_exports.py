@@ -91,6 +91,11 @@ class Push:
         self._busy: dict[int, asyncio.Future[None]] = {}  # by the exporter's place
         self._tell_at = 0.0  # monotonic seconds
 
+    @property
+    def busy(self) -> bool:
+        """Whether an exporter has not ended yet."""
+        return bool(self._busy)
+
     async def run(self, collect: Collect) -> None:
         """For ever."""
         while True:

@@ -208,19 +208,21 @@ class RequestMeter:
         yield Family(EACH_TOKEN, _of_streams(slots, "each"))
         yield Family(TOKEN_USAGE, _token_usage(slots))
         yield Family(QUEUE_WAIT, _queues(slots))
-        yield Family(REQUESTS, (Point(_told(key), sum(slot.durations)) for key, slot in slots))
+        yield Family(REQUESTS, _requests(slots))
         yield Family(TOKENS, _tokens(slots))
         yield Family(BYTES, _bytes(slots))
         yield Family(RETRIES, self._retries.points())
 
     def _slot(self, key: _Key) -> _Slot:
         """A new one; that of all the rest if there are too many."""
+        well = _is_well(key)
         if len(self._slots) >= self._most:
-            key = _REST
-        return self._slots.setdefault(key, _Slot(_is_well(key)))
+            key = _WELL_REST if well else _REST
+        return self._slots.setdefault(key, _Slot(well))
 
 
 _REST: _Key = ("", "", "", "", "", 0, "", False, "")  # no request has no end
+_WELL_REST: _Key = ("", "", "", "", "", 200, "", False, "")
 _Slots = list[tuple[_Key, _Slot]]
 
 
@@ -264,29 +266,41 @@ class _Merged:
         return (Spread(labels, tuple(counts), total) for labels, (counts, total) in self._held.items())
 
 
+def _is_rest(key: _Key) -> bool:
+    return not key[4]
+
+
 def _overflow(key: _Key) -> str:
-    return "true" if key == _REST else ""
+    return "true" if _is_rest(key) else ""
 
 
 def _told(key: _Key) -> Labels:
     model, variant, mode, operation, end, status, code, cold, principal = key
-    if key == _REST:
+    if _is_rest(key):
         return ("",) * 9 + ("true",)
     return (model, variant, mode, operation, end, str(status or ""), code, "true" if cold else "false", principal, "")
 
 
 def _whose(key: _Key) -> Labels:
     """Operation, provider and model."""
-    return (key[3], PROVIDER, key[0]) if key != _REST else ("", "", "")
+    return (key[3], PROVIDER, key[0]) if not _is_rest(key) else ("", "", "")
 
 
 def _error(key: _Key) -> str:
     """What the conventions call the type of an error; "" of what went well."""
-    return "" if _is_well(key) or key == _REST else key[6] or str(key[5])
+    return "" if _is_well(key) or _is_rest(key) else key[6] or str(key[5])
 
 
 def _is_well(key: _Key) -> bool:
     return key[4] == End.OK.value and key[5] < FIRST_ERROR
+
+
+def _requests(slots: _Slots) -> Iterator[Point]:
+    sums: dict[Labels, int] = {}
+    for key, slot in slots:
+        labels = _told(key)
+        sums[labels] = sums.get(labels, 0) + sum(slot.durations)
+    return (Point(labels, value) for labels, value in sums.items())
 
 
 def _durations(slots: _Slots) -> Iterator[Spread]:
@@ -300,7 +314,7 @@ def _operations(slots: _Slots) -> Iterator[Spread]:
     """Of those that a server was asked for."""
     merged = _Merged()
     for key, slot in slots:
-        if key[1] or key == _REST:
+        if key[1] or _is_rest(key):
             labels = (*_whose(key), _error(key), _overflow(key))
             merged.add(labels, slot.durations, slot.durations_s)
             if slot.operations is not None:
