@@ -110,6 +110,8 @@ class Push:
         """Export once more, within a deadline, and stop. Never raises."""
         for exporter in self._exporters:
             exporter.stop()
+        if self._busy:
+            await asyncio.wait(self._busy.values(), timeout=CLOSE_S)
         try:
             await self.once(collect, CLOSE_S)
         except Exception:
