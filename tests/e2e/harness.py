@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.e2e import forked
+from tests.e2e import forked, leaks
 from tests.servers import HTTP_SERVER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +63,7 @@ class Sidecar:
         self.folder = folder
         self.process = process
         self.log: list[str] = []
+        self.told: dict[str, str] = {}  # by commands, the latest of each
         self.url = ""
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -107,8 +108,10 @@ class Sidecar:
 
     def status(self) -> dict[str, Any]:
         """`/-/status`."""
-        answer: dict[str, Any] = httpx.get(f"{self.url}/-/status", trust_env=False, timeout=PATIENCE_S).json()
-        return answer
+        answer = httpx.get(f"{self.url}/-/status", trust_env=False, timeout=PATIENCE_S)
+        self.told["/-/status"] = answer.text
+        found: dict[str, Any] = answer.json()
+        return found
 
     def model(self, name: str) -> dict[str, Any]:
         """One model's entry in the status."""
@@ -132,7 +135,9 @@ class Sidecar:
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of the command line against it."""
-        return cli(*arguments, "--url", self.url, check=check)
+        done = cli(*arguments, "--url", self.url, check=check)
+        self.told[" ".join(arguments)] = f"{done.stdout}\n{done.stderr}"
+        return done
 
     # --- changing it --------------------------------------------------------------------------------------------
 
@@ -167,7 +172,7 @@ def cli(*arguments: str, check: bool = True, env: Mapping[str, str] | None = Non
 
 @contextmanager
 def running(folder: Path, manifests: Mapping[str, str], env: Mapping[str, str] | None = None) -> Iterator[Sidecar]:
-    """A sidecar on these manifests; at the end it must end well, and leave no server behind."""
+    """A sidecar on these manifests; at the end it must end well, leave no server behind, and have told no key."""
     for name, text in manifests.items():
         write(folder / "manifests" / name, text)
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
@@ -188,6 +193,8 @@ def running(folder: Path, manifests: Mapping[str, str], env: Mapping[str, str] |
             process.kill()
             process.wait()
         sidecar.close()
+    said = {"log": "".join(sidecar.log), **sidecar.told, **leaks.files(folder / "state")}
+    assert leaks.found(said, {KEY, *leaks.among(env or {})}) == []
 
 
 def alive(pid: int) -> bool:

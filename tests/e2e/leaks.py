@@ -8,6 +8,7 @@ from pathlib import Path
 
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|ADMIN", re.IGNORECASE)
 _SHORTEST = 6  # what is shorter is found everywhere
+_MOST_BYTES = 4 * 2**20  # what is longer is a model
 
 
 def among(env: Mapping[str, str]) -> set[str]:
@@ -33,9 +34,6 @@ def found(said: Mapping[str, str], keys: Iterable[str]) -> list[str]:
 
 def _walk(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
-            yield from (
-                one for one in sorted(path.rglob("*")) if one.is_file() and "logs" not in one.relative_to(path).parts
-            )
-        elif path.is_file():
-            yield path
+        for one in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if one.is_file() and "logs" not in one.relative_to(path).parts and one.stat().st_size <= _MOST_BYTES:
+                yield one

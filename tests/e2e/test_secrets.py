@@ -207,3 +207,10 @@ def test_nothing_on_disk_gives_a_key_away_but_what_servers_have_written_themselv
     own = leaks.files(world.folder / "state", world.folder / "spans", world.folder / "requests.log")
     assert any(name.endswith("events.jsonl") for name in own)
     assert leaks.found(own, ALL) == []
+
+
+def test_the_search_would_find_them(tmp_path: Path) -> None:
+    write(tmp_path / "state" / "a" / "events.jsonl", f"one\nkey {KEY}\n")
+    write(tmp_path / "state" / "logs" / "m.err.log", KEY)
+    [line] = leaks.found(leaks.files(tmp_path / "state"), leaks.among({"MY_KEY": KEY, "HOME": "/root", "A_KEY": "1"}))
+    assert line.endswith(f"events.jsonl: key {KEY}")
