@@ -33,6 +33,7 @@ class Books:
         self._config = config
         self._opened_s = time.time()
         self._list = PriceList(config.prices)
+        self._told = False  # whether the list was written down by us: then a later one may be another's
         self._since_s, self._filled = self._opened_s, DONE  # until when its days of the past have been looked at
         self._prices = Prices([(self._opened_s, self._list)])
 
@@ -45,10 +46,11 @@ class Books:
         told = msgspec.json.encode(self._config.prices).decode()
         with self._database.transaction():
             before = self._database.run(tables.PRICED, (self._config.node,))
-            if before[-1][1] != told if before else self._config.prices:
+            if (before[-1][1] != told and not self._told) if before else self._config.prices:
                 since_s = max([self._opened_s, *(found[0] + 0.001 for found in before)])
                 self._database.run(tables.PRICE, (self._config.node, since_s, told))
                 before.append((since_s, told, 0))
+        self._told = True
         lists = [(found[0], PriceList(_prices(found[1]))) for found in before[:-1]]
         self._since_s, self._filled = (before[-1][0], before[-1][2]) if before else (self._opened_s, DONE)
         self._prices = Prices([*lists, (self._since_s, self._list)])
@@ -114,7 +116,8 @@ class Books:
             return True
         oldest_s = time.time() - self._config.retention
         prune = tables.PRUNE.format(requests=self._database.requests)
-        return self._database.changed(prune, (oldest_s, PRUNE_ROWS)) < PRUNE_ROWS
+        with self._database.transaction():
+            return self._database.changed(prune, (oldest_s, PRUNE_ROWS)) < PRUNE_ROWS
 
     def _fold(self) -> bool:
         """Sums of hours become sums of days when the rows are gone."""

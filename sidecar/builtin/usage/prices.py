@@ -15,7 +15,7 @@ from math import inf
 
 import msgspec
 
-from plugin_sdk import End, Outcome, Usage
+from plugin_sdk import End, Outcome
 from sidecar.builtin.usage.settings import Price, Tier
 
 NANO = 10**9
@@ -24,8 +24,6 @@ HOUR_S = 3600
 HOUR_MS = 3_600_000
 MOST_TOKENS = 10**9  # of a request: servers may say anything, and one that says more is not believed
 MOST_MODELS = 1000  # whose prices are held ready
-
-_NO_TOKENS = Usage()
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -63,6 +61,7 @@ class PriceList:
         for tariffs in self._patterns.values():
             tariffs.sort(key=lambda tariff: tariff.since_s)
         self._of: dict[str, tuple[list[Tariff], ...]] = {}
+        self._always: dict[str, Tariff] = {}  # of models whose price depends on no date, as is the rule
 
     def find(self, model: str, at_s: float) -> Tariff | None:
         """The price that is in force at a time."""
@@ -77,8 +76,8 @@ class PriceList:
         """The nanos of a request; None if nobody knows: there is no price, or it was served and no tokens were told."""
         if not self.prices:
             return None
-        tariff = self.find(outcome.model, outcome.started_s)
-        return None if tariff is None else cost(tariff, outcome.usage, served(outcome))
+        tariff = self._always.get(outcome.model) or self.find(outcome.model, outcome.started_s)
+        return None if tariff is None else cost(tariff, outcome)
 
     def first_dated_s(self, before_s: float) -> float:
         """Since when, at the earliest, a price holds that was told only later; inf if there is none."""
@@ -88,8 +87,11 @@ class PriceList:
     def _fitting(self, model: str) -> tuple[list[Tariff], ...]:
         if len(self._of) >= MOST_MODELS:
             self._of.clear()
+            self._always.clear()
         found = tuple(tariffs for pattern, tariffs in self._patterns.items() if fnmatchcase(model, pattern))
         self._of[model] = found
+        if found and len(found[0]) == 1 and found[0][0].since_s == -inf:
+            self._always[model] = found[0][0]
         return found
 
 
@@ -133,26 +135,36 @@ class Loaded(msgspec.Struct, frozen=True):
     cost: int | None
 
 
-def cost(tariff: Tariff, usage: Usage | None, served: bool) -> int | None:
-    """The nanos of a request; None if it was served and its tokens, which it is paid for by, were not told."""
-    if usage is None and served and tariff.by_tokens:
-        return None
-    told = usage or _NO_TOKENS
-    prompt, made = _believed(told.input_tokens), _believed(told.output_tokens)
-    cached, reasoning = min(_believed(told.cached_tokens), prompt), min(_believed(told.reasoning_tokens), made)
-    rates = next((rates for above, rates in tariff.tiers if prompt > above), tariff.rates)
+def cost(tariff: Tariff, outcome: Outcome) -> int | None:
+    """The nanos of a request; None if it was served and its tokens, which it is paid for by, were not told.
+
+    Written for speed: it is run for every request.
+    """
+    usage, served = outcome.usage, outcome.end is End.OK and outcome.status < 400
+    if usage is None:
+        return None if served and tariff.by_tokens else tariff.request * served
+    prompt, made, cached, reasoning = (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
+    )
+    if not (0 <= cached <= prompt <= MOST_TOKENS and 0 <= reasoning <= made <= MOST_TOKENS):
+        prompt, made = _believed(prompt), _believed(made)
+        cached, reasoning = min(_believed(cached), prompt), min(_believed(reasoning), made)
+    rates = tariff.rates
+    for above, dearer in tariff.tiers:
+        if prompt > above:
+            rates = dearer
+            break
     millionths = (
         (prompt - cached) * rates.input
         + cached * rates.cached
         + (made - reasoning) * rates.output
         + reasoning * rates.reasoning
     )
-    return _rounded(millionths, MILLION) + (tariff.request if served else 0)
-
-
-def served(outcome: Outcome) -> bool:
-    """Whether the client has got what it asked for."""
-    return outcome.end is End.OK and outcome.status < 400
+    nanos = _rounded(millionths, MILLION)
+    return nanos + tariff.request if served else nanos
 
 
 def _believed(tokens: int) -> int:

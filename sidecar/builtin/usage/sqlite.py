@@ -211,17 +211,16 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     """The same for reading alone. Raises sqlite3.Error, PluginError also if it is of an older version."""
     if not path.exists():
         raise PluginError(f"there is no {path}: nothing was recorded yet")
-    uri = path.resolve().as_uri()
-    database = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=BUSY_S, check_same_thread=False)
+    # Whoever writes has such a file. Without one nothing is to be made either: not by root, nor where nobody may.
+    how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+    database = sqlite3.connect(
+        f"{path.resolve().as_uri()}?{how}", uri=True, timeout=BUSY_S, check_same_thread=False, isolation_level=None
+    )
     try:
         version = _check_version(path, database)
-    except sqlite3.OperationalError:
+    except BaseException:
         database.close()
-        if Path(f"{path}-wal").exists():
-            raise
-        # A folder that may not be written to, as of a copy: nobody else writes there either.
-        database = sqlite3.connect(f"{uri}?immutable=1", uri=True, check_same_thread=False)
-        version = _check_version(path, database)
+        raise
     if version < tables.VERSION:
         database.close()
         raise PluginError(f"{path} has version {version}: the next sidecar that writes to it brings it up to date")

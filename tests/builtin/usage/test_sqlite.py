@@ -164,6 +164,8 @@ async def test_a_copy_in_a_folder_that_may_not_be_written_to_can_be_read() -> No
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "usage.db"
         await recorded(Settings(path=str(path)), [outcome()])
+        assert len(read(path)) == 1
+        assert os.listdir(folder) == ["usage.db"]  # noqa: PTH208 - ruff would have Path.iterdir in a thread
         os.chmod(folder, 0o555)  # noqa: PTH101, S103 - ruff would have Path.chmod in a thread
         command = [sys.executable, "-c", READ, str(path)]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
