@@ -1,4 +1,4 @@
-"""The tables of examples/moving-in/README.md are true and whole: tried on all configurations of the importers' tests."""
+"""The tables of examples/moving-in/README.md are true and whole: tried on all that the importers' tests import."""
 
 from __future__ import annotations
 

@@ -66,14 +66,24 @@ class Draft:
         self._notes: list[str] = []
         self._comments: dict[str, list[str]] = {}
         self._names: set[str] = set()  # names and aliases of models
+        self._expected: set[str] = set()
         self._extras: dict[str, list[str]] = {}  # plugins of a model besides the default chain
 
     # --- names ----------------------------------------------------------------------------------------------------
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Tell how models will be called, so that none of them loses its name to one that has to be renamed."""
+        self._expected |= set(names)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether clients mean a model by it already."""
+        return name in self._names
+
     def model(self, wanted: str, mode: list[str]) -> tuple[str, dict[str, Any]]:
         """A new model: its name, which is as near to what is wanted as a name can be, and its table."""
         name = _NOT_IN_NAMES.sub("-", wanted).strip("-") if not _MODEL_NAME.fullmatch(wanted) else wanted
-        name = unique(name if _MODEL_NAME.fullmatch(name) else f"model-{name}", self._names | self.models.keys())
+        name = name if _MODEL_NAME.fullmatch(name) else f"model-{name}"
+        name = unique(name, self._names | (self._expected if name != wanted else set()))
         self._names.add(name)
         table: dict[str, Any] = {"mode": mode[0] if len(mode) == 1 else mode}
         self.models[name] = table

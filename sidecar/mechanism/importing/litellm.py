@@ -7,6 +7,7 @@ LiteLLM translates between APIs and the sidecar passes bytes as they are: so wha
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -55,7 +56,7 @@ class _Server(msgspec.Struct):
     at: At
     variant: dict[str, Any]
     modes: list[str]
-    fields: dict[str, Any]
+    fields: list[At]
     weight: At | None = None
 
 
@@ -77,6 +78,7 @@ class _Import:
         self._auth()
         for at in each(self.root.get("model_list")):
             self._deployment(at)
+        self.draft.expect(self.servers)
         for wanted, servers in self.servers.items():
             self._model(wanted, servers)
         self._fallbacks()
@@ -129,7 +131,7 @@ class _Import:
             return
         known = providers.COMPATIBLE[provider or "openai_like"]
         modes = self._modes(at, known, there)
-        server = _Server(at, self._variant(name.text(), known, there, params), modes, self._fields(params))
+        server = _Server(at, self._variant(name.text(), known, there, params), modes, list(self._fields(params)))
         server.weight = self._weight(at, params)
         model.changed("variants.model_name", "without the provider, which is told by the url")
         self.servers.setdefault(name.text(), []).append(server)
@@ -199,16 +201,10 @@ class _Import:
             base.changed("variants.url", "clients ask there for paths with /v1, where LiteLLM asked without")
         return url
 
-    def _fields(self, params: At) -> dict[str, Any]:
-        fields = {}
-        for at in params.items():
-            if at.name in FIELDS:
-                fields[at.name] = _plain(at.value)
-                at.changed("plugins.params-*.config.default", "added where the client says nothing")
-        for at in items(params.get("extra_body")):
-            fields[at.name] = _plain(at.value)
-            at.changed("plugins.params-*.config.default", "added where the client says nothing")
-        return fields
+    def _fields(self, params: At) -> Iterator[At]:
+        """What is added to requests."""
+        yield from (at for at in params.items() if at.name in FIELDS)
+        yield from items(params.get("extra_body"))
 
     def _weight(self, at: At, params: At) -> At | None:
         places = ((params, "weight"), (params, "rpm"), (at, "rpm"), (params, "tpm"), (at, "tpm"))
@@ -228,17 +224,19 @@ class _Import:
             at = server.at.get("model_name")
             if at:
                 at.carried(f"models.{name}")
-        if all(server.fields == servers[0].fields for server in servers):
-            if servers[0].fields:
-                remote.params(self.draft, name, {"default": servers[0].fields})
-            return
-        for server in servers:
-            params = server.at.get("litellm_params")
-            for at in items(params):
-                if at.name in server.fields or at.name == "extra_body":
-                    at.left(
-                        "its servers had different fields, and here a model has the same for all", "make it two models"
-                    )
+        self._defaults(name, servers)
+
+    def _defaults(self, name: str, servers: list[_Server]) -> None:
+        """Fields that are added to requests: here they are the same for all of a model's servers."""
+        fields = [{at.name: _plain(at.value) for at in server.fields} for server in servers]
+        same = all(one == fields[0] for one in fields)
+        if same and fields[0]:
+            remote.params(self.draft, name, {"default": fields[0]})
+        for at in [at for server in servers for at in server.fields]:
+            if same:
+                at.changed("plugins.params-*.config.default", "added where the client says nothing")
+            else:
+                at.left("its servers had different fields, and here a model has the same for all", "make it two models")
 
     def _share(self) -> None:
         strategy = self.root.get("router_settings", "routing_strategy")

@@ -69,6 +69,7 @@ class _Import:
 
     def run(self) -> Imported:
         self._settings()
+        self.draft.expect(at.name for at in self._models())
         models = [self._named(at) for at in self._models()]
         for model in models:
             self._model(model)
@@ -268,7 +269,7 @@ class _Import:
             return None
         url = model.macros.expand(at)
         if not _is_here(url):
-            url = remote.base_url(at, url)
+            url = remote.base_url(at, url, version="")
             at.carried("variants[0].url")
         elif urlsplit(url.replace(commands.PORT, "1")).path.strip("/"):
             at.left(
@@ -286,7 +287,7 @@ class _Import:
             if not equals or not name:
                 raise at.wrong("NAME=value")
             found[name] = value
-            if name == "CUDA_VISIBLE_DEVICES":
+            if name == "CUDA_VISIBLE_DEVICES" and managed.tells_devices(value):
                 at.changed("variants[0].required_devices", "the sidecar sets it to the devices that it has reserved")
             elif managed.holds_secret(name, value):
                 at.changed("the variable in its place", "secrets do not stand in manifests", "set it, as is told below")
@@ -337,14 +338,14 @@ class _Import:
             self._peer(at, proxy, models)
 
     def _peer(self, at: At, proxy: At, models: At) -> None:
-        url = remote.base_url(proxy, self.macros.expand(proxy))
+        url = remote.base_url(proxy, self.macros.expand(proxy), version="")
         proxy.carried("variants[0].url")
         if entry := at.get("timeouts"):
             entry.left(*MODEL_LEFT["timeouts"])
         key = self._peer_key(at)
         for entry in models.each():
             there = entry.text()
-            taken = there in self.ids
+            taken = self.draft.is_taken(there)
             name, table = self.draft.model(f"{at.name}/{there}" if taken else there, commands.modes_by_name(there))
             self.draft.alias(name, f"{at.name}/{there}")
             variant: dict[str, Any] = {"url": url} | ({"model_name": there} if there != name else {})

@@ -74,6 +74,7 @@ class _Import:
         for key, (why, do) in LEFT.items():
             if at := self.root.get(key):
                 at.left(why, do)
+        self.draft.expect(at.name for at in self._models())
         named = [(at, self._named(at)) for at in self._models()]
         for at, name in named:
             self._model(at, name)
@@ -128,9 +129,7 @@ class _Import:
         mode = at.get("mode")
         wanted = mode.text() if mode else "Chat"
         known = MODES.get(wanted.lower())
-        if known is None:
-            skeletons.interface(self.draft, wanted)
-        name, _ = self.draft.model(at.name, [known or wanted])
+        name, _ = self.draft.model(at.name, [known or skeletons.interface(self.draft, wanted)])
         if mode and known:
             mode.changed("mode", "in the sidecar's word for it")
         elif mode:
@@ -208,9 +207,8 @@ class _Import:
         if kind := "nvidia" if _NVIDIA.search(there) else "amd" if _AMD.search(there) else "":
             self.draft.devices.setdefault(there, {"match": {"class": kind, "name": f"*{there.upper()}*"}})
             self.draft.note("devices are matched by parts of their names: see `sidecar devices`", "devices.toml")
-        else:
-            skeletons.device(self.draft, there)
-        return there
+            return there
+        return skeletons.device(self.draft, there)
 
     def _command(self, scheme: _Scheme, at: At) -> tuple[Command, dict[str, str], str]:
         """The command, its variables and its folder."""

@@ -63,6 +63,7 @@ class _Import:
         self._stats()
         self._limits()
         self._listen()
+        self.draft.expect(at.name for at in items(self.root.get("models")))
         for at in items(self.root.get("models")):
             self._model(at)
         router = self.root.get("plugins", "model_route")

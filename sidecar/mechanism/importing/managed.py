@@ -18,8 +18,10 @@ from sidecar.mechanism.importing.memory import guess
 MEASURE = "from its first start on what it takes is measured, and `sidecar calibrate --write` puts that in its place"
 
 _GPU_LIST = re.compile(r"(GPU-[0-9a-fA-F-]+|MIG-[^,\s]+|\d+)(,\s*(GPU-[0-9a-fA-F-]+|MIG-[^,\s]+|\d+))*")
+_NO_GPU = ("", "-1", "none", "NoDevFiles")
 _CONTAINER_GPUS = re.compile(r"device=([\d,]+)")
 _OWN_DEVICES = re.compile(r"CUDA(\d+)(?:,CUDA(\d+))*")
+_FROM_ENVIRONMENT = re.compile(r"\{env\.(\w+)\}")
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _NO_SECRET = re.compile(r"(?i)(file|path|dir|env|prefix|header)$")
 
@@ -51,6 +53,10 @@ def variant(
         draft.comment(server.model, "Its paths are relative, hence cwd: where the configuration lay that it came from.")
     if kept := {name: _value(draft, server, name, value) for name, value in env.items()}:
         table["env"] = kept
+    if key := _own_key(table["command"]):
+        table["api_key"] = {"env": key}  # the server wants it, and clients' keys are not passed on
+    if command.windows:
+        draft.comment(server.model, "CHECK: its command is one of Windows.")
     if command.container:
         table["foreign_listener"] = True  # the port is published by the engine, which the command did not fork
         draft.comment(server.model, "A container engine publishes its port, hence foreign_listener.")
@@ -60,16 +66,20 @@ def variant(
     return table
 
 
+def _own_key(words: list[str]) -> str:
+    """The variable of the key that the server asks for, if it asks for one."""
+    found = Command(tuple(words)).after("--api-key")
+    match = _FROM_ENVIRONMENT.fullmatch(found)
+    return match[1] if match else ""
+
+
 def _is_relative(command: Command) -> bool:
     """Whether its program, or a file of weights, is meant from where it is started."""
-    names = (command.words[0], *(command.after(flag) for flag in ("-m", "--model", "--mmproj", "--model-draft", "-md")))
-    paths = [name for name in names if "/" in name and name.endswith((".gguf", ".bin", ".sh", ".py"))]
-    return not command.windows and any(not path.startswith(("/", "~", "{")) for path in [*paths, _folder(names[0])])
-
-
-def _folder(program: str) -> str:
-    """The program, if it is not looked up in PATH; else a path that is not relative."""
-    return program if "/" in program else "/"
+    flags = ("-m", "--model", "--mmproj", "--model-draft", "-md")
+    files = [name for flag in flags if (name := command.after(flag)).endswith((".gguf", ".bin"))]
+    programs = [command.words[0]] if "/" in command.words[0] else []  # else it is looked for in PATH
+    outside = command.windows or command.container
+    return not outside and any(not path.startswith(("/", "~", "{")) for path in [*programs, *files])
 
 
 def _guessed(draft: Draft, server: Server, devices: int) -> int:
@@ -77,20 +87,18 @@ def _guessed(draft: Draft, server: Server, devices: int) -> int:
     estimate = guess(server.command, server.folder)
     memory_mb = -(-estimate.memory_mb // devices)
     each = f", {memory_mb} on each of its devices" if devices > 1 else ""
-    draft.comment(server.model, f"memory_mb is a guess by {estimate.how}{each}: {MEASURE}.")
+    draft.comment(server.model, f"memory_mb is a guess, {estimate.how}{each}: {MEASURE}.")
     return memory_mb
 
 
 def _devices(draft: Draft, command: Command, env: dict[str, str]) -> tuple[list[str], Command]:
     """Requirements, and the command on these devices. Takes CUDA_VISIBLE_DEVICES out: the sidecar sets it itself."""
     visible = env.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
-        del env["CUDA_VISIBLE_DEVICES"]
-        return ["cpu"], command
-    if visible is not None and _GPU_LIST.fullmatch(visible.strip()):
+    if visible is not None and tells_devices(visible):
         del env["CUDA_VISIBLE_DEVICES"]
         names = [name.strip() for name in visible.split(",")]
-        return [f"nvidia:{name}" if name.isdecimal() else name for name in names], command
+        numbered = [f"nvidia:{name}" if name.isdecimal() else name for name in names]
+        return (["cpu"] if visible.strip() in _NO_GPU else numbered), command
     if command.container:
         for word in command.words:
             if match := _CONTAINER_GPUS.search(word):
@@ -100,6 +108,11 @@ def _devices(draft: Draft, command: Command, env: dict[str, str]) -> tuple[list[
         return _renumbered(command, own)
     kind = device_class(command, draft.options.device)
     return [kind] * _count(command), command
+
+
+def tells_devices(visible: str) -> bool:
+    """Whether a value of CUDA_VISIBLE_DEVICES says which GPUs, or none."""
+    return visible.strip() in _NO_GPU or bool(_GPU_LIST.fullmatch(visible.strip()))
 
 
 def _renumbered(command: Command, own: str) -> tuple[list[str], Command]:
@@ -144,8 +157,8 @@ def _value(draft: Draft, server: Server, name: str, value: str) -> str:
 
 def holds_secret(name: str, value: str) -> bool:
     """Whether a variable of that name and value must not stand in a manifest."""
-    secret = bool(value) and (is_secret(name) or bool(_CREDENTIALS.search(value)))
-    return secret and not placeholders.names_in(value)
+    secret = _secret_flag(name) or bool(_CREDENTIALS.search(value))
+    return bool(value) and secret and not placeholders.names_in(value)
 
 
 def _secret_flag(flag: str) -> bool:

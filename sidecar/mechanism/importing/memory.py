@@ -42,12 +42,12 @@ def guess(command: Command, folder: Path) -> Guess:
     sizes = [size for name in names if (size := _size(folder, name))]
     if sizes and len(sizes) == len([name for name in names if _is_file_name(name)]):
         weights = sum(sizes) / _MB
-        how = f"its files ({weights:.0f} MB)"
+        how = f"by its files ({weights:.0f} MB)"
     else:
         weights = sum(_by_name(name) for name in names)
-        how = f"the names of its weights ({weights:.0f} MB)"
+        how = f"by the names of its weights ({weights:.0f} MB)"
     if not weights:
-        return Guess(UNKNOWN_MB, "nothing: neither its files nor their names tell it")
+        return Guess(UNKNOWN_MB, "since neither its files nor their names tell it")
     tokens = _context(command)
     context = tokens * _KV_BYTES * min(1.0, weights / 5000) / _MB
     if tokens:
@@ -72,8 +72,8 @@ def _is_file_name(name: str) -> bool:
 
 def _size(folder: Path, name: str) -> int:
     """Bytes of a file, with its other parts; of a folder of safetensors; 0 if there is none."""
-    path = folder / Path(name).expanduser()
     try:
+        path = folder / Path(name).expanduser()
         if path.is_dir():
             return sum(part.stat().st_size for part in path.glob("*.safetensors"))
         if match := _SHARD.search(name):

@@ -150,15 +150,22 @@ class _Builder:
         return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        own = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        self._refuse_twice(node)
         self._reader.flatten_mapping(node)  # merges (`<<: *anchor`): what they bring stands first, and gives way
         found: dict[str, Any] = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError(f"{self._file}:{key.start_mark.line + 1}: expected text for a key")
             name = key.value
-            if own[name] > 1:
-                raise InputError(f'{self._file}:{key.start_mark.line + 1}: the key "{name}" stands twice in one table')
             self._lines[*path, name] = key.start_mark.line + 1
             found[name] = self._value(item, (*path, name))
         return found
+
+    def _refuse_twice(self, node: yaml.MappingNode) -> None:
+        """Raise InputError if a key stands twice in a table, what merges bring aside."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                line = key.start_mark.line + 1
+                raise InputError(f'{self._file}:{line}: the key "{key.value}" stands twice in one table')
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")

@@ -20,9 +20,12 @@ _NO_KEY = frozenset(
 PARAMS = "sidecar.builtin.params:Params"
 
 
-def base_url(at: At, text: str) -> str:
-    """An address without the path that clients of the sidecar ask for themselves (`/v1`). Raises InputError."""
-    url = text.strip().rstrip("/").removesuffix("/v1")
+def base_url(at: At, text: str, *, version: str = "/v1") -> str:
+    """An address without the path that clients of the sidecar ask for themselves. Raises InputError.
+
+    version: that path, if clients of the other did not ask for it themselves.
+    """
+    url = text.strip().rstrip("/").removesuffix(version).rstrip("/")
     try:
         origins.check(url)
     except ValueError as error:

@@ -5,11 +5,15 @@ So the manifests load, and nothing is let in, placed or answered that the missin
 
 from __future__ import annotations
 
+import keyword
 import re
 from typing import Any
 
+import msgspec
+
 from sidecar.mechanism.importing.draft import Draft
 
+_SKIPPED = ("test_", "tests", "conftest", "setup")  # files of such names are not taken for plugins
 _WORD = re.compile(r"[^A-Za-z0-9]+")
 
 _DEVICE = '''"""Devices of the class "{name}": to be ported. Until then they are unknown, and nothing is placed there.
@@ -65,35 +69,48 @@ class {cls}(Auth[Settings]):
 '''
 
 
-def device(draft: Draft, name: str) -> None:
-    """A device class that is always unknown."""
-    _add(draft, name, _DEVICE)
+def device(draft: Draft, name: str) -> str:
+    """A device class that is always unknown. Returns its name."""
+    return _add(draft, name, _DEVICE).name
 
 
-def interface(draft: Draft, name: str) -> None:
-    """A mode with a path that is guessed."""
-    _add(draft, name, _INTERFACE)
+def interface(draft: Draft, name: str) -> str:
+    """A mode with a path that is guessed. Returns its name."""
+    return _add(draft, name, _INTERFACE).name
 
 
 def auth(draft: Draft, name: str, settings: dict[str, Any]) -> str:
     """An auth plugin that refuses everybody. Returns its name in chains."""
     fields = "".join(f"    {_identifier(key)}: Any = None\n" for key in settings) or "    ...\n"
-    file, cls = _add(draft, name, _AUTH, fields=fields)
+    made = _add(draft, name, _AUTH, fields=fields)
     config = {_identifier(key): value for key, value in settings.items()}
-    return draft.plugin(file, f"{file}:{cls}", config)
+    return draft.plugin(made.file, f"{made.file}:{made.cls}", config)
 
 
-def _add(draft: Draft, name: str, template: str, **more: str) -> tuple[str, str]:
-    file = _identifier(name).lower()
-    cls = "".join(part[:1].upper() + part[1:] for part in _WORD.split(name)) or "Plugin"
-    cls = cls if cls[0].isalpha() else f"P{cls}"
-    path = _WORD.sub("", name).lower()
-    said = name.replace("\\", "").replace('"', "")
-    draft.code[file] = template.format(name=said, cls=cls, file=file, path=path, **more)
-    draft.note(f"plugins/{file}.py stands in for a plugin that has to be ported: see the comment in it")
-    return file, cls
+class _Skeleton(msgspec.Struct, frozen=True):
+    """name: what it provides. file: without `.py`."""
+
+    name: str
+    file: str
+    cls: str
+
+
+def _add(draft: Draft, name: str, template: str, **more: str) -> _Skeleton:
+    said = "".join(char for char in name if char.isprintable() and char not in '"\\').strip() or "plugin"
+    cls = "".join(part[:1].upper() + part[1:] for part in _WORD.split(said)) or "Plugin"
+    path = _WORD.sub("", said).lower() or "plugin"
+    wanted = _identifier(said).lower()
+    for number in range(1, len(draft.code) + 2):
+        made = _Skeleton(said, wanted if number == 1 else f"{wanted}_{number}", cls if cls[0].isalpha() else f"P{cls}")
+        text = template.format(name=said, cls=made.cls, file=made.file, path=path, **more)
+        if draft.code.get(made.file, text) == text:
+            break
+    draft.code[made.file] = text
+    draft.note(f"plugins/{made.file}.py stands in for a plugin that has to be ported: see the comment in it")
+    return made
 
 
 def _identifier(text: str) -> str:
     word = _WORD.sub("_", text).strip("_") or "plugin"
-    return word if word[0].isalpha() else f"p_{word}"
+    unfit = not word[0].isalpha() or word.lower().startswith(_SKIPPED) or keyword.iskeyword(word)
+    return f"p_{word}" if unfit else word
