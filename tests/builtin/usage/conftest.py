@@ -32,18 +32,22 @@ def server() -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture
-def database(server: Server) -> str:
-    """A schema of the test's own, which takes much less time to make than a database: its dsn."""
+def schema(server: Server) -> Secret:
+    """The dsn of a schema of its own, which takes much less time to make than a database."""
     name = f"usage_{next(_numbers)}"
     server.ask(f"CREATE SCHEMA {name}")
-    return f"{server.dsn()} options=-csearch_path={name}"
+    return Secret(f"{server.dsn()} options=-csearch_path={name}")
+
+
+def place(kind: str, request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
+    """The settings that say where an empty database of a kind is."""
+    if kind == "postgres":
+        return {"dsn": schema(request.getfixturevalue("server"))}
+    return {"path": str(folder / "usage.db")}
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes settings for a database of either kind, always the same one within a test."""
-    where: dict[str, Any] = {"path": str(tmp_path / "usage.db")}
-    if request.param == "postgres":
-        where = {"dsn": Secret(request.getfixturevalue("database"))}
+    where = place(request.param, request, tmp_path)
     return lambda **more: Settings(**{"node": "here"} | where | more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from decimal import Decimal
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 
 from plugin_sdk import PluginError, Reject, UsageQuery
-from sidecar.builtin.usage import Usage, reading
-from tests.builtin.usage.conftest import Make
+from sidecar.builtin.usage import Settings, Usage, reading
+from tests.builtin.usage.conftest import Make, place
 from tests.builtin.usage.samples import DAY_S, HOUR_S, MIDNIGHT_S, outcome, price, recorded, rows
 
 OUTCOMES = [
@@ -20,6 +21,14 @@ OUTCOMES = [
     outcome("llama", MIDNIGHT_S + HOUR_S, (8, 0), principal="anna", mode="chat"),
     outcome("llama", MIDNIGHT_S + 6 * DAY_S, (16, 0), principal="team/x", mode="chat"),
 ]
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A database of either kind with all of them, for tests that only read."""
+    where = Settings(node="here", **place(request.param, request, tmp_path_factory.mktemp("filled")))
+    asyncio.run(recorded(where, OUTCOMES))
+    return where
 
 
 def tokens(found: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], int]:
@@ -43,9 +52,8 @@ def tokens(found: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], int]:
         (("day", "hour"), None),
     ],
 )
-async def test_sums_are_told_by_what_is_asked_for(settings: Make, by: tuple[str, ...], expected: Any) -> None:
-    await recorded(settings(), OUTCOMES)
-    found = tokens(await rows(settings(), *by))
+async def test_sums_are_told_by_what_is_asked_for(filled: Settings, by: tuple[str, ...], expected: Any) -> None:
+    found = tokens(await rows(filled, *by))
     assert found == expected or (expected is None and len(found) == 4)
     assert list(found) == sorted(found)
 
@@ -65,25 +73,22 @@ async def test_sums_are_told_by_what_is_asked_for(settings: Make, by: tuple[str,
         ({"since_s": -1e300, "until_s": 1e300}, 31),
     ],
 )
-async def test_only_what_is_asked_for_counts(settings: Make, more: dict[str, Any], expected: int) -> None:
-    await recorded(settings(), OUTCOMES)
-    assert sum(tokens(await rows(settings(), **more)).values()) == expected
+async def test_only_what_is_asked_for_counts(filled: Settings, more: dict[str, Any], expected: int) -> None:
+    assert sum(tokens(await rows(filled, **more)).values()) == expected
 
 
-async def test_times_that_follow_on_one_another_do_not_overlap(settings: Make) -> None:
-    await recorded(settings(), OUTCOMES)
+async def test_times_that_follow_on_one_another_do_not_overlap(filled: Settings) -> None:
     cuts = [None, MIDNIGHT_S - 700.0, MIDNIGHT_S + 1000.0, MIDNIGHT_S + 4000.5, None]
     pairs = itertools.pairwise(cuts)
-    parts = [await rows(settings(), since_s=since_s, until_s=until_s) for since_s, until_s in pairs]
+    parts = [await rows(filled, since_s=since_s, until_s=until_s) for since_s, until_s in pairs]
     assert sum(sum(tokens(part).values()) for part in parts) == 31
 
 
-async def test_the_answer_says_which_hours_it_covers(settings: Make) -> None:
-    await recorded(settings(), OUTCOMES)
+async def test_the_answer_says_which_hours_it_covers(filled: Settings) -> None:
     query = UsageQuery(since_s=MIDNIGHT_S + 100, until_s=MIDNIGHT_S + 7000)
-    found = Usage(settings(), name="usage").report(query)
+    found = Usage(filled, name="usage").report(query)
     assert (found.since_s, found.until_s) == (MIDNIGHT_S, MIDNIGHT_S + HOUR_S)
-    open_ended = Usage(settings(), name="usage").report(UsageQuery())
+    open_ended = Usage(filled, name="usage").report(UsageQuery())
     assert (open_ended.since_s, open_ended.until_s) == (None, None)
 
 
@@ -96,19 +101,17 @@ async def test_the_answer_says_which_hours_it_covers(settings: Make) -> None:
         (UsageQuery(since_s=2.0, until_s=1.0), "ends before it begins"),
     ],
 )
-async def test_a_query_that_makes_no_sense_is_refused(settings: Make, query: UsageQuery, told: str) -> None:
-    await recorded(settings(), OUTCOMES)
+async def test_a_query_that_makes_no_sense_is_refused(filled: Settings, query: UsageQuery, told: str) -> None:
     with pytest.raises(Reject, match=told) as caught:
-        Usage(settings(), name="usage").report(query)
+        Usage(filled, name="usage").report(query)
     assert caught.value.status == 400
 
 
-async def test_an_answer_without_end_is_not_begun(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_without_end_is_not_begun(filled: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_ROWS", 2)
-    await recorded(settings(), OUTCOMES)
-    assert len(await rows(settings(), "model")) == 2
+    assert len(await rows(filled, "model")) == 2
     with pytest.raises(PluginError, match="more than 2 rows: ask for a shorter time"):
-        await rows(settings(), "principal")
+        await rows(filled, "principal")
 
 
 async def test_costs_are_exact_and_written_without_an_exponent(settings: Make) -> None:
