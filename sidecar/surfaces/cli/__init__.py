@@ -10,6 +10,7 @@ import click
 from sidecar import __version__
 
 MODULES = {  # of this package, by command
+    "init": "init",
     "run": "run",
     "validate": "validate",
     "plan": "plan",

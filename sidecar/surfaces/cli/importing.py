@@ -93,7 +93,7 @@ def _from_file(name: str, convert: Convert, doc: str, *, core: bool = False) -> 
 
     def command(file: Path, how: How) -> None:
         folder = Path() if str(file) == "-" else file.parent
-        _run(lambda: convert(_read(file, core=core), how.options(folder)), how)
+        carry_out(lambda: convert(_read(file, core=core), how.options(folder)), how)
 
     command.__doc__ = doc
     with_file = click.argument("file", type=click.Path(path_type=Path, allow_dash=True))(_shared(command))
@@ -113,7 +113,7 @@ _from_file("llm-one-api", llm_one_api.convert, "From LLM One API's config.yaml. 
 @_shared
 def _ollama(url: str, how: How) -> None:
     """From a running Ollama: its models, which it goes on running."""
-    _run(lambda: ollama.convert(ollama.fetch(url.rstrip("/")), how.options(Path())), how)
+    carry_out(lambda: ollama.convert(ollama.fetch(url.rstrip("/")), how.options(Path())), how)
 
 
 import_.command("ollama")(
@@ -131,7 +131,8 @@ def _read(file: Path, *, core: bool) -> Tree:
         fail(f"{file} cannot be read: {error.strerror or error}")
 
 
-def _run(convert: Callable[[], Imported], how: How) -> None:
+def carry_out(convert: Callable[[], Imported], how: How) -> None:
+    """Make manifests, check them as `sidecar validate` would, and write or print them with their report."""
     try:
         imported = convert()
     except InputError as error:

@@ -39,7 +39,7 @@ def schema(directory: Path | None, folder: Path | None, strict: bool, out: Path 
     """
     if check and out is None:
         raise click.UsageError("--check needs --out FILE")
-    text = _text(directory, folder, strict)
+    text = made(_root(directory), folder, strict)
     if out is None:
         click.echo(text, nl=False)
     elif not check:
@@ -48,15 +48,21 @@ def schema(directory: Path | None, folder: Path | None, strict: bool, out: Path 
         fail(f"{out} is not up to date: sidecar schema --out {out}")
 
 
-def _text(directory: Path | None, folder: Path | None, strict: bool) -> str:
+def _root(directory: Path | None) -> Path | None:
+    """The manifests that are meant; None if there are none where they would be by default."""
     root = loader.manifest_folder(str(directory or _DEFAULT))
+    return root if directory is not None or root.is_dir() else None
+
+
+def made(root: Path | None, folder: Path | None = None, strict: bool = False) -> str:
+    """The schema as text; what is not in it is told on stderr. root: of the manifests. folder: of plugins."""
     library = Library()
     paths: list[str] = []
     declared: dict[str, list[str]] = {"plugins": [], "devices": []}
-    if directory is None and not root.is_dir():
+    if root is None:
         if strict:
             fail(f"--strict needs manifests, and there is no directory {_DEFAULT}", NO)
-        catalog = plugins.load({}, folder or root / PLUGIN_FOLDER, library=library)
+        catalog = plugins.load({}, folder or Path(os.devnull) / PLUGIN_FOLDER, library=library)
     else:
         loaded = _load(root, library)
         for subject in loaded.tables:
@@ -66,9 +72,9 @@ def _text(directory: Path | None, folder: Path | None, strict: bool) -> str:
         if folder is not None:
             catalog = plugins.load(loaded.declaration.plugins, folder, declared["plugins"], library)
     offered, broken = offers(library, paths)
-    made, unknown = manifests(_names(catalog, declared, strict), offered)
+    schema, unknown = manifests(_names(catalog, declared, strict), offered)
     _tell([*broken, *unknown])
-    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def _load(root: Path, library: Library) -> loader.Loaded:
