@@ -21,17 +21,23 @@ from plugin_sdk import (
     Event,
     Exchange,
     Headers,
+    LoadedServer,
     ModelInfo,
+    Outcome,
     Principal,
     Reject,
     Request,
     Response,
     Secret,
     Target,
+    Usage,
+    UsageQuery,
 )
 from plugin_sdk.config import convert
 from plugin_sdk.kinds import settings_of
 from plugin_sdk.testing import Host
+from sidecar.builtin import usage
+from sidecar.builtin.usage.prices import PriceList
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PluginDeclaration, Settings, Variant
 from sidecar.mechanism import finding, loader, source
 from sidecar.mechanism.fulfil import faults_of
@@ -158,6 +164,34 @@ async def test_the_filters_of_the_guide_do_what_it_says(tmp_path: Path) -> None:
     assert head.headers.raw == ((b"a", b"b"), (b"x-model", b"m"))
     discreet = load_module(SNIPPETS["plugins/discreet.py"], tmp_path)["Discreet"]()
     assert (await discreet.on_event(exchange, Event(data=b"Voldemort came"))).data == b"He came"
+
+
+async def test_the_hours_of_the_guide_are_told_by_model(tmp_path: Path) -> None:
+    plugin = load_module(SNIPPETS["plugins/hours.py"], tmp_path)["Hours"]()
+    await plugin.open()
+    for until_s in (60.0, 90.0):
+        await plugin.loaded([LoadedServer(id="a", model="m", variant="v", since_s=30.0, until_s=until_s)])
+    [row] = (await plugin.report(UsageQuery(by=("model",)))).rows
+    assert (row.group, row.loaded_s) == (("m",), 60.0)
+    with pytest.raises(Reject):
+        await plugin.report(UsageQuery())
+
+
+def test_the_prices_of_the_guide_cost_what_it_says() -> None:
+    text = next(text for text in blocks(MANIFESTS, "toml") if "[[plugins.usage.config.prices]]" in text)
+    config = convert(tomllib.loads(text)["plugins"]["usage"]["config"], usage.Settings)
+    prices = PriceList(config.prices)
+    december_s = 1_796_083_200.0
+
+    def nanos(model: str, at_s: float, tokens: Usage | None) -> int | None:
+        return prices.cost(Outcome(model=model, status=200, started_s=at_s, usage=tokens))
+
+    cached, long = Usage(input_tokens=100, cached_tokens=40), Usage(input_tokens=200_000, output_tokens=10)
+    assert nanos("qwen3-8b", december_s - 1, cached) == 60 * 150 + 40 * 30
+    assert nanos("qwen3-8b", december_s - 1, long) == 200_000 * 300 + 10 * 1200
+    assert nanos("qwen3-8b", december_s, long) == 200_000 * 200 + 10 * 800
+    assert nanos("qwen3-8b", december_s, None) is None
+    assert nanos("whisper", december_s, None) == 1_000_000
 
 
 def test_the_test_of_the_guide_passes(tmp_path: Path) -> None:
