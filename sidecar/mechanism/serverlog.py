@@ -7,6 +7,8 @@ What can be said of its lines' age is what was seen from outside: how long the f
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -88,6 +90,10 @@ class ServerLog:
 
     def look(self, limit_bytes: int) -> None:
         """Note how long the files are, and cut those that have outgrown the limit. Raises OSError."""
+        with left_alone(self.now, fcntl.LOCK_EX):
+            self._look(limit_bytes)
+
+    def _look(self, limit_bytes: int) -> None:
         before = self.now.times.last
         ends, bases = [], []
         for index, path in enumerate(self.now.streams):
@@ -110,6 +116,21 @@ class ServerLog:
         return []
 
 
+@contextlib.contextmanager
+def left_alone(files: LogFiles, how: int = fcntl.LOCK_SH) -> Iterator[None]:
+    """While nobody cuts the files; with LOCK_EX, nobody else opens them to read either. Raises OSError."""
+    try:
+        descriptor = os.open(files.out, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def older(path: Path) -> Path:
     """Where what is cut from a file goes."""
     return path.with_name(path.name + ".1")
@@ -125,16 +146,17 @@ def _size(path: Path) -> int:
 def _cut(path: Path, keep: int) -> int:
     """Move the last part of a file to `*.log.1`, and empty it; how long it was.
 
-    What is written between the last look and the cut is lost, which is why we look again. On a full disk all is: it
-    may well be this log that fills it.
+    What is written between the last look and the cut is lost, which is why we look again; of a server that writes
+    faster than we copy, more is. On a full disk all is: it may well be this log that fills it.
     """
     size = _size(path)
     try:
         with path.open("rb") as source, older(path).open("wb") as copy:
             source.seek(max(0, size - keep))
             for _ in range(_ROUNDS):
-                if not _copy(source, copy):
+                if not 0 < os.fstat(source.fileno()).st_size - source.tell() <= keep:
                     break
+                _copy(source, copy)
             size = source.tell()
     except OSError:
         older(path).unlink(missing_ok=True)
@@ -144,14 +166,13 @@ def _cut(path: Path, keep: int) -> int:
     return size
 
 
-def _copy(source: BinaryIO, copy: BinaryIO) -> int:
-    """What there is now, and not what comes meanwhile, or it might never end; how much it was."""
+def _copy(source: BinaryIO, copy: BinaryIO) -> None:
+    """What there is now, and not what comes meanwhile, or it might never end."""
     left = os.fstat(source.fileno()).st_size - source.tell()
     copied = 0
     while copied < left and (block := source.read(min(_BLOCK, left - copied))):
         copy.write(block)
         copied += len(block)
-    return copied
 
 
 def _last(path: Path, count: int) -> bytes:

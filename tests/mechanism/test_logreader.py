@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from sidecar.mechanism import logreader
-from sidecar.mechanism.logreader import LINE_BYTES, Found, PatternError, Place, Wanted, matcher, news, read, stamp
+from sidecar.mechanism.logreader import Found, PatternError, Place, Wanted, matcher, news, read, stamp
+from sidecar.mechanism.logrun import LINE_BYTES, Stream
 from sidecar.mechanism.logtimes import Times
-from sidecar.mechanism.serverlog import ServerLog, older
+from sidecar.mechanism.serverlog import ServerLog, left_alone, older
 
 
 class Server:
@@ -200,6 +203,35 @@ def test_who_follows_hears_each_line_once_over_cuts_and_restarts(server: Server)
         assert not gone
         heard += more
     assert heard == [f"line {number}" for number in range(5000)]
+
+
+def test_a_log_that_is_cut_as_it_is_read_is_read_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first in range(0, 50_000, 10_000):
+        server.says(err=numbered(first, first + 10_000))
+    lines = Stream.lines
+    runs: list[int] = []
+
+    def lines_and_cut(stream: Stream, begin: int, *, whole: bool = False) -> Iterator[tuple[int, bytes]]:
+        runs.append(stream.index)
+        if len(runs) == 1:
+            server.log.look(200_000)
+            server.says(err="afterwards\n")
+        return lines(stream, begin, whole=whole)
+
+    monkeypatch.setattr(Stream, "lines", lines_and_cut)
+    heard = texts(read(server.log, Wanted(stream="err")))
+    assert len(runs) == 2
+    assert heard[-2:] == ["line 49999", "afterwards"]
+
+
+def test_nobody_reads_while_a_log_is_cut(server: Server) -> None:
+    server.says(err="one\n")
+    with ThreadPoolExecutor(1) as threads:
+        with left_alone(server.log.now, fcntl.LOCK_EX):
+            reading = threads.submit(read, server.log, Wanted())
+            with pytest.raises(TimeoutError):
+                reading.result(0.05)
+        assert texts(reading.result(5)) == ["one"]
 
 
 def test_who_is_too_slow_is_told_of_the_gap_and_goes_on(server: Server) -> None:

@@ -105,12 +105,11 @@ def test_lines_that_come_while_it_is_cut_are_kept(log: ServerLog, monkeypatch: p
     stdout, stderr = log.open()
     copied = serverlog._copy
 
-    def copy_and_write(source: BinaryIO, copy: BinaryIO) -> int:
-        count = copied(source, copy)
+    def copy_and_write(source: BinaryIO, copy: BinaryIO) -> None:
+        copied(source, copy)
         if not late.closed:
             stderr.write(late.read())
             late.close()
-        return count
 
     late = io.BytesIO(b"late\n")
     monkeypatch.setattr(serverlog, "_copy", copy_and_write)
@@ -121,12 +120,30 @@ def test_lines_that_come_while_it_is_cut_are_kept(log: ServerLog, monkeypatch: p
     assert log.now.times.last.bases == (0, 206)
 
 
+def test_of_what_is_written_faster_than_it_is_copied_no_more_is_kept(
+    log: ServerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout, stderr = log.open()
+    copied = serverlog._copy
+
+    def copy_and_write(source: BinaryIO, copy: BinaryIO) -> None:
+        copied(source, copy)
+        stderr.write(b"y" * 1000)
+
+    monkeypatch.setattr(serverlog, "_copy", copy_and_write)
+    with stdout, stderr:
+        stderr.write(b"x" * 200)
+        log.look(100)
+    assert older(log.err).stat().st_size == 50
+    assert log.err.stat().st_size == 0
+
+
 def test_on_a_full_disk_a_log_is_cut_all_the_same_and_it_is_told(
     log: ServerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(log, err=b"x" * 200)
 
-    def full(source: BinaryIO, copy: BinaryIO) -> int:
+    def full(source: BinaryIO, copy: BinaryIO) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(serverlog, "_copy", full)
