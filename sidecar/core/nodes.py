@@ -38,10 +38,11 @@ EVERY_NODE = Node()
 
 
 class Elsewhere(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is declared, and not for this node. nodes: for which ones, told to people."""
+    """A model that is declared, and not for this node. nodes: for which ones, told to people. labels: asked for."""
 
     nodes: str
     aliases: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def parse(text: str) -> tuple[str, str]:

@@ -311,7 +311,8 @@ def _follows(path: Place, told: Place) -> bool:
 
 
 def _elsewhere(model: Model) -> Elsewhere:
-    return Elsewhere(nodes=told(model.selectors()), aliases=model.aliases)
+    keys = (key for parts in model.selectors() for patterns in parts for key in patterns)
+    return Elsewhere(nodes=told(model.selectors()), aliases=model.aliases, labels=tuple(dict.fromkeys(keys)))
 
 
 def _left_out(declared: Model, here: Model) -> dict[str, str]:

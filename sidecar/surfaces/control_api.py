@@ -13,7 +13,8 @@ from litestar.exceptions import HTTPException
 from litestar.handlers.base import BaseRouteHandler
 
 from sidecar.control.controller import Controller
-from sidecar.core.names import near
+from sidecar.core.names import did_you_mean, near
+from sidecar.core.nodes import Elsewhere
 from sidecar.core.observed import Measured
 from sidecar.core.plan import Plan
 from sidecar.core.sourcing import HistoryReport, SourceReport
@@ -221,8 +222,15 @@ def _tell_elsewhere(controller: Controller, requested: str) -> None:
     """Raises ApiError if there is such a model, though not here."""
     for name, one in controller.declaration.elsewhere.items():
         if requested == name or requested in one.aliases:
-            message = f'"{name}" is for other nodes: {one.nodes}; this one has {controller.node}'
+            here = f"this one has {controller.node}{_meant(controller, one)}"
+            message = f'"{name}" is for other nodes: {one.nodes}; {here}'
             raise ApiError(404, "model_not_found", message)
+
+
+def _meant(controller: Controller, elsewhere: Elsewhere) -> str:
+    """A label that this node does not have may be misspelt."""
+    labels = controller.node.labels or {}
+    return "".join(did_you_mean(label, labels) for label in elsewhere.labels if label not in labels)
 
 
 def _with_events(controller: Controller, requested: str) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from hypothesis import given
 
 from sidecar.core import whatif
+from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Declaration
 from sidecar.core.observed import LEAVING, Observed, ServerState
+from sidecar.core.planner import plan
 from sidecar.core.whatif import as_declared, asked, at_ease, carry_over, settle
-from tests.core.build import GPU0, NOW, cpu, declare, gpu, model, observe, server, variant, want
+from tests.core.build import GPU0, NOW, cpu, declare, gpu, laws, model, observe, server, variant, want
+from tests.core.strategies import Scene, scenes
 
 
 def merged(before: Declaration, after: Declaration, observed: Observed) -> whatif.Settled:
@@ -98,3 +102,24 @@ def test_whoever_asks_is_told_what_comes_of_it() -> None:
     assert verdict("b", pinned=frozenset("a")) == ("refused", "", ())
     assert asked(declared, seen, "d", NOW).differs(asked(declared, seen, "c", NOW))
     assert not asked(declared, seen, "d", NOW).differs(whatif.Outcome(verdict="refused", why="told otherwise"))
+
+
+@laws
+@given(scenes(measured=True, sound=True), scenes(sound=True))
+def test_whatever_comes_into_force_things_come_to_rest_and_fit(scene: Scene, other: Scene) -> None:
+    after = msgspec.structs.replace(scene.declared, models=other.declared.models)
+    for declared in (scene.declared, after):
+        settled = merged(scene.declared, declared, at_ease(scene.observed, NOW))
+        assert settled.at_rest
+        assert plan(declared, settled.observed, NOW).actions == ()
+        assert all(one.model in declared.models for one in settled.observed.servers)
+        before = {one.id for one in scene.observed.servers}
+        room = Ledger(settled.observed.devices, settled.observed.servers, {}, 0)
+        for device in settled.observed.devices:
+            started = [one for one in settled.observed.servers if one.id not in before]
+            assert (
+                device.unknown
+                or not started
+                or sum(one.reserved_mb.get(device.id, 0) for one in settled.observed.servers)
+                <= max(room.usable[device.id], 0)
+            )

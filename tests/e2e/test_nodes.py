@@ -26,6 +26,7 @@ def manifests(folder: Path) -> dict[str, str]:
         "here.toml": stub("here", model=FOR_A100),
         "there.toml": stub("there", model=FOR_H200),
         "both.toml": stub("both") + there,
+        "typo.toml": stub("typo", model='nodes = { rakc = "a" }'),
     }
 
 
@@ -50,10 +51,11 @@ def test_it_has_what_is_for_its_node_and_counts_what_is_not(sidecar: Sidecar) ->
     status = sidecar.status()
     assert [model["name"] for model in status["models"]] == ["any", "both", "here"]
     assert status["problems"] == []
-    assert status["elsewhere"] == {"there": "gpu = h200"}
+    assert status["elsewhere"] == {"there": "gpu = h200", "typo": "rakc = a"}
     assert (status["labels"]["gpu"], status["labels"]["rack"]) == ("a100", "a")
-    assert "1 model is for other nodes (this one: " in sidecar.cli("status").stdout
-    assert any("1 model is for other nodes: there; this one has " in line for line in sidecar.log)
+    assert "2 models are for other nodes (this one: " in sidecar.cli("status").stdout
+    assert "not for this node: there, typo\n" in sidecar.cli("plan").stderr
+    assert any("2 models are for other nodes: there, typo; this one has " in line for line in sidecar.log)
 
 
 def test_what_is_elsewhere_is_explained_and_not_served(sidecar: Sidecar) -> None:
@@ -64,6 +66,12 @@ def test_what_is_elsewhere_is_explained_and_not_served(sidecar: Sidecar) -> None
         assert error(sidecar, name)["code"] == "model_not_found"
     with sidecar.http() as http:
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["any", "both", "here"]
+
+
+def test_a_label_that_is_misspelt_is_noticed_by_who_asks_for_the_model(sidecar: Sidecar) -> None:
+    told = sidecar.cli("explain", "typo", check=False).stderr
+    assert '"typo" is for other nodes: rakc = a; this one has ' in told
+    assert 'did you mean "rack"?' in told
 
 
 def test_a_way_to_run_a_model_that_is_for_other_nodes_is_told(sidecar: Sidecar) -> None:
@@ -77,7 +85,11 @@ def test_a_server_whose_model_moves_to_other_nodes_is_stopped_and_the_others_sta
     sidecar.write("here.toml", stub("here", model=FOR_A100.replace("a*", "h*")))
     until(lambda: not alive(moved), "the server of a model for others is stopped")
     assert any("the model is for other nodes: gpu = h*, rack = a or b" in line for line in sidecar.log)
-    assert sidecar.status()["elsewhere"] == {"here": "gpu = h*, rack = a or b", "there": "gpu = h200"}
+    assert sidecar.status()["elsewhere"] == {
+        "here": "gpu = h*, rack = a or b",
+        "there": "gpu = h200",
+        "typo": "rakc = a",
+    }
     assert sidecar.pid("any") == stays
     sidecar.write("here.toml", stub("here", model=FOR_A100))
     until(lambda: "here" not in sidecar.status()["elsewhere"], "it is for this node again")
@@ -113,7 +125,7 @@ def test_with_other_labels_at_the_next_start_servers_for_others_are_stopped_and_
         assert [model["name"] for model in second.status()["models"]] == ["any", "both", "there"]
         assert second.pid("any") == stays
         until(lambda: not alive(gone), "the server of a model for others is stopped")
-        assert second.status()["elsewhere"] == {"here": "gpu = a*, rack = a or b"}
+        assert second.status()["elsewhere"] == {"here": "gpu = a*, rack = a or b", "typo": "rakc = a"}
 
 
 def test_a_label_that_is_none_is_wrong_usage(tmp_path: Path) -> None:

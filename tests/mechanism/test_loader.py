@@ -298,7 +298,7 @@ def test_models_of_other_nodes_are_told_and_not_declared(tmp_path: Path) -> None
     here, there = on(tmp_path, files, H200), on(tmp_path, files, A100)
     assert (here.problems, list(here.declaration.models), here.declaration.elsewhere) == ((), ["any", "big"], {})
     assert (there.problems, list(there.declaration.models)) == ((), ["any"])
-    assert there.declaration.elsewhere == {"big": Elsewhere(nodes="gpu = h200", aliases=("best",))}
+    assert there.declaration.elsewhere == {"big": Elsewhere(nodes="gpu = h200", aliases=("best",), labels=("gpu",))}
     assert list(declare(tmp_path, {}).declaration.models) == ["any", "big"]
 
 
@@ -310,7 +310,7 @@ def test_variants_of_other_nodes_are_left_out_and_those_that_stay_keep_their_nam
         assert [one.name for one in declared.models["m"].variants] == [name]
         assert list(declared.variants_elsewhere["m"]) == [other]
     assert on(tmp_path, files, Node({})).declaration.elsewhere == {
-        "m": Elsewhere(nodes="gpu = h*; or gpu = a*", aliases=())
+        "m": Elsewhere(nodes="gpu = h*; or gpu = a*", labels=("gpu",))
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ MODEL = model(400)
 GPUS = (gpu(free=300), gpu("GPU-b", 0, total=0, problem="the driver is gone"))
 
 
+@cache
 def machine() -> Snapshot:
     """One with a sidecar, a server in use, and somebody else on the GPU."""
     found = snapshot.offline(GPUS, Node({"hostname": "gpu-7"}))
@@ -34,6 +37,11 @@ def test_what_is_written_is_read_again_and_the_moment_has_passed(tmp_path: Path)
     seen = found.observed()
     assert [(one.id, one.unknown) for one in seen.devices] == [(GPU0, ""), ("GPU-b", "the driver is gone")]
     assert (seen.servers[0].in_flight, seen.servers[0].state) == (0, ServerState.READY)
+
+
+def test_a_snapshot_may_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(msgspec.json.encode(machine()))))
+    assert snapshot.read(Path("-")) == machine()
 
 
 def test_foreign_holders_are_told() -> None:

@@ -168,11 +168,19 @@ def _as_shown(found: Review, root: Path, folder: str) -> Review:
     def told(text: str) -> str:
         return text.replace(str(root), folder.rstrip("/"))
 
-    faults = tuple(
-        Fault(problem=_told(fault.problem, told(fault.problem.file), told(fault.problem.message)), new=fault.new)
-        for fault in found.faults
+    below = folder.rstrip("/")
+    return msgspec.structs.replace(
+        found,
+        faults=tuple(
+            Fault(problem=_told(fault.problem, told(fault.problem.file), told(fault.problem.message)), new=fault.new)
+            for fault in found.faults
+        ),
+        changes=tuple(
+            msgspec.structs.replace(change, file=f"{below}/{change.file}") if change.file else change
+            for change in found.changes
+        ),
+        same_meaning=tuple(f"{below}/{file}" for file in found.same_meaning),
     )
-    return msgspec.structs.replace(found, faults=faults)
 
 
 def _told(problem: Problem, file: str, message: str) -> Problem:

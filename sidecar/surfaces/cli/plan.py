@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from sidecar.core.manifest import Declaration
+from sidecar.core.names import listed
 from sidecar.core.nodes import Node, counted
 from sidecar.core.observed import Demand, Observed
 from sidecar.core.plan import Plan
@@ -55,6 +56,8 @@ def plan(
         raise click.UsageError("--against and --label need a DIRECTORY: the running sidecar plans for its own machine")
     else:
         decided = msgspec.convert(remote.get("/-/plan", {"want": want} if want else {}), Plan)
+        if left_out := remote.get("/-/status")["elsewhere"]:
+            click.echo(f"not for this node: {listed(left_out)}", err=True)
     if as_json:
         print_json(decided)
     else:

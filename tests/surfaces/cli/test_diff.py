@@ -58,6 +58,7 @@ def test_two_revisions_are_compared_however_they_are_named(repo: Path, operands:
     found = told(*operands)
     (change,) = found["changes"]
     assert (change["name"], change["impact"], found["no_op"], found["planned"]) == ("m", "restart", False, False)
+    assert change["file"] == "manifests/m.toml"
     assert change["fields"] == [{"key": "variants.default.memory_mb", "before": "100", "after": "200"}]
 
 
