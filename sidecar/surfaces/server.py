@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import signal
 import socket
@@ -17,6 +15,7 @@ import uvicorn
 from sidecar import __version__
 from sidecar.control.controller import Controller
 from sidecar.core.nodes import counted
+from sidecar.mechanism import memory
 from sidecar.mechanism.metric_exports import Push
 from sidecar.mechanism.telemetry import Telemetry
 from sidecar.surfaces.control_api import control_app
@@ -26,11 +25,6 @@ from sidecar.surfaces.metrics.catalog import Metrics
 from sidecar.surfaces.service import Service
 
 BACKLOG = 2048
-GC_S = 60.0
-GC_THRESHOLD = 50_000  # objects more than have gone, before new ones are looked at
-LARGE_BYTES = 512 * 1024  # blocks of memory that go back to the system one by one
-
-_M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +115,8 @@ async def serve(
         log.info("%s; this one has %s", elsewhere, controller.node)
     shutdown.service.ready()
     plane.look_after()
-    collecting = asyncio.create_task(_collect_rarely(), name="collect garbage")
+    collecting = asyncio.create_task(memory.keep_small(), name="keep memory small")
     pushing = asyncio.create_task(push.run(metrics.snapshot), name="metrics") if push is not None else None
-    _give_back_memory()
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -133,27 +126,3 @@ async def serve(
             pushing.cancel()
             await push.close(metrics.snapshot)
         await metrics.close()
-
-
-async def _collect_rarely() -> None:
-    """What is there now stays, and requests leave no reference cycles: to look for some costs more than it saves.
-
-    Reloads leave some, such as the modules of plugins; they go once in a minute.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 50, 50)
-    while True:
-        await asyncio.sleep(GC_S)
-        gc.collect()
-
-
-def _give_back_memory() -> None:
-    """Have large bodies leave nothing behind them.
-
-    By default glibc takes ever larger blocks from its heap, which shrinks only from its end: one small object there,
-    and all that was below it once stays. Other C libraries have no such function, and other ways.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES):
-        log.warning("large blocks of memory will not be given back: mallopt refused")

@@ -18,7 +18,7 @@ from sidecar.control.gitsource import GitSource
 from sidecar.control.machine import Outside
 from sidecar.core.nodes import Node
 from sidecar.core.sourcing import GitDeclaration
-from sidecar.mechanism import applied, loader, source, systemd
+from sidecar.mechanism import applied, loader, memory, source, systemd
 from sidecar.mechanism.lock import StateDir, StateDirError
 from sidecar.mechanism.logs import LogOptions, Logs
 from sidecar.mechanism.machine import LocalMachine
@@ -50,6 +50,7 @@ def run(directory: Path, declared: GitDeclaration | None, labels: tuple[str, ...
 
     DIRECTORY may also be a bootstrap file, whose [source] tells of a git repository; so does --git.
     """
+    memory.prepare()
     node = node_of(labels)
     manager = _manager()
     with Logs(log_to), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
