@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from plugin_sdk.config import Config, convert
+from sidecar.core.manifest import Table
 from sidecar.core.names import did_you_mean, near
 from sidecar.mechanism.places import Path, Unshown
 
@@ -46,7 +49,7 @@ def read(raw: Any, kind: type[S], path: Path, report: Report, *, unshown: bool =
         sound = False
         report(path, message, meant)
 
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    fields = _fields(kind)
     misspelt = set()
     for key in raw.keys() - fields.keys():
         meant = next(((*path, name) for name in near(key, fields, most=1)), None)
@@ -65,6 +68,20 @@ def read(raw: Any, kind: type[S], path: Path, report: Report, *, unshown: bool =
         if value is not _FAULTY or field.required:
             values[field.name] = _empty(field.type) if value is _FAULTY else value
     return _build(kind, values, path, report if sound else None)
+
+
+def _fields(kind: type[msgspec.Struct]) -> dict[str, FieldInfo]:
+    """By key. Of the manifests' own tables once and for all: to find them compiles each annotation anew."""
+    return _fields_of_table(kind) if issubclass(kind, Table) else _looked_up(kind)
+
+
+@functools.cache
+def _fields_of_table(kind: type[Table]) -> dict[str, FieldInfo]:
+    return _looked_up(kind)  # not those of plugins, whose classes have to go when they are loaded anew
+
+
+def _looked_up(kind: type[msgspec.Struct]) -> dict[str, FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
 def _build(kind: type[S], values: dict[str, Any], path: Path, report: Report | None) -> S | None:
@@ -102,7 +119,7 @@ def _value(raw: Any, kind: Any, path: Path, report: Report, unshown: bool) -> An
 def _empty(kind: Any) -> Any:
     """A value of the type that says nothing, in place of one that is faulty."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        fields = {field.name: _empty(field.type) for field in msgspec.structs.fields(kind) if field.required}
+        fields = {field.name: _empty(field.type) for field in _fields(kind).values() if field.required}
         return _build(kind, fields, (), None)
     candidates: tuple[Any, ...] = ("", (), {}, 0, False)
     for candidate in candidates:
