@@ -96,8 +96,8 @@ class Draft:
         table = self.models[model]
         if alias == model or alias in table.get("aliases", ()):
             return True
-        if alias in self._names:
-            return False
+        if alias in self._names or (alias in self._expected and _MODEL_NAME.fullmatch(alias)):
+            return False  # one that is no model's name is expected of the model itself
         self._names.add(alias)
         table.setdefault("aliases", []).append(alias)
         return True
@@ -185,6 +185,8 @@ class Draft:
         """The files, and what became of each setting."""
         if "keys" in self.plugins and NOBODY in self._keys():
             self.note("no client has a key yet, so that all are refused: put one into [plugins.keys]", "plugins.toml")
+        if not self.models:
+            self.note("it has no model that could be carried: is it the right file?")
         files = {"sidecar.toml": self._file("sidecar.toml", {"sidecar": self._settings()})}
         if self.plugins:
             files["plugins.toml"] = self._file("plugins.toml", {"plugins": self.plugins})

@@ -13,7 +13,7 @@ import httpx
 
 from sidecar.mechanism import origins
 from sidecar.mechanism.importing import commands
-from sidecar.mechanism.importing.account import Account, At
+from sidecar.mechanism.importing.account import Account, At, each
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
 from sidecar.mechanism.importing.reading import InputError, Tree
 
@@ -75,7 +75,8 @@ def convert(tree: Tree, options: Options) -> Imported:
     root = account.root()
     draft = Draft("Ollama", account, options)
     models = root.get("models")
-    for at in models.each() if models else ():
+    draft.expect(name.text() for at in each(models) if (name := at.get("name")))
+    for at in each(models):
         _model(draft, at, tree.file)
     draft.note(
         "What Ollama loads is memory of others to the sidecar: it is respected, and never evicted. "

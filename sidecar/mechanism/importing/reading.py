@@ -17,8 +17,8 @@ import yaml
 
 Path = tuple[str | int, ...]
 
-MOST_BYTES = 16 * 2**20
-MOST_VALUES = 200_000  # with what anchors repeat, so that a small file is not a huge tree (the "billion laughs")
+MOST_BYTES = 2 * 2**20
+MOST_VALUES = 50_000  # with what anchors repeat, so that a small file is not a huge tree (the "billion laughs")
 _DEEPEST = 100
 _BOOL = "tag:yaml.org,2002:bool"
 _COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|(?://|#)[^\n]*')

@@ -100,9 +100,11 @@ def _add(draft: Draft, name: str, template: str, **more: str) -> _Skeleton:
     cls = "".join(part[:1].upper() + part[1:] for part in _WORD.split(said)) or "Plugin"
     path = _WORD.sub("", said).lower() or "plugin"
     wanted = _identifier(said).lower()
-    for number in range(1, len(draft.code) + 2):
-        made = _Skeleton(said, wanted if number == 1 else f"{wanted}_{number}", cls if cls[0].isalpha() else f"P{cls}")
-        text = template.format(name=said, cls=made.cls, file=made.file, path=path, **more)
+    cls = cls if cls[0].isalpha() else f"P{cls}"
+    for number in range(1, len(draft.code) + 2):  # plugins have different names, of whatever kinds they are
+        suffix = f"_{number}" if number > 1 else ""
+        made = _Skeleton(said + suffix, wanted + suffix, cls)
+        text = template.format(name=made.name, cls=cls, file=made.file, path=path, **more)
         if draft.code.get(made.file, text) == text:
             break
     draft.code[made.file] = text

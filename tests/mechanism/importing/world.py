@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +28,7 @@ CONVERT = {
 FILES = sorted(str(path.relative_to(CONFIGS)) for suffix in ("json", "yaml") for path in CONFIGS.glob(f"*/*.{suffix}"))
 
 
+@cache  # nobody changes a tree
 def tree(name: str) -> Tree:
     """A configuration, read."""
     path = CONFIGS / name
@@ -66,12 +67,15 @@ def changed(value: Any) -> Any:
 
 def with_value(found: Tree, path: Place, value: Any) -> Tree:
     """The document with another value in one place."""
-    document = copy.deepcopy(found.value)
-    here = document
-    for part in path[:-1]:
-        here = here[part]
-    here[path[-1]] = value
-    return Tree(found.file, document, found.lines)
+    return Tree(found.file, _with(found.value, path, value), found.lines)
+
+
+def _with(here: Any, path: Place, value: Any) -> Any:
+    if not path:
+        return value
+    copy: Any = [*here] if isinstance(here, list) else {**here, path[0]: here.get(path[0])}
+    copy[path[0]] = _with(copy[path[0]], path[1:], value)
+    return copy
 
 
 def models(imported: Imported, folder: Path) -> Mapping[str, Any]:
