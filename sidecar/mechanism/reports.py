@@ -28,16 +28,16 @@ def in_order(names: Iterable[str], chain: Sequence[str]) -> list[str]:
     return [*(name for name in dict.fromkeys(chain) if name in known), *(name for name in known if name not in chain)]
 
 
-async def ask(instance: Instance, query: UsageQuery) -> UsageReport:
-    """What the plugin reports. Raises Reject and PluginError as it does, TimeoutError, TypeError, or anything else."""
+async def ask(instance: Instance, query: UsageQuery) -> Any:
+    """What the plugin gives, whatever it is: see `report`. Raises what it raises, and TimeoutError."""
     plugin = instance.plugin
     if not isinstance(plugin, Stats) or not overrides(plugin, Stats, "report"):
         raise TypeError(f"{instance.name} cannot report")
-    return report(await bind(plugin.report, DEADLINE_S, instance.threads, instance.marker)(query), query)
+    return await bind(plugin.report, DEADLINE_S, instance.threads, instance.marker)(query)
 
 
 def report(result: Any, query: UsageQuery) -> UsageReport:
-    """What report gives. Raises TypeError and ValueError."""
+    """A good result. Takes its time if there are many rows. Raises TypeError and ValueError."""
     if not isinstance(result, UsageReport):
         raise results.expected("a UsageReport", result)
     if not isinstance(result.rows, tuple | list) or len(result.rows) > MOST_ROWS:

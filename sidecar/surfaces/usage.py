@@ -16,6 +16,7 @@ from sidecar.surfaces.logs_api import moment
 
 DEFAULT_BY = "model"
 MOST_BY = 8
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 COUNTS = tuple(name for name in UsageRow.__struct_fields__ if name not in ("group", "cost"))
 
@@ -81,14 +82,22 @@ def table(plugin: str, query: UsageQuery, report: UsageReport) -> UsageTable:
 
 
 def as_csv(found: UsageTable) -> str:
-    """RFC 4180, with a line for the names. Each currency has a column."""
+    """RFC 4180, with a line for the names. Each currency has a column.
+
+    Names may come from tokens and clients, and spreadsheets run what looks like a formula: that gets a `'` in front.
+    """
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([*found.by, *COUNTS, *(f"cost_{currency}" for currency in found.currencies)])
     for row in found.rows:
         costs = [row["cost"].get(currency, "") for currency in found.currencies]
-        writer.writerow([*(row[name] for name in (*found.by, *COUNTS)), *costs])
+        names = [_harmless(row[name]) for name in found.by]
+        writer.writerow([*names, *(row[name] for name in COUNTS), *costs])
     return out.getvalue()
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _total(rows: Iterable[UsageRow]) -> UsageRow:

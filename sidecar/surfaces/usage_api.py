@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from litestar import Response
 
-from plugin_sdk import PluginError, Reject
+from plugin_sdk import PluginError, Reject, UsageQuery
 from sidecar.control.controller import Controller
 from sidecar.core.names import listed
 from sidecar.mechanism import reports
@@ -17,15 +18,16 @@ from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.usage import Question, UsageTable, as_csv, table
 
 
-async def answer(controller: Controller, parameters: Mapping[str, str], accept: str) -> Response[Any]:
+async def answer(controller: Controller, parameters: Mapping[str, str], accept: str) -> Response[bytes]:
     """The response. Raises ApiError."""
     asked = question(parameters)
     found = await ask(controller, asked)
     wants_csv = asked.format == "csv" or (not asked.format and accept.strip().startswith("text/csv"))
     if not wants_csv:
-        return Response(found)
+        return Response(await asyncio.to_thread(msgspec.json.encode, found), media_type="application/json")
+    content = await asyncio.to_thread(lambda: as_csv(found).encode())
     headers = {"content-disposition": 'attachment; filename="usage.csv"'}
-    return Response(as_csv(found).encode(), media_type="text/csv; header=present", headers=headers)
+    return Response(content, media_type="text/csv; header=present", headers=headers)
 
 
 def question(parameters: Mapping[str, str]) -> Question:
@@ -49,7 +51,8 @@ async def ask(controller: Controller, asked: Question) -> UsageTable:
     if instance.problem and not instance.out:
         raise ApiError(503, "usage_unavailable", f'the plugin "{instance.name}" cannot be used: {instance.problem}')
     try:
-        return table(instance.name, query, await reports.ask(instance, query))
+        result = await reports.ask(instance, query)
+        return await asyncio.to_thread(_checked, instance.name, query, result)  # there may be many rows
     except Reject as reject:
         raise ApiError.rejected(reject) from None
     except PluginError as error:
@@ -62,6 +65,10 @@ async def ask(controller: Controller, asked: Question) -> UsageTable:
         instance.went_wrong("report", error)
         message = f'the plugin "{instance.name}" failed: {type(error).__name__}: {error}'
         raise ApiError(503, "usage_unavailable", message) from None
+
+
+def _checked(name: str, query: UsageQuery, result: Any) -> UsageTable:
+    return table(name, query, reports.report(result, query))
 
 
 def _meant(controller: Controller, wanted: str) -> Instance:

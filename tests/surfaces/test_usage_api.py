@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
+import threading
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from plugin_sdk import Outcome, PluginError, Reject, Stats, UsageQuery, UsageReport, UsageRow
@@ -16,8 +20,9 @@ from sidecar.control.controller import Controller
 from sidecar.control.generations import Generations
 from sidecar.core.manifest import Declaration, Settings
 from sidecar.mechanism import reports
+from sidecar.surfaces import usage_api
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.usage import Question, UsageTable
+from sidecar.surfaces.usage import Question, UsageTable, as_csv, table
 from sidecar.surfaces.usage_api import answer, ask, question
 from tests.support import catalog, plugin
 
@@ -169,13 +174,44 @@ async def test_an_answer_that_is_none_does_not_travel_on(generations: Generation
 
 async def test_it_is_json_unless_csv_is_asked_for(generations: Generations) -> None:
     made = await controller(generations, "books")
-    assert isinstance((await answer(made, {}, "*/*")).content, UsageTable)
-    assert isinstance((await answer(made, {"format": "json"}, "text/csv")).content, UsageTable)
+    for parameters, accept in (({}, "*/*"), ({"format": "json"}, "text/csv")):
+        found = await answer(made, parameters, accept)
+        assert found.media_type == "application/json"
+        assert msgspec.json.decode(found.content, type=UsageTable).plugin == "books"
     for parameters, accept in (({"format": "csv"}, "*/*"), ({}, "text/csv, */*;q=0.1")):
         text = (await answer(made, {**parameters, "by": "principal"}, accept)).content.decode()
         assert text.splitlines()[0].startswith("principal,requests,failed")
         assert text.splitlines()[1].startswith("a principal,2,0")
         assert text.splitlines()[1].endswith(",0.000000001")
+
+
+async def test_csv_holds_nothing_that_a_spreadsheet_would_run() -> None:
+    names = ("=1+1", "@sum", "-x", "+x", "\tx", "a=b", "", 'a,"b\n')
+    rows = tuple(UsageRow(group=(name,)) for name in names)
+    text = as_csv(table("books", UsageQuery(by=("principal",)), UsageReport(rows=rows)))
+    read = [line["principal"] for line in csv.DictReader(io.StringIO(text, newline=""))]
+    assert read == ["'=1+1", "'@sum", "'-x", "'+x", "'\tx", "a=b", "", 'a,"b\n']
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+async def test_what_takes_its_time_with_many_rows_is_done_beside_the_loop(
+    generations: Generations, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    on_loop: list[bool] = []
+
+    def watched(work: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            on_loop.append(threading.current_thread() is threading.main_thread())
+            return work(*arguments)
+
+        return run
+
+    for name in ("table", "as_csv"):
+        monkeypatch.setattr(usage_api, name, watched(getattr(usage_api, name)))
+    monkeypatch.setattr(reports, "report", watched(reports.report))
+    monkeypatch.setattr(msgspec.json, "encode", watched(msgspec.json.encode))
+    await answer(await controller(generations, "books"), {"format": form}, "")
+    assert on_loop == [False] * 3
 
 
 @pytest.mark.parametrize(

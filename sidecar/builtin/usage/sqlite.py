@@ -85,6 +85,8 @@ class SQLite:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         database = connect(self.path)
         try:
+            if 0 < (version := _version(database)) < tables.VERSION:
+                self._log.info("%s: its tables of version %d become those of %d", self.place, version, tables.VERSION)
             update(database)
         except BaseException:
             database.close()

@@ -437,6 +437,8 @@ def test_a_kill_loses_no_more_than_the_last_second(path: Path) -> None:
     written = [found["started_s"] for found in read(path)]
     assert written
     assert said[-1] - max(written) < 1.0
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT SUM(requests) FROM usage_totals").fetchone() == (len(written),)
     kept = [moment for moment in said if moment <= max(written)]
     assert len(written) >= len(kept)  # and nothing in between
 
