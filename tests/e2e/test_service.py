@@ -23,6 +23,7 @@ from tests.support import free_port
 
 # What a manager does between fork and exec: descriptor 3 is the socket, and the variables name the new process.
 _HANDED = 'import os, sys; os.environ["LISTEN_PID"] = str(os.getpid()); os.execv(sys.executable, sys.argv[1:])'
+_LIFE = ("READY", "RELOADING", "STOPPING")
 
 
 @contextmanager
@@ -76,43 +77,36 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
         yield heard
 
 
-def test_a_manager_hears_how_it_is_and_its_servers_hear_nothing(tmp_path: Path, manager: Manager) -> None:
-    write(tmp_path / "manifests/all.toml", settings(tmp_path / "state", free_block()) + stub("m"))
-    env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
-    with started(tmp_path, env=env) as sidecar:
-        assert manager.next("READY", "RELOADING", "STOPPING") == "READY=1"
-        assert sidecar.ask("m")
-        assert manager.next("WATCHDOG") == "WATCHDOG=1"
-        until(lambda: "1 of 1 servers ready, 0 requests in flight" in manager.next("STATUS"), "the status told")
-        server = Path(f"/proc/{sidecar.pid('m')}/environ").read_bytes()
-        assert b"NOTIFY_SOCKET" not in server
-        assert b"WATCHDOG_USEC" not in server
-
-        write(tmp_path / "manifests/more.toml", stub("n"))
-        sidecar.process.send_signal(signal.SIGHUP)
-        assert manager.next("READY", "RELOADING", "STOPPING").startswith("RELOADING=1\nMONOTONIC_USEC=")
-        assert manager.next("READY", "RELOADING", "STOPPING") == "READY=1"
-        assert sidecar.model("n")  # in force when it says so
-
-        sidecar.process.send_signal(signal.SIGTERM)
-        assert manager.next("READY", "RELOADING", "STOPPING") == "STOPPING=1"
-        assert sidecar.process.wait(20) == 0
-
-
-def test_with_a_socket_that_is_held_no_connection_is_refused_over_restarts(tmp_path: Path) -> None:
+def test_a_manager_hears_how_it_is_and_over_restarts_no_connection_is_refused_and_no_server_lost(
+    tmp_path: Path, manager: Manager
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held, concurrent.futures.ThreadPoolExecutor() as pool:
         port = held.getsockname()[1]
-        extra = 'on_exit = "keep"'
-        text = settings(tmp_path / "state", free_block(), extra).replace("127.0.0.1:0", f"127.0.0.1:{port}") + stub("m")
+        own = settings(tmp_path / "state", free_block(), 'on_exit = "keep"')
+        text = own.replace("127.0.0.1:0", f"127.0.0.1:{port}") + stub("m")
         write(tmp_path / "manifests/all.toml", text)
         answered: list[int] = []
-        with started(tmp_path, env={}, held=held) as sidecar:
+        stop = [False]
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        with started(tmp_path, env=env, held=held) as sidecar:
+            assert manager.next(*_LIFE) == "READY=1"
             assert sidecar.url == f"http://127.0.0.1:{port}"
+            over = pool.submit(_ask_until_stopped, port, answered, stop)
             assert sidecar.ask("m")
+            assert manager.next("WATCHDOG") == "WATCHDOG=1"
+            until(lambda: "1 of 1 servers ready, 0 requests in flight" in manager.next("STATUS"), "the status told")
             server = sidecar.pid("m")
-            over = pool.submit(_ask_until_stopped, port, answered, stop := [False])
-            until(lambda: len(answered) > 3, "requests")
-            assert sidecar.stop() == 0
+            assert not {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"LISTEN_FDS"} & _variables(server)
+
+            write(tmp_path / "manifests/more.toml", stub("n"))
+            sidecar.process.send_signal(signal.SIGHUP)
+            assert manager.next(*_LIFE).startswith("RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.next(*_LIFE) == "READY=1"
+            assert sidecar.model("n")  # in force when it says so
+
+            sidecar.process.send_signal(signal.SIGTERM)
+            assert manager.next(*_LIFE) == "STOPPING=1"
+            assert sidecar.process.wait(20) == 0
         assert alive(server)
         waiting = len(answered)
         with started(tmp_path, env={}, held=held) as sidecar:
@@ -122,10 +116,13 @@ def test_with_a_socket_that_is_held_no_connection_is_refused_over_restarts(tmp_p
             assert set(answered) == {200}
             assert sidecar.pid("m") == server
             sidecar.write("all.toml", text.replace('"keep"', '"stop"'))
-            until(lambda: len(sidecar.status()["models"]) == 1, "the new settings")
             httpx.post(f"{sidecar.url}/-/reload", trust_env=False).raise_for_status()
             assert sidecar.stop() == 0
         assert not alive(server)
+
+
+def _variables(pid: int) -> set[bytes]:
+    return {entry.partition(b"=")[0] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
 
 
 def _ask_until_stopped(port: int, answered: list[int], stop: list[bool]) -> None:
