@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import click
+import msgspec
 
 from sidecar.core.manifest import Problem
 from sidecar.core.nodes import EVERY_NODE, counted
@@ -50,7 +51,7 @@ def validate(paths: tuple[Path, ...], form: str, as_json: bool, elsewhere: bool,
             click.echo(annotation(problem, _workspace()))
         _summarize(loaded)
     else:
-        print_problems(loaded.problems)
+        print_problems(_as_known(problem) for problem in loaded.problems)
         _summarize(loaded)
     if loaded.problems:
         raise SystemExit(NO)
@@ -67,6 +68,12 @@ def annotation(problem: Problem, workspace: Path) -> str:
         properties["line"] = str(problem.line)
     told = ",".join(f"{key}={_escaped(value, ':,')}" for key, value in sorted(properties.items()))
     return f"::error {told}::{_escaped(message)}"
+
+
+def _as_known(problem: Problem) -> Problem:
+    """The problem, with its file as one calls it from here."""
+    file, here = Path(problem.file), Path.cwd()
+    return msgspec.structs.replace(problem, file=str(file.relative_to(here))) if file.is_relative_to(here) else problem
 
 
 def _escaped(text: str, more: str = "") -> str:
