@@ -18,6 +18,7 @@ import msgspec
 
 from sidecar.mechanism.logfloods import Floods
 from sidecar.mechanism.logformat import JsonFormatter, TextFormatter, message
+from sidecar.mechanism.logstderr import Captured
 from sidecar.mechanism.logwriter import Writer
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -25,6 +26,8 @@ FORMATS = ("text", "json")
 CLOSE_S = 2.0
 # What others say of each request is for those who ask for it by name.
 QUIET = ("httpx", "httpcore", "asyncio", "uvicorn", "watchfiles")
+
+PRINTED = "sidecar.stderr"
 
 log = logging.getLogger("sidecar")
 
@@ -108,6 +111,7 @@ class Logs:
         formatter = JsonFormatter() if options.format == "json" else TextFormatter(coloured=_coloured(descriptor))
         self._handler = QueuedHandler(descriptor, formatter, Floods())
         root = logging.getLogger()
+        self._stderr_before = sys.stderr
         self._before = (root.level, list(root.handlers), sys.excepthook, threading.excepthook, sys.unraisablehook)
         root.handlers[:] = [self._handler]
         root.setLevel(options.level.upper())
@@ -116,6 +120,9 @@ class Logs:
         self._levels_before = {name: logging.getLogger(name).level for name in single}
         _set(single)
         logging.captureWarnings(capture=True)
+        self._stderr = Captured(self._printed, descriptor, terminal=os.isatty(descriptor))
+        self._is_json = options.format == "json"
+        sys.stderr = self._stderr
         sys.excepthook = _uncaught
         threading.excepthook = _uncaught_in_thread
         sys.unraisablehook = _unraisable
@@ -124,10 +131,19 @@ class Logs:
         """Write what waits, if somebody reads it, and leave logging as it was."""
         logging.captureWarnings(capture=False)
         root = logging.getLogger()
+        self._stderr.flush_all()
+        sys.stderr = self._stderr_before
         self._handler.writer.close(CLOSE_S)
         level, root.handlers[:], sys.excepthook, threading.excepthook, sys.unraisablehook = self._before
         root.setLevel(level)
         _set(self._levels_before)
+
+    def _printed(self, line: str) -> None:
+        """What somebody has printed on stderr: an event of its own, or among lines for people as it is."""
+        if not self._is_json:
+            self._handler.writer.put(line.encode("utf-8", "backslashreplace") + b"\n")
+        elif line.strip():
+            logging.getLogger(PRINTED).warning("%s", line)
 
     def __enter__(self) -> Logs:
         return self

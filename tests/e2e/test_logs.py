@@ -243,6 +243,17 @@ def test_each_line_is_a_json_object_with_time_level_and_logger(sidecar: Sidecar)
     assert sidecar.status()["log"]["lost"] == 0
 
 
+def test_a_sidecar_that_does_not_start_says_why_in_the_same_form(tmp_path: Path) -> None:
+    faulty = tmp_path / "sidecar.toml"
+    for text, why in (("[sidecar]\nlisten = 7\n", "[sidecar] is faulty"), ("", "cannot be used")):
+        faulty.write_text(text or f'[sidecar]\nstate_dir = "{faulty}"\n')
+        done = cli("run", str(tmp_path), "--log-format", "json", check=False)
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        assert done.returncode == 1
+        assert why in lines[-1]["message"]
+        assert lines[-1]["logger"] == "sidecar.stderr"
+
+
 def test_what_is_logged_of_a_request_has_its_trace(sidecar: Sidecar) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"authorization": f"Bearer {KEY}", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from opentelemetry.trace import SpanKind
 
@@ -21,6 +22,7 @@ from sidecar.mechanism import logs
 from sidecar.mechanism.logfloods import BURST, MOST, Floods
 from sidecar.mechanism.logformat import MESSAGE_CHARS, JsonFormatter, TextFormatter
 from sidecar.mechanism.logs import LogOptions, Logs, levels
+from sidecar.mechanism.logstderr import Captured
 from sidecar.mechanism.logwriter import Writer
 from sidecar.mechanism.sampling import ALWAYS
 from sidecar.mechanism.spans import MutedStage
@@ -310,7 +312,7 @@ async def test_a_descriptor_that_does_not_block_is_waited_for() -> None:
 
 def test_the_log_of_a_process_takes_in_warnings_and_what_nobody_has_caught(tmp_path: Path) -> None:
     script = """
-import logging, threading, warnings
+import logging, sys, threading, warnings
 from sidecar.mechanism.logs import LogOptions, Logs
 class Odd:
     def __del__(self): raise KeyError("odd")
@@ -319,16 +321,24 @@ with Logs(LogOptions("json", "info", {"sidecar.x": "debug"})):
     logging.getLogger("sidecar.y").debug("not seen")
     logging.getLogger("httpx").info("not seen")
     warnings.warn("old")
+    print("printed\\nby a", end=" ", file=sys.stderr); print("plugin", file=sys.stderr); sys.stderr.write("no end")
     thread = threading.Thread(target=lambda: 1 / 0, name="worker")
     thread.start(); thread.join()
     del (odd := [Odd()])[:]
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [line["logger"] for line in lines] == ["sidecar.x", "py.warnings", "sidecar", "sidecar"]
-    assert lines[2]["message"] == "the thread worker failed"
-    assert lines[2]["exception"]["type"] == "ZeroDivisionError"
-    assert lines[3]["exception"]["message"] == "'odd'"
+    assert [line["logger"] for line in lines] == [
+        "sidecar.x",
+        "py.warnings",
+        *("sidecar.stderr", "sidecar.stderr"),
+        *("sidecar", "sidecar"),
+        "sidecar.stderr",
+    ]
+    assert [lines[index]["message"] for index in (2, 3, 6)] == ["printed", "by a plugin", "no end"]
+    assert lines[4]["message"] == "the thread worker failed"
+    assert lines[4]["exception"]["type"] == "ZeroDivisionError"
+    assert lines[5]["exception"]["message"] == "'odd'"
 
 
 def test_colours_are_for_terminals_and_for_those_who_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,6 +356,31 @@ def test_colours_are_for_terminals_and_for_those_who_want_them(monkeypatch: pyte
     os.close(terminal)
     assert "\x1b[31mERROR  \x1b[0m sidecar.test: red" in said[0]
     assert "\x1b" not in said[1]
+
+
+def test_who_prints_to_a_pipe_whose_reader_has_gone_is_not_told() -> None:
+    pipe = Pipe()
+    with Logs(LogOptions(), pipe.writer):
+        log.warning("before")
+        click.echo("\x1b[1mbold\x1b[0m \udcff", err=True)
+        log.warning("after")
+        assert sys.stderr.fileno() == pipe.writer
+        assert not sys.stderr.isatty()
+        sys.stderr.write("x" * 100_000)
+        os.close(pipe.reader)
+    os.close(pipe.writer)
+    assert not isinstance(sys.stderr, Captured)
+
+
+def test_printing_is_in_order_with_the_log() -> None:
+    pipe = Pipe()
+    with Logs(LogOptions(), pipe.writer):
+        log.warning("before")
+        click.echo("between", err=True)
+        log.warning("after")
+    os.close(pipe.writer)
+    first, second, third = pipe.read_all().splitlines()
+    assert (first[-6:], second, third[-5:]) == (b"before", b"between", b"after")
 
 
 def test_logging_is_left_as_it_was() -> None:

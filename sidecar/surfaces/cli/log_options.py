@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from sidecar.mechanism.logs import FORMATS, LEVELS, LogOptions, levels
+from sidecar.mechanism.logs import FORMATS, LEVELS, LogOptions, Logs, levels
+from sidecar.surfaces.cli.output import NO
+
+log = logging.getLogger("sidecar")
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@contextlib.contextmanager
+def logged(options: LogOptions) -> Iterator[None]:
+    """While the log is written so. What nobody has caught ends in it, and not beside it."""
+    with Logs(options):
+        try:
+            yield
+        except (click.ClickException, click.Abort):
+            raise  # of the command line, which tells them
+        except Exception:
+            log.critical("the sidecar failed", exc_info=True)
+            raise SystemExit(NO) from None
 
 
 def _levels(_: click.Context, parameter: click.Parameter, value: str) -> LogOptions:

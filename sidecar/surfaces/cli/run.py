@@ -20,7 +20,7 @@ from sidecar.core.nodes import Node
 from sidecar.core.sourcing import GitDeclaration
 from sidecar.mechanism import applied, loader, memory, source, systemd
 from sidecar.mechanism.lock import StateDir, StateDirError
-from sidecar.mechanism.logs import LogOptions, Logs
+from sidecar.mechanism.logs import LogOptions
 from sidecar.mechanism.machine import LocalMachine
 from sidecar.mechanism.manifests import Manifests
 from sidecar.mechanism.metric_exports import MetricExportError, Push, push_of
@@ -32,7 +32,7 @@ from sidecar.mechanism.upstream import Client
 from sidecar.mechanism.watchdog import Watchdog
 from sidecar.surfaces.cli.git_options import git_options, git_source
 from sidecar.surfaces.cli.labels import label_option, node_of
-from sidecar.surfaces.cli.log_options import log_options
+from sidecar.surfaces.cli.log_options import log_options, logged
 from sidecar.surfaces.cli.output import fail, print_problems
 from sidecar.surfaces.server import Shutdown, bind, serve
 from sidecar.surfaces.service import Service
@@ -53,7 +53,7 @@ def run(directory: Path, declared: GitDeclaration | None, labels: tuple[str, ...
     memory.prepare()
     node = node_of(labels)
     manager = _manager()
-    with Logs(log_to), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with logged(log_to), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if declared is None:
             _start(runner, loader.manifest_folder(str(directory)), node, None, manager)
         else:
