@@ -33,6 +33,8 @@ MODULES = {  # of this package, by command
     "calibrate": "calibrate",
     "import": "importing",
     "plugin": "plugin",
+    "doctor": "doctor",
+    "completion": "completion",
     "schema": "schema",
     "fmt": "fmt",
 }

@@ -15,6 +15,7 @@ from sidecar.core.observed import Measured
 from sidecar.core.suggest import suggestion
 from sidecar.mechanism import edits, loader, source
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
+from sidecar.surfaces.cli.names import complete_models
 from sidecar.surfaces.cli.output import NO, UNREACHABLE, fail, print_json, print_problems, print_table
 
 _COLUMNS = ("MODEL", "VARIANT", "DEVICE", "DECLARED", "PEAK", "SUGGESTED")
@@ -60,7 +61,7 @@ class Manifests(msgspec.Struct, frozen=True):
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 @click.option("--write", is_flag=True, help="Put what is suggested into the manifests; only the numbers change.")
 @click.option("--lower", is_flag=True, help="With --write: also where less would do.")
-@click.option("--model", metavar="MODEL", help="Only this model.")
+@click.option("--model", metavar="MODEL", shell_complete=complete_models, help="Only this model.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @remote_options
 def calibrate(

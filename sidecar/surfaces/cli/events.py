@@ -12,6 +12,7 @@ import msgspec
 from sidecar.control.events import Event
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.following import Frame, follow, until_nobody_reads
+from sidecar.surfaces.cli.names import complete_models
 from sidecar.surfaces.cli.output import print_table
 from sidecar.surfaces.report import EventsReport
 
@@ -23,7 +24,7 @@ _WIDTHS = (19, 17, 20, 20, 0)  # of lines that come one by one, so that nobody k
 @click.option(
     "--follow", "-f", "follows", is_flag=True, help="Go on with what happens, over restarts of the sidecar, too."
 )
-@click.option("--model", help="Only what concerns this model.")
+@click.option("--model", shell_complete=complete_models, help="Only what concerns this model.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 2000), help="How many to begin with.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, an event a line.")
 @remote_options

@@ -13,6 +13,7 @@ import msgspec
 from sidecar.mechanism.logreader import LINES_MOST, Line
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.following import Frame, follow, until_nobody_reads
+from sidecar.surfaces.cli.names import model_argument
 from sidecar.surfaces.cli.output import fail
 from sidecar.surfaces.logs_api import LogReport, moment
 
@@ -26,7 +27,7 @@ _A_TIME = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option("--follow", "-f", "follows", is_flag=True, help="Go on with what comes, over restarts, too.")
 @click.option("--since", default="", help="Only from then on: 10m (ago), or a time such as 2026-01-31T12:00.")
 @click.option("--grep", default="", metavar="RE2", help="Only lines in which this pattern is found.")

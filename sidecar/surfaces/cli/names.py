@@ -46,7 +46,7 @@ def model_argument(command: F) -> F:
 def _running(context: click.Context, directory: Path) -> Iterator[CompletionItem]:
     url = context.params.get("url") or declared_url(directory) or DEFAULT_URL
     remote = Remote(url, context.params.get("token") or "")
-    status = msgspec.convert(remote.request("GET", "/-/status", {}, timeout_s=PATIENCE_S), _Status)
+    status = msgspec.convert(remote.request("GET", "/-/top", {}, timeout_s=PATIENCE_S), _Status)
     for model in status.models:
         yield CompletionItem(model.name, help=model.state)
 

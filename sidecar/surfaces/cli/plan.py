@@ -24,13 +24,16 @@ from sidecar.surfaces import snapshot
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.local import load, probe
+from sidecar.surfaces.cli.names import complete_models
 from sidecar.surfaces.cli.output import fail, json_option, print_json, print_problems, print_table
 from sidecar.surfaces.snapshot import Snapshot, SnapshotError
 
 
 @click.command()
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
-@click.option("--want", metavar="MODEL", help="Plan as if somebody asked for MODEL now.")
+@click.option(
+    "--want", metavar="MODEL", shell_complete=complete_models, help="Plan as if somebody asked for MODEL now."
+)
 @click.option(
     "--against", metavar="FILE", type=click.Path(path_type=Path), help="Plan for the machine that FILE was written on."
 )

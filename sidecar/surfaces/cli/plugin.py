@@ -28,7 +28,7 @@ from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.mechanism.sources import Library
 from sidecar.surfaces.cli import scaffold
 from sidecar.surfaces.cli.client import Remote, remote_options
-from sidecar.surfaces.cli.output import NO, fail, print_json, print_table
+from sidecar.surfaces.cli.output import NO, fail, json_option, print_json, print_table
 from sidecar.surfaces.plugins_api import PluginDetails
 
 _NAMED = {**BUILTIN, **BUILTIN_CHAIN, **WITH_SETTINGS}
@@ -70,22 +70,30 @@ def list_(as_json: bool, remote: Remote) -> None:
 @plugin.command()
 @click.argument("target", metavar="PATH|IMPORT")
 @click.option("--config", metavar="JSON", help="Settings to check, as in the manifest, but as JSON.")
+@json_option
 @_beside
-def check(target: str, config: str | None, folder: Path) -> None:
+def check(target: str, config: str | None, as_json: bool, folder: Path) -> None:
     """Load a file, a package or an import path as the sidecar would; print every fault, exit 1 if there are any."""
-    faults = 0
     settings = _settings(config)
     found, broken = _find(target, folder)
-    for fault in broken:
-        faults += _tell(fault, target)
+    faults = [_told(fault, target) for fault in broken]
+    fit_ones = []
     for one in found:
-        wrong = list(_unfit(one, settings))
-        for fault in wrong:
-            faults += _tell(fault, _place(one))
-        if not wrong:
+        wrong = [_told(fault, _place(one)) for fault in _unfit(one, settings)]
+        faults += wrong
+        fit_ones += [] if wrong else [one]
+    if as_json:
+        print_json(
+            {"plugins": [{"name": one.cls.__name__, "place": _place(one)} for one in fit_ones], "faults": faults}
+        )
+    else:
+        for fault in faults:
+            click.echo(f"{fault.place}: {fault.message}", err=True)
+        for one in fit_ones:
             click.echo("\n".join(_shown(one, config is not None)))
+        if faults:
+            click.echo(f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}", err=True)
     if faults:
-        click.echo(f"{faults} {'fault' if faults == 1 else 'faults'}", err=True)
         raise SystemExit(NO)
     if not found:
         fail(f"{target} has no plugin: a class derived from one of {', '.join(kind.__name__ for kind in KINDS)}")
@@ -96,7 +104,8 @@ def check(target: str, config: str | None, folder: Path) -> None:
 @click.argument("name")
 @click.argument("folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path))
 @click.option("--package", is_flag=True, help="Add a pyproject.toml with the entry point; DIR is then NAME by default.")
-def new(kind: str, name: str, folder: Path | None, package: bool) -> None:
+@json_option
+def new(kind: str, name: str, folder: Path | None, package: bool, as_json: bool) -> None:
     """Write a plugin that works, with its test and its table for a manifest, into DIR (default: manifests/plugins)."""
     if why_not := scaffold.fault_of_name(name):
         fail(why_not)
@@ -106,6 +115,9 @@ def new(kind: str, name: str, folder: Path | None, package: bool) -> None:
         scaffold.write(folder, texts)
     except OSError as error:
         fail(str(error))
+    if as_json:
+        print_json({"files": [str(folder / file) for file in texts]})
+        return
     for file in texts:
         click.echo(f"wrote {folder / file}")
     click.echo(f"next: python -m pytest {folder / f'test_{name}.py'}; sidecar plugin check {folder / f'{name}.py'}")
@@ -127,8 +139,8 @@ def docs(name: str | None, folder: Path) -> None:
         click.echo("\n".join(_kind(kinds[name])))
         return
     found, broken = _find(_NAMED.get(name, name), folder)
-    for fault in broken:
-        _tell(fault, name)
+    for fault in (_told(fault, name) for fault in broken):
+        click.echo(f"{fault.place}: {fault.message}", err=True)
     for one in found:
         click.echo("\n".join(_reference(one)))
     if broken:
@@ -189,13 +201,19 @@ def _unfit(one: Found, settings: dict[str, Any]) -> Iterator[PluginFault]:
         yield PluginFault(f"the settings {settings_of(one.cls).__name__} cannot stand in a manifest: {error}")
 
 
-def _tell(fault: PluginFault, place: str) -> int:
-    """Print a fault as editors and compilers have it, with what to do about it where that is known. Always 1."""
+class Fault(msgspec.Struct, frozen=True):
+    """What is wrong with a plugin, and where: `file:line`, or what was to be checked."""
+
+    place: str
+    message: str
+
+
+def _told(fault: PluginFault, place: str) -> Fault:
+    """With what to do about it where that is known."""
     at = f"{fault.file}:{fault.line}" if fault.file else place
     key = f"{shown(fault.key)}: " if fault.key and fault.key != ("import",) else ""
     text = str(fault).removesuffix(f" ({at})").replace(f"{at}: ", "")
-    click.echo(f"{at}: {key}{text}{_remedy(fault)}", err=True)
-    return 1
+    return Fault(at, f"{key}{text}{_remedy(fault)}")
 
 
 def _remedy(fault: PluginFault) -> str:

@@ -18,6 +18,7 @@ from sidecar.builtin.usage import Settings, Usage
 from sidecar.mechanism import loader, reports, source
 from sidecar.mechanism.services import Host
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
+from sidecar.surfaces.cli.names import complete_models
 from sidecar.surfaces.cli.output import UNREACHABLE, fail, json_option, print_json, print_table
 from sidecar.surfaces.usage import DEFAULT_BY, Question, UsageTable, as_csv, table
 
@@ -31,11 +32,13 @@ _LEAST = Decimal("0.0001")
     "--by",
     multiple=True,
     metavar="NAME",
-    help="By model, principal, variant, mode, node, hour, day month, or `all` in one. [default: model]",
+    help="By model, principal, key, variant, mode, node, hour, day month, or `all` in one. [default: model]",
 )
 @click.option("--since", default="", metavar="WHEN", help='From then on: "7d" ago, a day, or a time, in UTC.')
 @click.option("--until", default="", metavar="WHEN", help="Before then.")
-@click.option("--model", default="", metavar="PATTERN", help='Only these models, such as "qwen*".')
+@click.option(
+    "--model", default="", metavar="PATTERN", shell_complete=complete_models, help='Only these models, such as "qwen*".'
+)
 @click.option("--principal", default="", metavar="PATTERN", help="Only of these callers.")
 @click.option("--plugin", default="", metavar="NAME", help="The stats plugin that is asked, where several can tell.")
 @click.option("--database", type=click.Path(path_type=Path), help="Read this SQLite file, and ask no sidecar.")

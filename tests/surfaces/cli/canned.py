@@ -72,7 +72,7 @@ class Canned:
     def get(self, path: str) -> tuple[int, bytes]:
         where = urlsplit(path)
         asked = parse_qs(where.query)
-        if where.path == "/-/top":
+        if where.path in ("/-/top", "/-/status"):
             return 200, msgspec.json.encode(self.report)
         if where.path == "/-/events":
             after = int(asked.get("after", ["0"])[0])
