@@ -5,6 +5,7 @@ It prints `listening PORT` once it does, and `child PID` for each process that i
 POST on any path answers in OpenAI's form; `"stream": true` streams one word per `--interval`, `max_tokens` (or
 `--chunks`) of them. The text is `NAME-0 NAME-1 ...`. Each answer has an `x-served-by: NAME` header.
 GET /health and /v1/models answer as servers do.
+GET /metrics answers as vLLM does, with --metrics.
 GET /_seen: the requests received, bodies as UTF-8 with surrogateescape. GET /_stats: pid, children, requests, aborted
 (answers that were not whole: the client left, or --close-after-chunks), active.
 """
@@ -50,6 +51,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--allocate-mb", type=int, default=0, help="memory that it takes before it listens")
     parser.add_argument("--load", default="", help="a file: half of it is read, and the rest when FILE.go is there")
     parser.add_argument("--leak-mb-per-s", type=float, default=0.0, help="memory that it goes on taking")
+    parser.add_argument("--metrics", action="store_true", help="GET /metrics answers as vLLM does")
     parser.add_argument("--ignore-term", action="store_true", help="children inherit it")
     parser.add_argument("--fork-grandchild", action="store_true", help="a child that does nothing")
     parser.add_argument("--fork-daemon", action="store_true", help="a child that does nothing, in its own session")
@@ -101,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             self._json(200, {**self.server.stats, "pid": os.getpid(), "children": self.server.children})
         elif path == "/health":
             self._health()
+        elif path == "/metrics" and self.server.flags.metrics:
+            self._metrics()
         elif path == "/v1/models":
             self._json(200, {"object": "list", "data": [{"id": self.server.flags.name, "object": "model"}]})
         else:
@@ -148,6 +152,20 @@ class Handler(BaseHTTPRequestHandler):
             self._json(503, {"error": {"message": "Loading model", "code": 503}})
         else:
             self._json(200, {"status": "ok"})
+
+    def _metrics(self) -> None:
+        labels = f'engine="0",model_name="{self.server.flags.name}"'
+        adapters = 'max_lora="4",running_lora_adapters="sql",waiting_lora_adapters=""'
+        lines = [
+            f"vllm:num_requests_running{{{labels}}} {float(self.server.stats['active'])}",
+            f"vllm:num_requests_waiting{{{labels}}} 0.0",
+            f"vllm:kv_cache_usage_perc{{{labels}}} 0.25",
+            f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="1000",{labels}}} 1.0',
+            f"vllm:lora_requests_info{{{adapters}}} {time.time()}",
+        ]
+        self._head(200, {"content-type": "text/plain; version=0.0.4", "transfer-encoding": "chunked"})
+        self._chunk("\n".join((*lines, "")).encode())
+        self._chunk(b"")
 
     def _answer(self, body: bytes) -> None:
         flags = self.server.flags
