@@ -62,7 +62,8 @@ class Clone:
         if declared.is_commit:
             return Head(declared.ref, declared.ref)
         names = _full_names(declared.ref)
-        output = await self._git.run("ls-remote", "--quiet", "--", declared.git, *names, secrets=True)
+        question = ("ls-remote", "--quiet", "--", declared.git, *names)
+        output = await self._git.run(*question, folder=self.folder, secrets=True)
         found: dict[str, str] = {}
         for line in output.out.decode(errors="replace").splitlines():
             commit, _, name = line.partition("\t")

@@ -24,6 +24,7 @@ LEAST_VERSION = (2, 31)  # GIT_CONFIG_COUNT
 SIGNED_VERSION = (2, 34)  # signatures of ssh keys
 OUTPUT_BYTES = 32 * 2**20
 MESSAGE_CHARS = 600
+END_S = 2.0  # for what is left in the pipes of a git that was killed
 DEFAULT_USER = "x-access-token"  # GitHub's; other forges take any name beside a token
 
 _PASSED_ON = (
@@ -86,6 +87,7 @@ class Git:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
+            cwd="/",  # not in somebody's repository, whose configuration would count
             env=self._variables(secrets) | dict(extra or {}),
             start_new_session=True,
         )
@@ -103,7 +105,7 @@ class Git:
         return output
 
     def _told(self, command: str, output: Output) -> str:
-        if output.status in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ) or "File too large" in output.err:
+        if f"died of signal {signal.SIGXFSZ:d}" in output.err or "File too large" in output.err:
             return f"git {command}: there is more than max_size ({self._declared.max_size} bytes) to fetch"
         lines = [line.strip() for line in output.err.splitlines() if line.strip()]
         telling = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))] or lines
@@ -219,4 +221,9 @@ async def _end(process: Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    with contextlib.suppress(TimeoutError):  # a helper that has left the group may hold the pipes
+        async with asyncio.timeout(END_S):
+            for stream in (process.stdout, process.stderr):
+                while stream is not None and await stream.read(65536):
+                    pass
+            await process.wait()  # which does not return before the pipes are closed

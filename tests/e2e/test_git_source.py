@@ -1,0 +1,290 @@
+"""A git repository as the source, from a real git server over HTTP, while requests flow."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import free_block
+from tests.e2e.harness import Sidecar, cli, running, settings, stub, until
+from tests.repository import AUTHOR, Repository, allow, ssh_key
+from tests.servers import GIT_SERVER
+from tests.support import Program, free_port, serving
+
+SECRET = "hook-5ecret"
+TOKEN = "t0ken-for-git"
+
+
+class World:
+    """A repository, the server that serves it, and the bootstrap file of a sidecar that follows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.repository = Repository(folder)
+        self.key = ssh_key(folder / "key")
+        self.port = free_port()
+        self.env = {"GIT_TOKEN": TOKEN, "HOOK_SECRET": SECRET}
+        self.state = folder / "state"
+        allow(folder / "signers", self.key)
+        (folder / "manifests").write_text(f"""
+[source]
+git = "http://127.0.0.1:{self.port}/manifests.git"
+ref = "main"
+path = "deploy"
+interval = "0s"
+timeout = "20s"
+verify = "signed"
+allowed_signers = "signers"
+token = {{ env = "GIT_TOKEN" }}
+webhook_secret = {{ env = "HOOK_SECRET" }}
+state_dir = "{self.state}"
+""")
+
+    def push(self, message: str, files: dict[str, str | None], *, signed: bool = True) -> str:
+        """Push files below `deploy`, and return the commit."""
+        files = {f"deploy/{name}": text for name, text in files.items()}
+        return self.repository.push(files, message, key=self.key if signed else None)
+
+    @contextmanager
+    def served(self) -> Iterator[Program]:
+        """The git server, on the same port each time."""
+        with serving(GIT_SERVER, "--root", str(self.folder), "--token", TOKEN, "--port", str(self.port)) as program:
+            yield program
+
+    def running(self) -> Any:
+        """A sidecar on the bootstrap file."""
+        return running(self.folder, {}, self.env)
+
+
+class Asked:
+    """What `POST /-/source/...` does to a running sidecar."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self.sidecar = sidecar
+
+    def __call__(self, verb: str = "sync", status: int = 200, **params: str) -> dict[str, Any]:
+        url = f"{self.sidecar.url}/-/source/{verb}"
+        answer = httpx.post(url, params=params, trust_env=False, timeout=30)
+        assert answer.status_code == status, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def history(self) -> list[dict[str, Any]]:
+        """What came of the last commits."""
+        answer = httpx.get(f"{self.sidecar.url}/-/source/history", trust_env=False, timeout=30)
+        found: list[dict[str, Any]] = answer.json()["history"]
+        return found
+
+
+class Flow:
+    """Requests to one model, one after the other, and one stream that goes on for all the time."""
+
+    def __init__(self, sidecar: Sidecar, model: str) -> None:
+        self.lost: list[str] = []
+        self.answered = 0
+        self.streamed = b""
+        self._sidecar = sidecar
+        self._model = model
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask), threading.Thread(target=self._stream)]
+
+    def __enter__(self) -> Flow:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with self._sidecar.http() as http:
+            while not self._stop.is_set():
+                answer = http.post("/v1/chat/completions", json={"model": self._model, "messages": []})
+                if answer.status_code == 200:
+                    self.answered += 1
+                else:
+                    self.lost.append(answer.text)
+                self._stop.wait(0.02)
+
+    def _stream(self) -> None:
+        body = {"model": self._model, "messages": [], "stream": True, "max_tokens": 100000}
+        try:
+            with self._sidecar.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                for piece in answer.iter_raw():
+                    self.streamed += piece
+                    if self._stop.is_set():
+                        return
+                self.lost.append("the stream has ended")
+        except httpx.HTTPError as error:
+            self.lost.append(repr(error))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_repository_is_followed_through_all_that_may_become_of_it_and_no_request_is_lost(world: World) -> None:
+    own = settings(world.state, free_block())
+    steady = stub("steady", "--interval", "0.05")
+    first = world.push("Begin", {"sidecar.toml": own, "steady.toml": steady, "other.toml": stub("other")})
+    with world.served(), world.running() as sidecar:
+        asked = Asked(sidecar)
+        assert sidecar.ask("steady")
+        pid = sidecar.pid("steady")
+        with Flow(sidecar, "steady") as flow:
+            _good_and_bad(world, sidecar, asked)
+            _signatures(world, sidecar, asked)
+            _rewritten(world, sidecar, asked, first)
+            _emptied_and_rolled_back(world, sidecar, asked, first)
+        assert not flow.lost
+        assert flow.answered > 20
+        assert len(flow.streamed) > 1000
+        assert sidecar.pid("steady") == pid
+        assert not any(secret in "".join(sidecar.log) for secret in (SECRET, TOKEN))
+        assert not any(secret in json.dumps(sidecar.status()) for secret in (SECRET, TOKEN))
+    world.push("While nobody looks", {"other.toml": stub("other", model='aliases = ["late"]')})
+    _without_a_server(world)
+
+
+def _good_and_bad(world: World, sidecar: Sidecar, asked: Asked) -> None:
+    good = world.push("An alias", {"other.toml": stub("other", model='aliases = ["second"]')})
+    report = asked()
+    assert (report["state"], report["commit"]) == ("in sync", good)
+    assert sidecar.model("other")["aliases"] == ["second"]
+    applied = sidecar.status()["applied"]
+
+    bad = world.push("A typo", {"other.toml": stub("other").replace("memory_mb", "memroy_mb"), "new.toml": stub("new")})
+    report = asked()
+    assert (report["state"], report["commit"], report["attempted"]) == ("rejected", good, bad)
+    assert report["messages"][0].startswith("deploy/other.toml:8: models.other.variants[0].memroy_mb: unknown key")
+    status = sidecar.status()
+    assert status["problems"] == report["messages"]
+    assert status["applied"] == applied
+    assert status["attempted"] not in ("", applied)
+    assert [model["name"] for model in status["models"]] == ["other", "steady"]  # nothing of it, not even what is good
+    assert sidecar.model("other")["aliases"] == ["second"]
+    last = asked.history()[-1]
+    assert (last["commit"]["id"], last["outcome"], last["trigger"]) == (bad, "rejected", "command")
+    assert (last["commit"]["author"], last["commit"]["subject"]) == (AUTHOR, "A typo")
+    assert last["reasons"] == report["messages"]
+    events = sidecar.cli("events", "--json").stdout.splitlines()
+    rejected = [event for event in map(json.loads, events) if event["type"] == "RevisionRejected"]
+    assert "deploy/other.toml:8" in rejected[-1]["message"]
+    assert "A typo" in rejected[-1]["message"]
+
+
+def _signatures(world: World, sidecar: Sidecar, asked: Asked) -> None:
+    good = {"other.toml": stub("other", model='aliases = ["third"]'), "new.toml": None}
+    unsigned = world.push("Not signed", good, signed=False)
+    report = asked()
+    assert (report["state"], report["attempted"]) == ("rejected", unsigned)
+    assert "is not signed by anybody who is trusted here: it has no signature" in report["messages"][0]
+    stranger = ssh_key(world.folder / "stranger")
+    world.repository.commit("Signed by somebody", key=stranger)
+    report = asked()
+    assert report["state"] == "rejected"
+    assert "No principal matched" in report["messages"][0]
+    assert sidecar.model("other")["aliases"] == ["second"]
+
+    signed = world.repository.commit("Signed", key=world.key)
+    body = b'{"ref": "refs/heads/main"}'
+    headers = {
+        "x-forwarded-for": "203.0.113.7",
+        "x-hub-signature-256": "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest(),
+    }
+    url = f"{sidecar.url}/-/source/sync"
+    for _ in range(3):
+        answer = httpx.post(url, content=body, headers=headers, trust_env=False)
+        assert (answer.status_code, answer.json()["accepted"]) == (202, True)
+    until(lambda: sidecar.model("other")["aliases"] == ["third"], "the webhook's commit is in force")
+    last = asked.history()[-1]
+    assert (last["commit"]["id"], last["trigger"]) == (signed, "webhook")
+    assert last["signed_by"].startswith("alice@example.com SHA256:")
+    forged = httpx.post(url, content=body + b" ", headers=headers, trust_env=False)
+    assert (forged.status_code, forged.json()["error"]["code"]) == (401, "invalid_signature")
+    unnamed = httpx.post(url, headers={"x-forwarded-for": "203.0.113.7"}, trust_env=False)
+    assert (unnamed.status_code, unnamed.json()["error"]["code"]) == (403, "not_loopback")
+
+
+def _rewritten(world: World, sidecar: Sidecar, asked: Asked, first: str) -> None:
+    world.repository.back_to(first)
+    rewritten = world.push("Another history", {"other.toml": stub("other", model='aliases = ["fourth"]')})
+    assert asked()["commit"] == rewritten
+    assert asked.history()[-1]["rewritten"] is True
+    assert sidecar.model("other")["aliases"] == ["fourth"]
+
+
+def _emptied_and_rolled_back(world: World, sidecar: Sidecar, asked: Asked, first: str) -> None:
+    empty = world.push("Emptied", {"steady.toml": None, "other.toml": None})
+    report = asked()
+    assert (report["state"], report["attempted"]) == ("rejected", empty)
+    assert "declares no model any more" in report["messages"][0]
+    world.push("All gone", {"sidecar.toml": None})
+    assert "has no folder deploy" in asked()["messages"][0]
+    assert {model["name"] for model in sidecar.status()["models"]} == {"steady", "other"}
+
+    report = asked("pin", commit=first[:10])
+    assert (report["state"], report["commit"], report["pinned"]) == ("pinned", first, first)
+    assert sidecar.model("other")["aliases"] == []
+    assert asked("pin", 409, commit=empty)["error"]["code"] == "commit_rejected"
+    assert asked("pin", 404, commit="0123456789")["error"]["code"] == "commit_not_found"
+    world.repository.back_to(first)
+    last = world.push("The last", {"other.toml": stub("other", model='aliases = ["fifth"]')})
+    report = asked()
+    assert (report["state"], report["commit"], report["head"]) == ("pinned", first, last)
+    assert (asked("suspend")["state"], asked("unpin")["pinned"]) == ("suspended", "")
+    assert asked("sync", 409)["error"]["code"] == "source_suspended"
+    assert sidecar.model("other")["aliases"] == []
+    assert asked("resume")["commit"] == last
+    assert sidecar.model("other")["aliases"] == ["fifth"]
+
+
+def _without_a_server(world: World) -> None:
+    """It starts on what it had, goes on without the server, and takes up what comes when it is back."""
+    with world.running() as sidecar:
+        asked = Asked(sidecar)
+        with Flow(sidecar, "steady") as flow:
+            assert sidecar.model("other")["aliases"] == ["fifth"]
+            report = asked()
+            assert report["state"] == "failing"
+            assert "Failed to connect to 127.0.0.1" in report["messages"][0]
+            assert sidecar.cli("source", check=False).returncode == 1
+            with world.served():
+                assert asked()["state"] == "in sync"
+            assert sidecar.model("other")["aliases"] == ["late"]
+            until(lambda: flow.answered > 5, "requests are answered")
+        assert not flow.lost
+        assert [one["outcome"] for one in asked.history()].count("rejected") >= 5  # of the sidecar before
+        kinds = {json.loads(line)["type"] for line in sidecar.cli("events", "--json").stdout.splitlines()}
+        assert {"SourceFailed", "SourceRecovered", "SourcePinned", "SourceSuspended", "CommitApplied"} <= kinds
+
+
+def test_a_first_commit_that_is_bad_starts_nothing_and_says_where(world: World) -> None:
+    world.push("Bad", {"sidecar.toml": settings(world.state, free_block()), "m.toml": "[models.m]\nmode = 1\n"})
+    with world.served():
+        refused = harness_run(world)
+    assert refused.returncode == 1
+    assert "deploy/m.toml:2: models.m.mode: expected" in refused.stderr
+    assert "nothing is started" in refused.stderr
+    refused = harness_run(world)
+    assert refused.returncode == 1
+    assert "Failed to connect" in refused.stderr
+    assert "there is no checkout yet" in refused.stderr
+
+
+def harness_run(world: World) -> Any:
+    """A sidecar that is expected to end by itself."""
+    return cli("run", str(world.folder / "manifests"), check=False, env={**os.environ, **world.env})

@@ -1,0 +1,94 @@
+"""A git repository that a test pushes to: a bare one, as a server has it, and a work tree beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+AUTHOR = "Alice"
+MAIL = "alice@example.com"
+
+
+class Repository:
+    """`bare` is what is served; everything else happens in `work`, on the branch `main`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bare = folder / "manifests.git"
+        self.work = folder / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run("init", "--quiet", "--bare", "--initial-branch=main", str(self.bare))
+        self._run("init", "--quiet", "--initial-branch=main", str(self.work))
+        self.git("remote", "add", "origin", str(self.bare))
+
+    def push(self, files: Mapping[str, str | None], message: str = "Change", *, key: Path | None = None) -> str:
+        """Commit files (None: remove it) and push, by force if need be; the commit's id. key: that signs it."""
+        for name, text in files.items():
+            path = self.work / name
+            if text is None:
+                path.unlink()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+        self.git("add", "--all")
+        return self.commit(message, key=key)
+
+    def commit(self, message: str, *, key: Path | None = None) -> str:
+        """Commit what is in the index, and push."""
+        signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}") if key else ()
+        self.git(*signing, "commit", "--quiet", "--allow-empty", "-m", message, *(("-S",) if key else ()))
+        self.git("push", "--quiet", "--force", "origin", "HEAD:main")
+        return self.head()
+
+    def back_to(self, commit: str) -> None:
+        """Go on from an older commit, so that the next push rewrites the branch."""
+        self.git("reset", "--quiet", "--hard", commit)
+
+    def head(self) -> str:
+        """The id of the last commit."""
+        return self.git("rev-parse", "HEAD")
+
+    def git(self, *arguments: str) -> str:
+        """Run git in the work tree."""
+        return self._run("-C", str(self.work), *arguments)
+
+    def _run(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, env=os.environ | _ENVIRONMENT
+        ).stdout.strip()
+
+
+_ENVIRONMENT = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": AUTHOR,
+    "GIT_AUTHOR_EMAIL": MAIL,
+    "GIT_COMMITTER_NAME": AUTHOR,
+    "GIT_COMMITTER_EMAIL": MAIL,
+}
+
+
+def ssh_key(path: Path) -> Path:
+    """A new key to sign with; the public half is beside it, with `.pub`."""
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", MAIL, "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def allow(signers: Path, key: Path) -> Path:
+    """An allowed-signers file (ssh-keygen(1)) with one key in it."""
+    signers.write_text(f"{MAIL} {key.with_name(f'{key.name}.pub').read_text()}")
+    return signers
+
+
+def shim(folder: Path, name: str, script: str) -> str:
+    """A program that is found before the real one of its name; the PATH to give. `$REAL` is the real one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    real = shutil.which(name) or ""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+    path.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
