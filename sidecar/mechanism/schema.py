@@ -17,6 +17,7 @@ from plugin_sdk import Plugin
 from plugin_sdk.config import schema as as_schema
 from plugin_sdk.kinds import settings_of
 from sidecar.core.manifest import DeviceDeclaration, Model, PluginDeclaration, Settings, Variant
+from sidecar.core.sourcing import GitDeclaration
 from sidecar.mechanism import finding, manual, schema_rules
 from sidecar.mechanism.finding import ENTRY, GROUP
 from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, CHAIN_KINDS, WITH_SETTINGS, Catalog, PluginFault
@@ -110,6 +111,21 @@ def manifests(names: Names, offered: Iterable[Offer]) -> tuple[Node, list[Plugin
         "definitions": dict(sorted(definitions.items())),
     }
     return root, faults
+
+
+def bootstrap() -> Node:
+    """The schema of a bootstrap file, which has `[source]` alone."""
+    definitions = _of_struct(GitDeclaration, "")
+    definitions["SecretPlace"] |= schema_rules.SECRET_PLACE
+    return {
+        "$schema": DRAFT,
+        "title": "Where a sidecar has its manifests from",
+        "type": "object",
+        "properties": {"source": {"$ref": "#/definitions/GitDeclaration"}},
+        "required": ["source"],
+        "additionalProperties": False,
+        "definitions": dict(sorted(definitions.items())),
+    }
 
 
 def _definitions(names: Names) -> dict[str, Node]:

@@ -43,6 +43,8 @@ LABELS: Node = {
 }
 MODEL_NAME: Node = {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"}
 
+SECRET_PLACE: Node = {"minProperties": 1, "maxProperties": 1}
+
 ON_ERROR: dict[str, Node] = {
     "auth": {"on_error": {"enum": ["deny"]}},
     "stats": {"on_error": {"enum": ["skip", "disable"]}},

@@ -100,9 +100,9 @@ class Notifier:
         """Manifests and plugins are being read anew; `ready` ends that."""
         self.tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def stopping(self) -> None:
-        """What is in flight is being finished."""
-        self.tell("STOPPING=1")
+    def stopping(self, most_s: float) -> None:
+        """What is in flight is being finished. most_s: how long that may take, so that nobody is impatient before."""
+        self.tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(most_s * 1e6)}")
 
     def status(self, text: str) -> None:
         """One line for people, if it is another than before."""

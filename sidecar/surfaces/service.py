@@ -7,12 +7,14 @@ import logging
 import signal
 
 from sidecar.control.controller import Controller
+from sidecar.core.manifest import Declaration
 from sidecar.core.observed import ServerState
 from sidecar.mechanism.systemd import Notifier
 
 log = logging.getLogger(__name__)
 
 STATUS_S = 2.0
+PUT_AWAY_S = 15.0
 
 
 class Service:
@@ -37,7 +39,8 @@ class Service:
     def stopping(self) -> None:
         """Requests in flight are finished; then it ends."""
         self._ready = False
-        self._notifier.stopping()
+        current = self._controller.generations.current  # None if it is still being opened
+        self._notifier.stopping(longest_end_s(current.declaration) if current is not None else PUT_AWAY_S)
 
     async def close(self) -> None:
         """Tell nothing more."""
@@ -70,6 +73,13 @@ class Service:
         while True:
             self._notifier.status(summary(self._controller))
             await asyncio.sleep(STATUS_S)
+
+
+def longest_end_s(declaration: Declaration) -> float:
+    """How long it may take to end: requests are finished, then servers stop, then there is a little to put away."""
+    variants = [variant for model in declaration.models.values() for variant in model.variants]
+    stops = [variant.stop_timeout for variant in variants if not variant.external]
+    return declaration.settings.drain_timeout + max(stops, default=0.0) + PUT_AWAY_S
 
 
 def summary(controller: Controller) -> str:

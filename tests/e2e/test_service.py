@@ -105,7 +105,8 @@ def test_a_manager_hears_how_it_is_and_over_restarts_no_connection_is_refused_an
             assert sidecar.model("n")  # in force when it says so
 
             sidecar.process.send_signal(signal.SIGTERM)
-            assert manager.next(*_LIFE) == "STOPPING=1"
+            most_s = 30 + 10 + 15  # drain_timeout, stop_timeout, and to put away
+            assert manager.next(*_LIFE) == f"STOPPING=1\nEXTEND_TIMEOUT_USEC={most_s}000000"
             assert sidecar.process.wait(20) == 0
         assert alive(server)
         waiting = len(answered)

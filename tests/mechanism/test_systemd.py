@@ -115,9 +115,9 @@ async def test_each_piece_of_news_is_told_and_a_status_only_once(manager: socket
     notifier.status("two\nlines")
     notifier.status("two\nlines")
     notifier.reloading()
-    notifier.stopping()
+    notifier.stopping(1.5)
     ready, status, reloading, stopping = heard(manager)
-    assert (ready, status, stopping) == ("READY=1", "STATUS=two lines", "STOPPING=1")
+    assert (ready, status, stopping) == ("READY=1", "STATUS=two lines", "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000")
     kind, _, clock = reloading.partition("\nMONOTONIC_USEC=")
     assert kind == "RELOADING=1"
     assert abs(int(clock) / 1e6 - time.monotonic()) < 10
@@ -139,7 +139,7 @@ def test_a_manager_that_does_not_listen_is_told_of_once(tmp_path: Path, caplog: 
     notifier = Notifier(Given(notify=str(tmp_path / "nobody")))
     with caplog.at_level(logging.WARNING):
         notifier.ready()
-        notifier.stopping()
+        notifier.stopping(1.5)
     assert [record.message.partition(" (")[0] for record in caplog.records] == ["the service manager cannot be told"]
     notifier.close()
 

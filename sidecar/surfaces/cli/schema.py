@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sidecar.mechanism import durable, loader, plugins, source
 from sidecar.mechanism.plugins import Catalog, PluginFault
-from sidecar.mechanism.schema import Names, manifests, offers
+from sidecar.mechanism.schema import Names, bootstrap, manifests, offers
 from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.mechanism.sources import Library
 from sidecar.surfaces.cli.output import NO, fail
@@ -28,10 +29,13 @@ _DEFAULT = Path("manifests")
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The folder of drop-in plugins. [default: DIRECTORY/plugins]",
 )
+@click.option("--bootstrap", "of_bootstrap", is_flag=True, help="Of a bootstrap file ([source]) instead.")
 @click.option("--strict", is_flag=True, help="Names that no manifest in DIRECTORY declares are mistakes, too.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write it there, whole.")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 unless FILE is up to date.")
-def schema(directory: Path | None, folder: Path | None, strict: bool, out: Path | None, check: bool) -> None:
+def schema(
+    directory: Path | None, folder: Path | None, of_bootstrap: bool, strict: bool, out: Path | None, check: bool
+) -> None:
     """Print the JSON Schema of the manifests in DIRECTORY (default: ./manifests), with the settings of all plugins.
 
     A manifest that begins with `#:schema ./sidecar.schema.json` is checked, completed and explained by editors that
@@ -39,13 +43,15 @@ def schema(directory: Path | None, folder: Path | None, strict: bool, out: Path 
     """
     if check and out is None:
         raise click.UsageError("--check needs --out FILE")
-    text = made(_root(directory), folder, strict)
+    if of_bootstrap and (directory or folder or strict):
+        raise click.UsageError("a bootstrap file knows no plugins and no names: --bootstrap goes with --out alone")
+    text = _as_text(bootstrap()) if of_bootstrap else made(_root(directory), folder, strict)
     if out is None:
         click.echo(text, nl=False)
     elif not check:
         _write(out, text)
     elif not _is(out, text):
-        fail(f"{out} is not up to date: sidecar schema --out {out}")
+        fail(f"{out} is not up to date: sidecar schema{' --bootstrap' if of_bootstrap else ''} --out {out}")
 
 
 def _root(directory: Path | None) -> Path | None:
@@ -74,6 +80,10 @@ def made(root: Path | None, folder: Path | None = None, strict: bool = False) ->
     offered, broken = offers(library, paths)
     schema, unknown = manifests(_names(catalog, declared, strict), offered)
     _tell([*broken, *unknown])
+    return _as_text(schema)
+
+
+def _as_text(schema: dict[str, Any]) -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

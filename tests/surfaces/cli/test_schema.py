@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from click.testing import CliRunner, Result
 from sidecar.surfaces.cli import main
 from tests.support import model, write
 
+TAPLO = Path(sysconfig.get_path("scripts")) / "taplo"
+MANIFESTS = (Path(__file__).resolve().parents[3] / "manifests" / "README.md").read_text(encoding="utf-8")
 MODE = """
 from plugin_sdk import Config, Endpoint, Interface
 
@@ -96,3 +101,33 @@ def test_what_cannot_be_is_refused(here: Path) -> None:
     assert schema("--plugins", "nowhere").exit_code == 2
     result = schema("--out", here / "no" / "s.json")
     assert (result.exit_code, "cannot be written: No such file or directory" in result.stderr) == (1, True)
+
+
+def test_bootstrap_files_have_one_of_their_own(here: Path) -> None:
+    assert schema("--bootstrap", "--out", "bootstrap.json").exit_code == 0
+    assert schema("--bootstrap", "--out", "bootstrap.json", "--check").exit_code == 0
+    assert schema("--bootstrap", "--strict").exit_code == 2
+    good = '[source]\ngit = "https://git.example/m.git"\ninterval = "30s"\ntoken = { env = "T" }\n'
+    assert taplo(write(here, {"good.toml": good}) / "good.toml") == 0
+    mistakes = {"git =": "gti =", '"30s"': "30", "env": "evn", "[source]": "[sidecar]", '"T" }': '"T", file = "x" }'}
+    for number, (right, wrong) in enumerate(mistakes.items()):
+        bad = write(here, {f"bad{number}.toml": good.replace(right, wrong)}) / f"bad{number}.toml"
+        assert taplo(bad) == 1, wrong
+
+
+def taplo(file: Path) -> int:
+    """The exit code of a check by the schema of bootstrap files."""
+    command = [str(TAPLO), "check", "--no-auto-config", "--schema", f"file://{file.parent}/bootstrap.json", str(file)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def test_a_folder_of_manifests_can_name_the_schema_once_for_all(here: Path) -> None:
+    (config,) = re.findall(r"```ini\n# .taplo.toml\n(.*?)```", MANIFESTS, re.DOTALL)
+    write(here / "manifests", {".taplo.toml": config, "good.toml": model("m"), "more/bad.toml": 'models = "m"\n'})
+    assert schema("--out", "manifests/sidecar.schema.json").exit_code == 0
+    command = [str(TAPLO), "check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here / "manifests", check=False)
+    assert done.returncode == 1
+    assert "more/bad.toml" in done.stderr
+    assert "good.toml:" not in done.stderr
+    assert schema("--out", "manifests/sidecar.schema.json", "--check").exit_code == 0  # it is no manifest itself
