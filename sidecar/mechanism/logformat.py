@@ -6,11 +6,12 @@ that nothing that a server or a client has said can pretend to be an event. Form
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+import time
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -22,7 +23,9 @@ PLUGINS = "sidecar.plugins."
 
 # What stands beside the message, and not among `fields`: the same in the lines of everybody.
 _COMMON = ("trace_id", "span_id", "model", "server", "plugin")
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "per_request"}
+_TEXT = "sidecar_text"
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "per_request", _TEXT}
+_NO_FIELDS = _OWN | set(_COMMON)
 _ODD = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NEEDS_QUOTES = re.compile(r"""[\s"=]|^$""")
 _MUTED = (1 << 128) - 1  # of requests whose plugins must not be traced (see `spans`)
@@ -33,7 +36,8 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 def common(record: logging.LogRecord) -> dict[str, str]:
     """Whom the event is about, as far as it is known: the trace, from whoever logs or from the current span."""
-    found = {name: str(value) for name in _COMMON if (value := vars(record).get(name))}
+    given = vars(record)
+    found = {name: str(given[name]) for name in _COMMON if given.get(name)}
     if "plugin" not in found and record.name.startswith(PLUGINS):
         found["plugin"] = record.name[len(PLUGINS) :]
     if "trace_id" not in found:
@@ -45,16 +49,20 @@ def common(record: logging.LogRecord) -> dict[str, str]:
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     """What else was given as `extra`."""
-    return {name: value for name, value in vars(record).items() if name not in _OWN and name not in _COMMON}
+    return {name: value for name, value in vars(record).items() if name not in _NO_FIELDS}
 
 
 def message(record: logging.LogRecord) -> str:
     """The text, with what was to be put in; if that does not fit, the bare text, and why."""
+    done: str | None = vars(record).get(_TEXT)  # it is asked for twice
+    if done is not None:
+        return done
     try:
         text = record.getMessage()
     except Exception as error:  # noqa: BLE001 - whatever an author hands over; the event must not be lost
         text = f"{record.msg!r} with {len(record.args or ())} values, which do not fit: {type(error).__name__}"
-    return shortened(text, MESSAGE_CHARS)
+    done = vars(record)[_TEXT] = shortened(text, MESSAGE_CHARS)
+    return done
 
 
 def shortened(text: str, most: int) -> str:
@@ -72,7 +80,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         line: dict[str, Any] = {
-            "ts": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "ts": f"{_utc(int(record.created))}.{int(record.created % 1 * 1e6):06d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": message(record),
@@ -96,7 +104,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and below it, indented, what does not fit on it."""
-        when = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        when = f"{_here(int(record.created))}.{int(record.created % 1 * 1e3):03d}"
         known = common(record)
         if record.name.startswith(PLUGINS):
             known.pop("plugin", None)  # its logger's name says it
@@ -106,11 +114,22 @@ class TextFormatter(logging.Formatter):
             text += "\n" + "".join(_stack(error)).rstrip()
         if record.stack_info:
             text += "\n" + shortened(record.stack_info, STACK_CHARS)
-        text = _ODD.sub(_escaped, text).replace("\n", "\n    ")
+        if not text.isprintable():
+            text = _ODD.sub(_escaped, text).replace("\n", "\n    ")
         level = f"{record.levelname:<7}"
         if self._coloured:
             return f"\x1b[2m{when}\x1b[0m {_coloured(level, record.levelname)} {text}"
         return f"{when} {level} {text}"
+
+
+@functools.lru_cache(maxsize=2)  # most lines are of the same second as the one before
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+@functools.lru_cache(maxsize=2)
+def _here(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
 
 
 def _coloured(text: str, level: str) -> str:
@@ -120,8 +139,9 @@ def _coloured(text: str, level: str) -> str:
 
 def _pair(pair: tuple[str, Any]) -> str:
     name, value = pair
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    text = shortened(text, MESSAGE_CHARS)
+    if isinstance(value, float):
+        return f"{name}={value:.3f}"
+    text = shortened(str(value), MESSAGE_CHARS)
     return f"{name}={_json(text) if _NEEDS_QUOTES.search(text) else text}"
 
 
