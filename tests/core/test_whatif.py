@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 
 from sidecar.core import whatif
 from sidecar.core.ledger import Ledger
@@ -104,7 +104,7 @@ def test_whoever_asks_is_told_what_comes_of_it() -> None:
     assert not asked(declared, seen, "d", NOW).differs(whatif.Outcome(verdict="refused", why="told otherwise"))
 
 
-@laws
+@settings(laws, max_examples=40)
 @given(scenes(measured=True, sound=True), scenes(sound=True))
 def test_whatever_comes_into_force_things_come_to_rest_and_fit(scene: Scene, other: Scene) -> None:
     after = msgspec.structs.replace(scene.declared, models=other.declared.models)
