@@ -70,7 +70,7 @@ def _model_row(model: ModelReport) -> tuple[str, ...]:
         message = progress.told(server.loading)
     where = f"{server.variant} :{server.port}" if server else ""
     busy = f"{server.in_flight if server else 0}" + (f" (+{model.waiting} waiting)" if model.waiting else "")
-    marks = ("pinned",) if model.pinned else ()
+    marks = [mark for mark, there in (("pinned", model.pinned), ("drained", model.drained)) if there]
     return (model.name, ",".join(model.modes), ", ".join((model.state, *marks)), where, _memory(model), busy, message)
 
 

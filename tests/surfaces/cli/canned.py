@@ -12,12 +12,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from plugin_sdk import DeviceStatus
 from sidecar.control.events import Event
 from sidecar.core.holders import Holders, Holding
+from sidecar.core.observed import Condition, Status
 from sidecar.mechanism.logreader import Line
+from sidecar.surfaces.dataplane.plane import Requests
 from sidecar.surfaces.logs_api import LogReport
 from sidecar.surfaces.progress import Progress
-from sidecar.surfaces.report import EventsReport
+from sidecar.surfaces.report import DeviceReport, EventsReport, ModelReport, ServerReport, StatusReport
 from sidecar.surfaces.top_api import TopDevice, TopModel, TopReport
 
 
@@ -72,8 +75,10 @@ class Canned:
     def get(self, path: str) -> tuple[int, bytes]:
         where = urlsplit(path)
         asked = parse_qs(where.query)
-        if where.path in ("/-/top", "/-/status"):
+        if where.path == "/-/top":
             return 200, msgspec.json.encode(self.report)
+        if where.path == "/-/status":
+            return 200, msgspec.json.encode(status_of(self.report))
         if where.path == "/-/events":
             after = int(asked.get("after", ["0"])[0])
             found = [event for event in self.events if event.seq > after]
@@ -249,3 +254,74 @@ def later(report: TopReport, seconds: float = 10.0) -> TopReport:
         for model in report.models
     )
     return msgspec.structs.replace(report, clock=report.clock + seconds, models=models)
+
+
+def status_of(report: TopReport) -> StatusReport:
+    """The status of the same sidecar."""
+    return StatusReport(
+        version=report.version,
+        uptime_s=187_260.0,
+        generation=4,
+        attempted=report.revision,
+        applied=report.revision,
+        problems=(),
+        kept=(),
+        devices=tuple(map(_device, report.devices)),
+        device_problems={},
+        models=tuple(map(_model, report.models)),
+        plugins=(),
+        requests=Requests(),
+        rounds=1000,
+        acted=12,
+        errors=0,
+    )
+
+
+def _device(device: TopDevice) -> DeviceReport:
+    held = device.holders
+    status = DeviceStatus(
+        id=device.label,
+        name=device.name,
+        total_mb=held.total_mb if held else 0,
+        free_mb=held.free_mb + held.reserved_mb if held else 0,
+        problem=device.problem,
+        utilisation_pct=device.utilisation_pct,
+        temperature_c=device.temperature_c,
+        power_w=device.power_w,
+    )
+    reserved = sum(one.reserved_mb for one in held.servers) if held else 0
+    usable = held.total_mb - 256 if held else None
+    return DeviceReport(device_class="", label=device.label, status=status, usable_mb=usable, reserved_mb=reserved)
+
+
+def _model(model: TopModel) -> ModelReport:
+    server = None
+    if model.variant:
+        server = ServerReport(
+            id=f"{model.name}-1",
+            state=model.state,
+            variant=model.variant,
+            devices=model.devices,
+            port=model.port,
+            pid=4800,
+            in_flight=model.in_flight,
+            reserved_mb={"nvidia:0": model.reserved_mb},
+            observed_mb={"nvidia:0": model.memory_mb or 0},
+            loading=model.loading,
+        )
+    why = Condition(type="Ready", status=Status.FALSE, reason="Stopped", message=model.because)
+    return ModelReport(
+        name=model.name,
+        aliases=(),
+        modes=("embedding",)
+        if model.name == "bge-m3"
+        else ("transcription",)
+        if model.name == "whisper"
+        else ("chat",),
+        state=model.state,
+        waiting=model.waiting,
+        server=server,
+        conditions=(why,) if model.because else (),
+        pinned=model.pinned,
+        drained=model.drained,
+    )

@@ -301,7 +301,7 @@ async def test_five_hundred_models_are_shown_and_moved_through(sidecar: Canned) 
         began = asyncio.get_running_loop().time()
         for _ in range(5):
             sidecar.report = later(sidecar.report, 1.0)
-            app._here(await app.link.frame())
+            app.show_frame(await app.link.frame())
             await pilot.pause()
         assert (asyncio.get_running_loop().time() - began) / 5 < 2  # it is a tenth of that with nothing else to do
         await pilot.press("end")

@@ -65,7 +65,7 @@ class TopApp(App[None]):
         self.frame: Frame | None = None
         self._interval_s = interval_s
         self._pattern, self._order = what
-        self._look = bars.signs(sys.stdout.encoding)
+        self.look = bars.signs(sys.stdout.encoding)
         self._away_since = 0.0
         self._wants_events = True
 
@@ -111,7 +111,7 @@ class TopApp(App[None]):
             if frame is None:
                 self._away(why)
             else:
-                self._here(frame)
+                self.show_frame(frame)
             await asyncio.sleep(self._interval_s)
 
     def _away(self, why: str) -> None:
@@ -120,7 +120,7 @@ class TopApp(App[None]):
         away.update(Text(f"{why}; asking again (for {time.monotonic() - self._away_since:.0f} s; below is how it was)"))
         away.display = True
 
-    def _here(self, frame: Frame) -> None:
+    def show_frame(self, frame: Frame) -> None:
         if self._away_since or frame.restarted:
             self.notify("the sidecar has started anew" if frame.restarted else "the sidecar answers again")
         self._away_since = 0.0
@@ -136,9 +136,9 @@ class TopApp(App[None]):
         models = rows.chosen(frame, self._pattern, self._order)
         width, height = self.size
         self._main.query_one("#head", Static).update(self._head(frame, len(models)))
-        devices = Text("\n", no_wrap=True).join(bars.lines(frame.report.devices, width, self._look))
+        devices = Text("\n", no_wrap=True).join(bars.lines(frame.report.devices, width, self.look))
         if height >= HIGH:
-            devices.append("\n").append_text(bars.legend(self._look))
+            devices.append("\n").append_text(bars.legend(self.look))
         self._main.query_one("#bars", Static).update(devices)
         self._main.query_one(Models).show(frame, models, width)
         self._show_events(frame, width, height)

@@ -11,8 +11,8 @@ from rich.text import Text
 from sidecar.core.holders import Holders
 from sidecar.surfaces.top_api import TopDevice
 
-LEAST_BAR = 8
-MOST_BAR = 60
+LEAST_BAR, GOOD_BAR, MOST_BAR = 8, 24, 60
+_GAP = 2
 _STYLES = ("green", "cyan")  # of our servers in turn, so that neighbours can be told apart
 
 
@@ -52,11 +52,19 @@ def legend(look: Signs) -> Text:
 
 
 def lines(devices: Iterable[TopDevice], width: int, look: Signs) -> Iterator[Text]:
-    """A line for each device."""
+    """A line for each device; all bars are as long, so that they can be compared."""
     devices = tuple(devices)
     widest = max((cell_len(device.label) for device in devices), default=0)
+    room = width - widest - 2 * _GAP
+    shown = {device.label: _fitting(device, room) for device in devices}
+    size = min((room - cell_len(text) for text in shown.values()), default=0)
     for device in devices:
-        yield _line(device, widest, width, look)
+        text = Text(f"{device.label:<{widest}}{' ' * _GAP}", no_wrap=True, overflow="ellipsis")
+        if device.holders is None:
+            yield text.append(f"unknown: {device.problem}", "red")
+        else:
+            text.append_text(bar(device.holders, max(0, min(MOST_BAR, size)), look))
+            yield text.append(f"{' ' * _GAP}{shown[device.label]}".rstrip())
 
 
 def bar(held: Holders, width: int, look: Signs) -> Text:
@@ -73,16 +81,14 @@ def bar(held: Holders, width: int, look: Signs) -> Text:
     return text
 
 
-def _line(device: TopDevice, widest: int, width: int, look: Signs) -> Text:
-    text = Text(f"{device.label:<{widest}}  ", no_wrap=True, overflow="ellipsis")
-    held = device.holders
-    if held is None:
-        return text.append(f"unknown: {device.problem}", "red")
-    told = _told(device, held)
-    room = width - cell_len(text.plain) - 2
-    shown = next((one for one in told if room - cell_len(one) >= LEAST_BAR), "")
-    size = min(MOST_BAR, max(0, room - cell_len(shown)))
-    return text.append_text(bar(held, size, look)).append(f"  {shown}" if shown else "")
+def _fitting(device: TopDevice, room: int) -> str:
+    """As many words as there is room for beside a good bar, or at least a short one."""
+    told = _told(device, device.holders) if device.holders is not None else ()
+    for bar_size in (GOOD_BAR, LEAST_BAR):
+        for text in told:
+            if room - cell_len(text) >= bar_size:
+                return text
+    return ""
 
 
 def _told(device: TopDevice, held: Holders) -> tuple[str, ...]:
