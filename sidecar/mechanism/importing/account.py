@@ -20,6 +20,9 @@ EMPTY = "is empty (null), which TOML cannot say"
 LOOK = "see what it did, and look for it in manifests/README.md"
 
 
+_LONGEST = 1e9  # of any unit
+
+
 class Fate(Enum):
     """What became of a setting. CHANGED: carried, but not word for word."""
 
@@ -133,7 +136,7 @@ class At:
         """A plain value as it was written, more or less. Raises InputError."""
         if isinstance(self.value, bool):
             return "true" if self.value else "false"
-        if isinstance(self.value, str | int | float):
+        if isinstance(self.value, str | int | float) and "\0" not in str(self.value):
             return str(self.value)
         raise self.wrong("text")
 
@@ -152,6 +155,28 @@ class At:
         if number != int(number):
             raise self.wrong("a whole number")
         return int(number)
+
+    def duration(self, unit: str = "s") -> str:
+        """A time in that unit, as manifests have it. Raises InputError."""
+        number = self.number()
+        if not 0 <= number <= _LONGEST:
+            raise self.wrong("a time of 0 or more")
+        text = f"{number:.6f}".rstrip("0").rstrip(".")
+        return f"{text}{unit}"
+
+    def port(self) -> int:
+        """A TCP port. Raises InputError."""
+        port = self.whole()
+        if not 1 <= port <= 65535:
+            raise self.wrong("a port from 1 to 65535")
+        return port
+
+    def host(self) -> str:
+        """A host's name or address, as it stands before `:PORT`. Raises InputError."""
+        host = self.text().strip().strip("[]")
+        if not host or not host.isascii() or not host.isprintable() or " " in host:
+            raise self.wrong("a host's name or address")
+        return f"[{host}]" if ":" in host else host
 
     def flag(self) -> bool:
         """A boolean, also if it is quoted. Raises InputError."""

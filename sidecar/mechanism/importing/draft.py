@@ -212,7 +212,8 @@ class Draft:
 
     def _file(self, where: str, tables: dict[str, Any]) -> str:
         head = [f"Imported from {self._source}.", *self._comments.get(where, ())]
-        comments = "".join(f"# {line}\n" for text in head for line in text.splitlines())
+        lines = [line for text in head for line in text.splitlines()]
+        comments = "".join(f"# {''.join(char if char.isprintable() else '?' for char in line)}\n" for line in lines)
         return f"{comments}\n{tomli_w.dumps(tables)}"
 
 

@@ -47,6 +47,7 @@ FIELDS = frozenset(  # of a request, which LiteLLM adds where the client says no
     encoding_format voice
     """.split()  # noqa: SIM905 - a list of words is read more easily than a column of quotes
 )
+_MOST_SHARE = 1e9
 _ENVIRONMENT = "os.environ/"
 
 
@@ -113,7 +114,7 @@ class _Import:
         found = [at for path in (("litellm_settings", "request_timeout"), ("router_settings", "timeout"))
                  if (at := self.root.get(*path))]  # fmt: skip
         for at in found:
-            self.draft.settings["request_timeout"] = f"{found[0].number():g}s"
+            self.draft.settings["request_timeout"] = found[0].duration()
             at.changed("sidecar.request_timeout", "for a request as a whole, with its wait and its answer")
 
     # --- deployments ----------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ class _Import:
     def _weigh(self, servers: list[_Server]) -> bool:
         """Give servers their shares, if each has one, and whether they differ."""
         weights = [server.weight for server in servers if server.weight]
-        shares = [max(1, round(weight.number())) for weight in weights]
+        shares = [max(1, round(min(weight.number(), _MOST_SHARE))) for weight in weights]
         if len(weights) < len(servers) or len(set(shares)) < 2:
             return False
         divisor = math.gcd(*shares)
@@ -274,7 +275,7 @@ class _Import:
                 settings["max_failures"] = at.whole() + 1
                 at.changed("plugins.balance-*.config.max_failures", "failures in a row, not in a minute")
             if at := self.root.get(section, "cooldown_time"):
-                settings["out_for"] = f"{at.number():g}s"
+                settings["out_for"] = at.duration()
                 at.carried("plugins.balance-*.config.out_for")
         return settings
 

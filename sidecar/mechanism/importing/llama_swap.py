@@ -45,6 +45,10 @@ MODEL_LEFT: dict[str, tuple[str, str]] = {
 }
 
 
+_AS_GLOBAL = -1  # of a ttl
+_SHORTEST_LOAD_S = 15
+
+
 def convert(tree: Tree, options: Options) -> Imported:
     """The manifests. Raises InputError where the configuration is none."""
     return _Import(tree, options).run()
@@ -65,7 +69,7 @@ class _Import:
         self.draft = Draft("llama-swap", account, options)
         self.macros = Macros.of(self.root.get("macros"))
         self.ids: dict[str, str] = {}  # the model's id there, to its name here
-        self.global_ttl = 0
+        self.global_ttl = "0s"
 
     def run(self) -> Imported:
         self._settings()
@@ -98,13 +102,11 @@ class _Import:
         elif at:
             at.changed("sidecar.chain", "requests are not logged unless a plugin does it")
         if at := self.root.get("startPort"):
-            first = at.whole()
-            if not 1 <= first <= 65535:
-                raise at.wrong("a port")
+            first = at.port()
             self.draft.settings["ports"] = f"{first}-{min(first + 999, 65535)}"
             at.changed("sidecar.ports", "a range, of which each server gets one that is free")
         if at := self.root.get("globalTTL"):
-            self.global_ttl = at.whole()
+            self.global_ttl = at.duration()
             at.changed("models.*.idle_timeout", "for each model that has no ttl of its own")
 
     def _keys(self) -> Iterator[At]:
@@ -190,10 +192,10 @@ class _Import:
 
     def _times(self, model: _Group, table: dict[str, Any]) -> None:
         ttl = model.at.get("ttl")
-        seconds = ttl.whole() if ttl else -1
-        table["idle_timeout"] = f"{self.global_ttl if seconds < 0 else seconds}s"
+        own = ttl is not None and ttl.number() != _AS_GLOBAL
+        table["idle_timeout"] = ttl.duration() if ttl and own else self.global_ttl
         if ttl:
-            ttl.changed("idle_timeout", "-1 is what globalTTL says" if seconds < 0 else "in seconds; 0 is never")
+            ttl.changed("idle_timeout", "in seconds; 0 is never" if own else "-1 is what globalTTL says")
 
     def _loading(self, model: _Group, table: dict[str, Any]) -> None:
         own, general = model.at.get("sendLoadingState"), self.root.get("sendLoadingState")
@@ -258,7 +260,7 @@ class _Import:
         self._check(model, command)
         self._stop(model, variant)
         if limit := self.root.get("healthCheckTimeout"):
-            variant["load_timeout"] = f"{max(limit.whole(), 15)}s"
+            variant["load_timeout"] = limit.duration() if limit.number() >= _SHORTEST_LOAD_S else f"{_SHORTEST_LOAD_S}s"
             limit.changed("variants[0].load_timeout", "of each model")
         return variant
 
@@ -311,9 +313,8 @@ class _Import:
 
     def _stop(self, model: _Group, variant: dict[str, Any]) -> None:
         own, general = model.at.get("unloadTimeout"), self.root.get("unloadTimeout")
-        seconds = (own.whole() if own else 0) or (general.whole() if general else 0)
-        if seconds:
-            variant["stop_timeout"] = f"{seconds}s"
+        if at := next((at for at in (own, general) if at and at.number()), None):
+            variant["stop_timeout"] = at.duration()
         for at in (own, general):
             if at:
                 at.changed("variants[0].stop_timeout", "0 is the general one, or the default")

@@ -91,7 +91,7 @@ class _Import:
                 at.left(why, do)
         self._listen(program)
         if at := program.get("alive_time"):
-            self.idle = f"{at.number():g}m"
+            self.idle = at.duration("m")
             at.changed("models.*.idle_timeout", "in minutes; 0 is never")
         for at in each(program.get("TokenTracker")):
             if at.text().lower() in MODES:
@@ -102,14 +102,14 @@ class _Import:
 
     def _listen(self, program: At) -> None:
         host, port = (program.get(key) or program.get(f"openai_{key}") for key in ("host", "port"))
-        number = port.whole() if port else 8080
+        number = port.port() if port else 8080
         self.draft.settings["listen"] = f"127.0.0.1:{number}"
         if port:
             port.carried("sidecar.listen")
-        if host and host.text() not in ("127.0.0.1", "localhost"):
+        if host and host.host() not in ("127.0.0.1", "localhost"):
             host.left(
                 "it let in everybody who could reach it; the sidecar listens on this machine alone until it has keys",
-                f'add [plugins.keys] and put it into chain, then say listen = "{host.text()}:{number}"',
+                f'add [plugins.keys] and put it into chain, then say listen = "{host.host()}:{number}"',
             )
             self.draft.note(
                 "LLM-Manager let in other machines without keys: chain needs one before listen changes.",
@@ -162,6 +162,8 @@ class _Import:
         if devices is None or script is None:
             raise at.wrong("required_devices, and a script_path or bat_path")
         required = [self._device(device) for device in devices.each()]
+        if not required:
+            raise devices.wrong("at least one device")
         command, env, cwd = self._command(scheme, script)
         server = managed.Server(
             model=scheme.model, at=script, command=command, env=env, folder=Path(self.draft.options.folder)
@@ -173,6 +175,9 @@ class _Import:
         if at is None:
             return None
         if not at.is_table:
+            if at.whole() <= 0:
+                at.left("memory is never free", "see what is guessed in its place")
+                return None
             at.carried("variants.memory_mb")
             return at.whole()
         found = {}
@@ -215,7 +220,7 @@ class _Import:
         path = at.text().replace("\\", "/")
         found = scripts.read(Path(self.draft.options.folder) / path)
         if found is not None:
-            placed = commands.with_port(found.command, scheme.port.whole() if scheme.port else None)
+            placed = commands.with_port(found.command, scheme.port.port() if scheme.port else None)
             if placed is not None:
                 if scheme.port:
                     scheme.port.changed("variants.command", "{port} stands where it stood in the script")

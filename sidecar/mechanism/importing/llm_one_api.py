@@ -83,7 +83,7 @@ class _Import:
 
     def _listen(self) -> None:
         host, port = (self.root.get("server", key) or self.root.get(key) for key in ("host", "port"))
-        address = f"{host.text() if host else '127.0.0.1'}:{port.whole() if port else 8000}"
+        address = f"{host.host() if host else '127.0.0.1'}:{port.port() if port else 8000}"
         self.draft.settings["listen"] = address
         for at in (host, port):
             if at:

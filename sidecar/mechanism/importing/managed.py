@@ -43,6 +43,8 @@ def variant(
     command, env = server.command, dict(server.env)
     devices, command = (placed[0], command) if placed else _devices(draft, command, env)
     memory_mb = (placed[1] if placed else None) or _guessed(draft, server, len(devices))
+    if isinstance(memory_mb, dict) and (unsaid := [name for name in devices if name not in memory_mb]):
+        memory_mb |= dict.fromkeys(unsaid, _guessed(draft, server, len(devices)))
     table: dict[str, Any] = {
         "required_devices": devices,
         "memory_mb": memory_mb,

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+import plugin_sdk
 from sidecar.mechanism.importing.draft import Draft
 
+_IMPORTED = ("Any", "Settings", *plugin_sdk.__all__)
 _SKIPPED = ("test_", "tests", "conftest", "setup")  # files of such names are not taken for plugins
 _WORD = re.compile(r"[^A-Za-z0-9]+")
 
@@ -99,8 +101,8 @@ def _add(draft: Draft, name: str, template: str, **more: str) -> _Skeleton:
     said = "".join(char for char in name if char.isprintable() and char not in '"\\').strip() or "plugin"
     cls = "".join(part[:1].upper() + part[1:] for part in _WORD.split(said)) or "Plugin"
     path = _WORD.sub("", said).lower() or "plugin"
-    wanted = _identifier(said).lower()
-    cls = cls if cls[0].isalpha() else f"P{cls}"
+    wanted = _identifier(said).lower()[:60]
+    cls = cls if cls[0].isalpha() and not keyword.iskeyword(cls) and cls not in _IMPORTED else f"My{cls}"
     for number in range(1, len(draft.code) + 2):  # plugins have different names, of whatever kinds they are
         suffix = f"_{number}" if number > 1 else ""
         made = _Skeleton(said + suffix, wanted + suffix, cls)

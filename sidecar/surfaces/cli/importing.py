@@ -139,13 +139,13 @@ def carry_out(convert: Callable[[], Imported], how: How) -> None:
         fail(str(error))
     except ollama.UnreachableError as error:
         fail(str(error), UNREACHABLE)
-    problems = _check(imported, how.out or Path("manifests"))
     written: list[Path] = []
-    if how.out is not None:
-        try:
+    try:
+        problems = _check(imported, how.out or Path("manifests"))
+        if how.out is not None:
             written = write(how.out, imported.files, force=how.force)
-        except WriteError as error:
-            fail(f"nothing was written: {error}")
+    except WriteError as error:
+        fail(f"nothing was written: {error}")
     if how.as_json:
         print_json({**msgspec.to_builtins(imported), "problems": problems, "written": [str(path) for path in written]})
     else:
