@@ -62,11 +62,18 @@ class Principal(msgspec.Struct, frozen=True):
     """Who is calling. id: stable name for usage and limits. attributes: whatever the auth backend knows.
 
     An attribute `models`, a tuple or list of shell-style patterns, says which models the caller is told of. That he
-    cannot use others is for the auth plugin to see to.
+    cannot use others is for the auth plugin to see to. An attribute `key`, a text, names the key that he has used, for
+    the outcome: never the key itself.
     """
 
     id: str
     attributes: Mapping[str, Any] = {}
+
+    @property
+    def key(self) -> str:
+        """What the key is called that was used; "" where nobody says."""
+        name = self.attributes.get("key", "")
+        return name if isinstance(name, str) else ""
 
     def may_use(self, *names: str) -> bool:
         """Whether the patterns have a model of these names; True where nothing is said of models."""
@@ -147,7 +154,8 @@ class End(enum.Enum):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One finished request, for Stats plugins. Times are seconds; started_s is unix time; None = did not happen.
 
-    path: as it was sent, without the query. client: its address.
+    path: as it was sent, without the query. client: its address. key: which of the caller's keys, if the auth plugin
+    tells them apart by the attribute `key` of its Principal.
     """
 
     model: str
@@ -157,6 +165,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     client: str = ""
     principal: str = ""
+    key: str = ""
     end: End = End.OK
     status: int = 0
     code: str = ""

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import msgspec
 
-DIMENSIONS = ("model", "principal", "variant", "mode", "node", "hour", "day", "month")
+DIMENSIONS = ("model", "principal", "key", "variant", "mode", "node", "hour", "day", "month")
 
 
 class LoadedServer(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from sidecar.surfaces.usage import COUNTS
+from tests.builtin.test_keys import hashed
 from tests.builtin.usage.server import running as postgres
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import Sidecar, cli, running, settings, stub, until
@@ -36,11 +37,17 @@ model = "ch*"
 request = 0.25
 """
 CHAIN = 'chain = ["keys", "usage"]'
+NAMED = f'''
+[plugins.named]
+import = "sidecar.builtin.keys:StaticKeys"
+config.keys."{hashed("sk-laptop")}" = {{ principal = "anna", attributes = {{ key = "laptop" }} }}
+'''
 
 
 def manifests(state: Path, table: str = PRICES) -> dict[str, str]:
     models = "".join(stub(name, model=CHAIN) for name in ("dear", "cheap", "free"))
-    return {"sidecar.toml": settings(state, free_block()), "models.toml": models, "usage.toml": table}
+    models += stub("named", model='chain = ["named", "usage"]')
+    return {"sidecar.toml": settings(state, free_block()), "models.toml": models, "usage.toml": table, "k.toml": NAMED}
 
 
 @pytest.fixture(scope="module")
@@ -162,23 +169,31 @@ def test_killed_and_taken_over_it_has_lost_no_loaded_time_and_can_be_asked_when_
     with running(tmp_path, files) as first:
         with first.http() as http:
             assert http.post("/v1/chat/completions", json={**CHAT, "model": "dear"}).status_code == 200
-        began = time.monotonic()
-        until(lambda: get(first)["total"]["requests"] == 1, "it is written")
+            asked = {**CHAT, "model": "named"}
+            headers = {"authorization": "Bearer sk-laptop"}
+            began = time.monotonic()
+            assert http.post("/v1/chat/completions", json=asked, headers=headers).status_code == 200
+        until(lambda: get(first)["total"]["requests"] == 2, "they are written")
+        [by_key] = get(first, by="key", principal="anna")["rows"]
+        assert (by_key["key"], by_key["requests"]) == ("laptop", 1)
         pid = first.pid("dear")
         first.process.send_signal(signal.SIGKILL)
         first.process.wait()
         first.close()
     with running(tmp_path, files) as second:
         assert second.pid("dear") == pid
+        second.write("usage.toml", PRICES.replace("input = 1000000", "input = 500000"))
+        until(lambda: any("generation 2" in line for line in second.log), "the new price is in force")
+        second.ask("dear")
         loaded_s = time.monotonic() - began
         assert second.stop() == 0
     away = ["--url", "http://127.0.0.1:9"]
-    told = cli("usage", str(tmp_path / "manifests"), *away, "--json")
+    told = cli("usage", str(tmp_path / "manifests"), *away, "--model", "dear", "--json")
     assert "reading what the plugin usage has left" in told.stderr
     [row] = json.loads(told.stdout)["rows"]
-    assert row["requests"] == 1
+    assert row["requests"] == 2
     assert loaded_s <= row["loaded_s"] <= loaded_s + 30
-    assert Decimal(row["cost"]["EUR"]) == pytest.approx(Decimal(7) + Decimal(row["loaded_s"]), abs=Decimal("0.1"))
+    assert Decimal(row["cost"]["EUR"]) == pytest.approx(Decimal("10.5") + Decimal(row["loaded_s"]), abs=Decimal("0.1"))
     nowhere = cli("usage", str(tmp_path / "not"), *away, check=False)
     assert (nowhere.returncode, "no sidecar answers" in nowhere.stderr) == (3, True)
 

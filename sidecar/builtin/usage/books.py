@@ -80,7 +80,7 @@ class Books:
         rows = []
         for piece in self._prices.loaded(model, since_s, until_s):
             currency = "" if piece.cost is None else self._config.currency
-            key = (piece.hour_s, self._config.node, "", model, variant, "", currency)
+            key = (piece.hour_s, self._config.node, "", "", model, variant, "", currency)
             sums = dict.fromkeys(tables.SUMS, 0) | {"loaded_ms": piece.loaded_ms, "cost": piece.cost or 0}
             rows.append((*key, *sums.values()))
         return rows

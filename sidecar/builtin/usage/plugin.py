@@ -56,7 +56,7 @@ class Usage(Stats[Settings]):
         self._writer.see(servers)
 
     def report(self, query: UsageQuery) -> UsageReport:
-        """Sums by model, principal, variant, mode, node, hour, day or month, in UTC; also if nobody has opened it.
+        """Sums by model, principal, key, variant, mode, node, hour, day or month, in UTC; also if nobody has opened it.
 
         Raises Reject, PluginError.
         """

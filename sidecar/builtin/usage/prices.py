@@ -23,6 +23,7 @@ MILLION = 10**6
 HOUR_S = 3600
 HOUR_MS = 3_600_000
 MOST_TOKENS = 10**9  # of a request: servers may say anything, and one that says more is not believed
+MOST_NANOS = 10**15  # for a request: a million of the currency, so that sums of many still fit into 64 bits
 MOST_MODELS = 1000  # whose prices are held ready
 
 
@@ -164,7 +165,9 @@ def cost(tariff: Tariff, outcome: Outcome) -> int | None:
         + reasoning * rates.reasoning
     )
     nanos = _rounded(millionths, MILLION)
-    return nanos + tariff.request if served else nanos
+    if served:
+        nanos += tariff.request
+    return nanos if nanos <= MOST_NANOS else MOST_NANOS
 
 
 def _believed(tokens: int) -> int:

@@ -17,7 +17,7 @@ HOUR_S = 3600
 
 _NANO_DIGITS = 9
 _TIMES = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
-_COLUMNS = ("model", "principal", "variant", "mode", "node")
+_COLUMNS = ("model", "principal", "key", "variant", "mode", "node")
 _SUMS = tuple(tables.SUMS)
 _COST = _SUMS.index("cost")
 _SAME = [name for name in _SUMS if name not in ("busy_ms", "loaded_ms", "cost")]
@@ -89,7 +89,7 @@ def _statement(query: UsageQuery, columns: list[str], bounds: list[float | None]
         *(["start_s >= ?"] if since_s is not None else []),
         *(["start_s < ?"] if until_s is not None else []),
     ]
-    names = [start, "currency", *columns]
+    names = [start, "currency", *(f'"{name}"' for name in columns)]
     sums = [f"SUM({name})" for name in _SUMS]
     grouped = ", ".join(str(number + 1) for number in range(len(names)))
     sql = (

@@ -19,6 +19,7 @@ _ASKED = {
     "queue_s": "REAL NOT NULL",
     "first_byte_s": "REAL",
     "principal": "TEXT NOT NULL",
+    "key": "TEXT NOT NULL DEFAULT ''",
     "model": "TEXT NOT NULL",
     "variant": "TEXT NOT NULL",
     "mode": "TEXT NOT NULL",

@@ -8,7 +8,7 @@ from decimal import Decimal
 from plugin_sdk import Config, Duration, Secret
 
 DECIMALS = 9  # of money: what is below a billionth of the currency cannot be kept
-MOST = Decimal(10**6)  # of a price: more is a mistake
+MOST = Decimal(10**7)  # of a price: more is a mistake
 NOTHING = Decimal(0)
 
 

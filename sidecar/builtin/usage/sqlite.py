@@ -40,7 +40,7 @@ def _columns(*names: str) -> tuple[str, ...]:
 
 _UPDATES = {  # by the version that they begin with
     1: _columns("reasoning_tokens", "input_tokens_per_s", "output_tokens_per_s"),
-    2: (*_columns("node", "cost", "currency"), *_CREATE[2:], tables.sum_up("requests WHERE true", HOUR)),
+    2: (*_columns("key", "node", "cost", "currency"), *_CREATE[2:], tables.sum_up("requests WHERE true", HOUR)),
 }
 _VALUES = f"({', '.join('?' * len(COLUMNS))})"
 _INSERT = f"INSERT INTO requests ({tables.NAMES}) VALUES {_VALUES}"  # noqa: S608 - constants alone

@@ -7,12 +7,13 @@ was seen loaded. usage_prices: which list of prices came into force when.
 
 from __future__ import annotations
 
+from sidecar.builtin.usage.prices import MOST_NANOS, MOST_TOKENS
 from sidecar.builtin.usage.rows import COLUMNS, LONGEST
 
 VERSION = 3
 DAY_S = 86_400
 
-KEY = ("start_s", "node", "principal", "model", "variant", "mode", "currency")
+KEY = ("start_s", "node", "principal", "key", "model", "variant", "mode", "currency")
 _TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
 
 
@@ -33,22 +34,23 @@ SUMS = {
     "cancelled": _count("\"end\" = 'client_gone'"),
     "cold": _count("cold"),
     "unpriced": _count("cost IS NULL AND \"end\" = 'ok' AND status < 400"),
-    **{name: _sum(name, 10**9) for name in _TOKENS},
+    **{name: _sum(name, MOST_TOKENS) for name in _TOKENS},
     "bytes_in": _sum("bytes_in", 10**13),
     "bytes_out": _sum("bytes_out", 10**13),
     "busy_ms": "SUM(CASE WHEN duration_s BETWEEN 0 AND 1e7 THEN CAST(duration_s * 1000 AS BIGINT) ELSE 0 END)",
     "loaded_ms": "0",
-    "cost": "SUM(COALESCE(cost, 0))",
+    "cost": _sum("cost", MOST_NANOS),
 }
 
 _QUOTED = {name: f'"{name}"' for name in COLUMNS}  # because END is a word of SQL
 NAMES = ", ".join(_QUOTED.values())
-_KEY = ", ".join(KEY)
+_KEY = ", ".join(f'"{name}"' for name in KEY)  # because KEY is one, too
 _SUM_NAMES = ", ".join(SUMS)
+_NUMBERS = ", ".join(str(number + 1) for number in range(len(KEY)))
 
 TOTALS = (
     "CREATE TABLE usage_totals (start_s BIGINT NOT NULL, "
-    + ", ".join(f"{name} TEXT NOT NULL" for name in KEY[1:])
+    + ", ".join(f'"{name}" TEXT NOT NULL' for name in KEY[1:])
     + ", "
     + ", ".join(f"{name} BIGINT NOT NULL" for name in SUMS)
     + f", PRIMARY KEY ({_KEY}))"
@@ -74,10 +76,11 @@ ADD = (
 def sum_up(source: str, hour: str, sign: str = "") -> str:
     """Add rows to the sums. source: a table, with a condition. hour: SQL for the hour of `started_s`. sign: or `-`."""
     start = f"CASE WHEN started_s BETWEEN 0 AND {LONGEST} THEN {hour} ELSE 0 END"
+    names = ", ".join(_QUOTED[name] for name in KEY[1:])
     sums = ", ".join(f"{sign}({how})" for how in SUMS.values())
     return (
         f"INSERT INTO usage_totals ({_KEY}, {_SUM_NAMES}) "  # noqa: S608 - as above
-        f"SELECT {start}, {', '.join(KEY[1:])}, {sums} FROM {source} GROUP BY 1, 2, 3, 4, 5, 6, 7 {_ADD_UP}"
+        f"SELECT {start}, {names}, {sums} FROM {source} GROUP BY {_NUMBERS} {_ADD_UP}"
     )
 
 

@@ -18,6 +18,7 @@ FLUSH_S = 0.25
 RETRY_S = 2.0  # at most, between two tries of what failed
 CLOSE_S = 5.0
 TIDY_EVERY_S = 600.0
+AT_ONCE = 5000  # outcomes in a transaction
 MOST_SERVERS = 1000  # that wait to be written
 
 
@@ -128,7 +129,9 @@ class Writer:
             if not self._flush():
                 self._stopping.wait(min(RETRY_S, FLUSH_S * 2 ** min(self._failures, 8)))
                 self._wake.set()
-        if not self._flush() and (lost := len(self._stuck) + len(self._waiting)):
+        while self._flush() and self._waiting:
+            pass
+        if lost := len(self._stuck) + len(self._waiting):
             self._drop(lost, "it was closed")
         self._database.disconnect()
 
@@ -156,8 +159,12 @@ class Writer:
 
     def _write_waiting(self) -> None:
         with self._lock:
-            self._stuck, self._waiting = self._waiting, []
+            self._stuck, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
             servers, self._servers = self._servers, {}
+            more = bool(self._waiting)
+        if more:
+            self._wake.set()
+            self._hurry.set()
         try:
             self._write_stuck()
             if servers:

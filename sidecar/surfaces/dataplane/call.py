@@ -481,6 +481,7 @@ class Call:
             path=self._incoming.path,
             client=self._incoming.client,
             principal=admission.principal.id,
+            key=admission.principal.key,
             end=response.end,
             status=response.status,
             code=response.code,

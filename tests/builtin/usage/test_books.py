@@ -79,6 +79,12 @@ async def test_whatever_outcomes_say_sums_stay_sane(settings: Make) -> None:
     assert (found.requests, found.input_tokens) == (len(samples.OUTCOMES) + 1, 10)
 
 
+async def test_the_dearest_requests_add_up(settings: Make) -> None:
+    dearest = settings(prices=(price(input="10000000"),))
+    await recorded(dearest, [outcome(tokens=(10**9, 0))] * 500)
+    assert (await total(dearest)).cost == {"USD": Decimal(500 * 10**6)}
+
+
 async def test_rows_have_what_they_cost(settings: Make) -> None:
     made = settings(currency="EUR", prices=(price("qwen", input="0.5"),))
     await recorded(made, [outcome(tokens=(3, 0)), outcome("llama", tokens=(3, 0))])

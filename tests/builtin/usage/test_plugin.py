@@ -36,6 +36,7 @@ OUTCOME = Outcome(
     mode="chat",
     path="/v1/chat/completions",
     principal="anna",
+    key="laptop",
     status=200,
     streamed=True,
     started_s=time.time(),
@@ -99,6 +100,7 @@ async def test_a_request_is_a_row_with_all_that_is_known(plugin: Usage, path: Pa
         "queue_s": 0.25,
         "first_byte_s": 0.5,
         "principal": "anna",
+        "key": "laptop",
         "model": "qwen",
         "variant": "one-gpu",
         "mode": "chat",
@@ -175,6 +177,14 @@ async def test_of_several_at_once_those_that_fit_are_kept_and_the_others_counted
     lock.execute("COMMIT")
     await plugin.close()
     assert (len(read(path)), plugin.dropped) == (100, 30)
+
+
+async def test_more_than_go_into_one_transaction_are_written_before_it_closes(path: Path) -> None:
+    plugin = Usage(Settings(path=str(path), queue=20_000))
+    await plugin.open()
+    plugin.record_many([OUTCOME] * (3 * writer.AT_ONCE - 1))
+    await plugin.close()
+    assert (len(read(path)), plugin.dropped) == (3 * writer.AT_ONCE - 1, 0)
 
 
 async def test_many_do_not_wait_for_more_so_that_there_is_room_again(

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from plugin_sdk import End
 from plugin_sdk import Usage as Tokens
-from sidecar.builtin.usage.prices import MOST_TOKENS, NANO, PriceList, Prices
+from sidecar.builtin.usage.prices import MOST_NANOS, MOST_TOKENS, NANO, PriceList, Prices
 from sidecar.builtin.usage.settings import Price, Settings, Tier
+from sidecar.builtin.usage.writer import AT_ONCE
 from tests.builtin.usage.samples import DAY_S, HOUR_S, MIDNIGHT_S, outcome, price, tier
 
 DAY = datetime.date(2026, 11, 25)
@@ -124,6 +125,12 @@ def test_counts_that_cannot_be_are_not_paid_for() -> None:
     one = price(input="1", output="1", cached="2")
     assert cost(one, usage=used(input_tokens=MOST_TOKENS + 1, output_tokens=-1)) == 0
     assert cost(one, usage=used(input_tokens=10, cached_tokens=50)) == 10 * 2000  # more cached than there are
+
+
+def test_no_request_costs_so_much_that_sums_would_overflow() -> None:
+    dearest = price(input="10000000", request="10000000")
+    assert cost(dearest, tokens=(MOST_TOKENS, 0)) == MOST_NANOS
+    assert MOST_NANOS * AT_ONCE < 2**63
 
 
 # --- loaded servers -------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from tests.builtin.usage.samples import DAY_S, HOUR_S, MIDNIGHT_S, outcome, pric
 
 OUTCOMES = [
     outcome("qwen", MIDNIGHT_S - 1, (1, 0), principal="anna", mode="chat"),
-    outcome("qwen", MIDNIGHT_S, (2, 0), principal="bert", mode="chat"),
+    outcome("qwen", MIDNIGHT_S, (2, 0), principal="bert", key="laptop", mode="chat"),
     outcome("qwen", MIDNIGHT_S + HOUR_S - 0.001, (4, 0), principal="anna", mode="base"),
-    outcome("llama", MIDNIGHT_S + HOUR_S, (8, 0), principal="anna", mode="chat"),
+    outcome("llama", MIDNIGHT_S + HOUR_S, (8, 0), principal="anna", key="laptop", mode="chat"),
     outcome("llama", MIDNIGHT_S + 6 * DAY_S, (16, 0), principal="team/x", mode="chat"),
 ]
 
@@ -43,6 +43,7 @@ def tokens(found: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], int]:
         (("principal",), {("anna",): 13, ("bert",): 2, ("team/x",): 16}),
         (("mode", "model"), {("base", "qwen"): 4, ("chat", "llama"): 24, ("chat", "qwen"): 3}),
         (("day",), {("2026-11-24",): 1, ("2026-11-25",): 14, ("2026-12-01",): 16}),
+        (("key", "principal"), {("", "anna"): 5, ("", "team/x"): 16, ("laptop", "anna"): 8, ("laptop", "bert"): 2}),
         (("month",), {("2026-11",): 15, ("2026-12",): 16}),
         (
             ("hour",),
@@ -95,7 +96,10 @@ async def test_the_answer_says_which_hours_it_covers(filled: Settings) -> None:
 @pytest.mark.parametrize(
     ("query", "told"),
     [
-        (UsageQuery(by=("colour",)), 'by "colour"; known: model, principal, variant, mode, node, hour, day, month'),
+        (
+            UsageQuery(by=("colour",)),
+            'by "colour"; known: model, principal, key, variant, mode, node, hour, day, month',
+        ),
         (UsageQuery(by=("start_s",)), 'by "start_s"'),
         (UsageQuery(by=("day", "day")), "only once"),
         (UsageQuery(since_s=2.0, until_s=1.0), "ends before it begins"),
