@@ -32,7 +32,7 @@ _LEAST = Decimal("0.0001")
     "--by",
     multiple=True,
     metavar="NAME",
-    help="By model, principal, key, variant, mode, node, hour, day month, or `all` in one. [default: model]",
+    help="What to tell apart, see above; may be repeated. [default: model]",
 )
 @click.option("--since", default="", metavar="WHEN", help='From then on: "7d" ago, a day, or a time, in UTC.')
 @click.option("--until", default="", metavar="WHEN", help="Before then.")
@@ -58,6 +58,8 @@ def usage(
 
     Asks the running sidecar, or reads what it left where the manifests in DIRECTORY (default: ./manifests) say. Sums
     are of whole hours (UTC), and of whole days when the rows are gone.
+
+    --by takes model, principal, key, variant, mode, node, hour, day and month; --by all makes one sum of all.
     """
     if with_commas and as_json:
         raise click.UsageError("--csv and --json do not go together")
