@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support import free_port
 
 AUTHOR = "Alice"
 MAIL = "alice@example.com"
@@ -24,8 +31,18 @@ class Repository:
         self._run("init", "--quiet", "--initial-branch=main", str(self.work))
         self.git("remote", "add", "origin", str(self.bare))
 
-    def push(self, files: Mapping[str, str | None], message: str = "Change", *, key: Path | None = None) -> str:
-        """Commit files (None: remove it) and push, by force if need be; the commit's id. key: that signs it."""
+    def push(
+        self,
+        files: Mapping[str, str | None],
+        message: str = "Change",
+        *,
+        key: Path | None = None,
+        gpg: Path | None = None,
+    ) -> str:
+        """Commit files (None: remove it) and push, by force if need be; the commit's id.
+
+        key, gpg: a key of ssh's, or a home of gpg's, that signs it.
+        """
         for name, text in files.items():
             path = self.work / name
             if text is None:
@@ -34,12 +51,15 @@ class Repository:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
         self.git("add", "--all")
-        return self.commit(message, key=key)
+        return self.commit(message, key=key, gpg=gpg)
 
-    def commit(self, message: str, *, key: Path | None = None) -> str:
+    def commit(self, message: str, *, key: Path | None = None, gpg: Path | None = None) -> str:
         """Commit what is in the index, and push."""
         signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}") if key else ()
-        self.git(*signing, "commit", "--quiet", "--allow-empty", "-m", message, *(("-S",) if key else ()))
+        environment = {"GNUPGHOME": str(gpg)} if gpg else {}
+        sign = ("-S",) if key or gpg else ()
+        command = (*signing, "commit", "--quiet", "--allow-empty", "-m", message, *sign)
+        self._run("-C", str(self.work), *command, **environment)
         self.git("push", "--quiet", "--force", "origin", "HEAD:main")
         return self.head()
 
@@ -55,10 +75,11 @@ class Repository:
         """Run git in the work tree."""
         return self._run("-C", str(self.work), *arguments)
 
-    def _run(self, *arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, env=os.environ | _ENVIRONMENT
-        ).stdout.strip()
+    def _run(self, *arguments: str, **environment: str) -> str:
+        variables = os.environ | _ENVIRONMENT | environment
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
 
 _ENVIRONMENT = {
@@ -92,3 +113,45 @@ def shim(folder: Path, name: str, script: str) -> str:
     path.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
     path.chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
+
+
+@contextmanager
+def gpg_home() -> Iterator[Path]:
+    """A keyring with a key to sign with, at a short path: the agent's socket has to have a name below it."""
+    with tempfile.TemporaryDirectory(prefix="gpg") as folder:
+        environment = os.environ | {"GNUPGHOME": folder}
+        make = [
+            "gpg",
+            "--batch",
+            "--quiet",
+            "--passphrase",
+            "",
+            "--quick-generate-key",
+            f"{AUTHOR} <{MAIL}>",
+            "ed25519",
+        ]
+        subprocess.run([*make, "sign", "never"], env=environment, check=True, capture_output=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=True)
+
+
+@contextmanager
+def daemon(root: Path) -> Iterator[str]:
+    """`git daemon` on the repositories below a folder; its address."""
+    port = free_port()
+    command = ["git", "daemon", "--reuseaddr", "--export-all", f"--base-path={root}", "--listen=127.0.0.1"]
+    process = subprocess.Popen([*command, f"--port={port}"], start_new_session=True)
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 5).close()
+                break
+            except ConnectionRefusedError:
+                assert process.poll() is None, "git daemon has ended"
+                time.sleep(0.01)
+        yield f"git://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
