@@ -37,24 +37,43 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of asking. engine: "" = not known. why: there are no models, "" if there are."""
+    """What came of asking. engine: "" = not known. why: there are no models, "" if there are.
+
+    keyed: it asked for a key, and was shown one.
+    """
 
     engine: str = ""
     models: tuple[Served, ...] = ()
     why: str = ""
+    keyed: bool = False
 
 
 class _Server:
-    """One that is asked."""
+    """One that is asked. The key is shown to it when it has asked for one, not before."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: str, key: str) -> None:
         self._client = client
         self._url = url
+        self._key = key
+        self._headers: dict[str, str] = {}
+
+    @property
+    def keyed(self) -> bool:
+        return bool(self._headers)
+
+    async def models(self) -> tuple[int, Any]:
+        """What it lists, with the key if it takes that. Raises httpx.HTTPError."""
+        status, listed = await self.ask("/v1/models")
+        if status in (401, 403) and self._key:
+            self._headers = {"authorization": f"Bearer {self._key}"}
+            status, listed = await self.ask("/v1/models")
+        return status, listed
 
     async def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         """Status, and the JSON; None if it is none, or has no end. Raises httpx.HTTPError."""
         content = bytearray()
-        async with self._client.stream("POST" if body else "GET", self._url + path, json=body) as answer:
+        method = "POST" if body else "GET"
+        async with self._client.stream(method, self._url + path, json=body, headers=self._headers) as answer:
             async for chunk in answer.aiter_bytes():
                 content += chunk
                 if len(content) > MOST_BYTES:
@@ -74,15 +93,15 @@ class _Server:
 
 
 async def ask_all(listeners: Iterable[Listener], each_s: float, all_s: float, key: str = "") -> dict[Listener, Answer]:
-    """What each says; those that are not through after `all_s` were too slow. key: a bearer token for all of them."""
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    """What each says; those that are not through after `all_s` were too slow. key: for those that ask for one."""
     limits = httpx.Limits(max_connections=AT_A_TIME)
     places = asyncio.Semaphore(AT_A_TIME)
-    async with httpx.AsyncClient(timeout=each_s, trust_env=False, headers=headers, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=each_s, trust_env=False, limits=limits) as client:
 
         async def one(listener: Listener) -> Answer:
             async with places:
-                return await ask(_Server(client, listener.url))
+                server = _Server(client, listener.url, key)
+                return msgspec.structs.replace(await ask(server), keyed=server.keyed)
 
         tasks = {listener: asyncio.create_task(one(listener)) for listener in listeners}
         if tasks:
@@ -96,7 +115,7 @@ async def ask_all(listeners: Iterable[Listener], each_s: float, all_s: float, ke
 async def ask(server: _Server) -> Answer:
     """What one says."""
     try:
-        status, listed = await server.ask("/v1/models")
+        status, listed = await server.models()
     except httpx.TimeoutException:
         return Answer(why=SLOW)
     except (httpx.HTTPError, httpx.InvalidURL):

@@ -80,8 +80,7 @@ class _Offers:
         if one.held.ours or answer.why == SIDECAR:
             at.left("is a sidecar, or was started by one")
         elif answer.why:
-            do = "name the variable that has it with --api-key-env" if answer.why == NEEDS_KEY else ""
-            at.left(answer.why, do)
+            at.left(answer.why, _remedy(answer))
         else:
             self._engine(one, at)
             models = at.get("models")
@@ -123,7 +122,7 @@ class _Offers:
         variant: dict[str, Any] = {"url": one.listener.url}
         if model.id != name:
             variant["model_name"] = model.id
-        if self._wanted.key:
+        if one.answer.keyed and self._wanted.key:
             self._draft.variables.setdefault(self._wanted.key, "the key that servers ask for")
             variant["api_key"] = {"env": self._wanted.key}
         return variant
@@ -159,6 +158,12 @@ class _Offers:
             at.left(why, "write a command variant by hand, with {port}")
         else:
             at.changed("variants.command", "it is started by the sidecar, on a port that it gives")
+
+
+def _remedy(answer: Answer) -> str:
+    if answer.why != NEEDS_KEY:
+        return ""
+    return "it takes another one" if answer.keyed else "name the variable that has it with --api-key-env"
 
 
 def _measured(one: Found, command: Command, device: str) -> tuple[list[str], int | dict[str, int] | None]:

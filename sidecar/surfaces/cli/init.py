@@ -89,6 +89,8 @@ def init(
         key = os.environ.get(api_key_env, "") if api_key_env else ""
         if api_key_env and not key:
             raise click.UsageError(f"the variable {api_key_env} is not set")
+        if key and ports is None:
+            raise click.UsageError("--api-key-env needs --ports: whoever listens could ask for the key")
         bounds = look.Bounds(ports=ports, each_s=timeout, all_s=max(15.0, 5 * timeout))
         carry_out(lambda: _discovered(how, bounds, manage, api_key_env), how)
         return

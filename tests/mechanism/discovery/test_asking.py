@@ -53,13 +53,23 @@ KINDS: dict[str, tuple[dict[str, Any], Answer]] = {
 }
 
 
+SHOWN: dict[int, str] = {}  # by port, what came as `authorization`
+
+
 @contextmanager
-def canned(answers: dict[str, Any]) -> Iterator[Listener]:
-    """A server that answers these paths: a number is a status, text is text, all else JSON."""
+def canned(answers: dict[str, Any], key: str = "") -> Iterator[Listener]:
+    """A server that answers these paths: a number is a status, text is text, all else JSON.
+
+    key: with it /v1/models lists a model.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = answers.get(self.path, 404)
+            if shown := self.headers.get("authorization"):
+                SHOWN[int(self.server.server_address[1])] = shown
+                if key and shown == f"Bearer {key}" and self.path == "/v1/models":
+                    found = {"data": [{"id": "behind"}]}
             status = found if isinstance(found, int) else 200
             body = found if isinstance(found, str) else json.dumps(found)
             self.send_response(status)
@@ -111,18 +121,13 @@ async def test_what_speaks_something_else_or_is_gone_is_told() -> None:
     assert await asking.ask_all([], 1.0, 1.0) == {}
 
 
-async def test_a_key_is_shown_to_those_who_are_asked() -> None:
-    seen: list[str] = []
-
-    def serve(server: socket.socket) -> None:
-        connection, _ = server.accept()
-        with connection:
-            seen.append(connection.recv(4096).decode())
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=serve, args=(server,), daemon=True).start()
-        await asking.ask_all([Listener("127.0.0.1", server.getsockname()[1])], 2.0, 5.0, key="sk-x")
-    assert "authorization: bearer sk-x\r\n" in seen[0].lower()
+async def test_a_key_is_shown_to_those_alone_who_ask_for_one() -> None:
+    with canned({"/v1/models": PLAIN}) as open_to_all, canned({"/v1/models": 401}, key="sk-x") as shut:
+        found = await asking.ask_all([open_to_all, shut], 2.0, 5.0, key="sk-x")
+        assert found[shut] == Answer("", (Served("behind"),), keyed=True)
+        assert (found[open_to_all].keyed, SHOWN.get(open_to_all.port)) == (False, None)
+        other = await asking.ask_all([shut], 2.0, 5.0, key="sk-other")
+        assert other[shut] == Answer(why=asking.NEEDS_KEY, keyed=True)
 
 
 @pytest.mark.parametrize(("host", "reached"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1")])  # noqa: S104

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
+import msgspec
+
 from sidecar.mechanism.discovery import asking
 from sidecar.mechanism.discovery.asking import Answer, Served
 from sidecar.mechanism.discovery.offers import Found, Wanted, convert
@@ -122,9 +124,12 @@ def test_those_that_were_not_understood_are_listed_with_what_to_do() -> None:
     assert told['"127.0.0.1:9001"'] == (asking.SLOW, "")
 
 
-def test_a_key_is_named_and_never_written() -> None:
-    imported, models = offered(found(9000, "m"), key="VLLM_KEY")
+def test_a_key_is_named_for_those_who_ask_for_one_and_never_written() -> None:
+    shut = found(9000, "m")
+    shut = msgspec.structs.replace(shut, answer=msgspec.structs.replace(shut.answer, keyed=True))
+    imported, models = offered(shut, found(9001, "n"), key="VLLM_KEY")
     assert models["m"]["variants"] == [{"url": "http://127.0.0.1:9000", "api_key": {"env": "VLLM_KEY"}}]
+    assert models["n"]["variants"] == [{"url": "http://127.0.0.1:9001"}]
     assert imported.variables == {"VLLM_KEY": "the key that servers ask for"}
 
 

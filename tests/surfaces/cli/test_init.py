@@ -87,6 +87,7 @@ def test_it_overwrites_nobodys_work_and_ignores_no_option(tmp_path: Path) -> Non
     assert sidecar("init", tmp_path, "--force", "--json").exit_code == 0
     for options in (["--manage"], ["--ports", "1-2"], ["--out", "x"], ["--listen", "here"]):
         assert sidecar("init", tmp_path, *options).exit_code == 2
+    assert "needs --ports" in sidecar("init", "--discover", "--api-key-env", "PATH").stderr
     for options in (["--ports", "9-1"], ["--ports", "0"], ["--ports", "x"], ["--api-key-env", "NOT_SET_ANYWHERE"]):
         assert sidecar("init", "--discover", *options).exit_code == 2
 
