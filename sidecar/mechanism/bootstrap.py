@@ -73,6 +73,10 @@ def from_options(given: dict[str, Any], options: dict[str, str]) -> GitDeclarati
 
 
 def _read(raw: Any, base: Path, problems: list[Problem], report: checker.Report) -> GitDeclaration:
+    for key in ("token", "webhook_secret") if isinstance(raw, dict) else ():
+        if key in raw and not isinstance(raw[key], dict):
+            report(("source", key), 'expected { env = "NAME" } or { file = "PATH" }: a secret never stands here')
+            raw = {name: value for name, value in raw.items() if name != key}
     declared = checker.read(raw, GitDeclaration, ("source",), report)
     if declared is None or problems:
         raise BootstrapError(tuple(problems))
