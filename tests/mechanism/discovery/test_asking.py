@@ -67,7 +67,7 @@ def canned(answers: dict[str, Any], key: str = "") -> Iterator[Listener]:
         def do_GET(self) -> None:
             found = answers.get(self.path, 404)
             if shown := self.headers.get("authorization"):
-                SHOWN[int(self.server.server_address[1])] = shown
+                SHOWN[int(self.connection.getsockname()[1])] = shown
                 if key and shown == f"Bearer {key}" and self.path == "/v1/models":
                     found = {"data": [{"id": "behind"}]}
             status = found if isinstance(found, int) else 200
