@@ -28,8 +28,11 @@ class Residence:
     async def tell(self) -> None:
         """Each plugin that wants to know hears of the models whose chain it is in. What fails is noted there."""
         generation = self._generation()
-        told = [*self._ended(), *self._loaded()]
         listeners = [one for one in generation.instances.values() if _listens(one)]
+        if not listeners:
+            self._fleet.departed.clear()
+            return
+        told = [*self._ended(), *self._loaded()]
         await asyncio.gather(*(_tell(one, _of(one.name, told, generation.declaration)) for one in listeners))
 
     def _loaded(self) -> Iterable[LoadedServer]:
