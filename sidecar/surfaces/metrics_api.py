@@ -36,11 +36,11 @@ async def answer(metrics: Metrics, accept: str, accept_encoding: str) -> Respons
         pieces.append(piece)
         await asyncio.sleep(0)
     text = "".join(pieces).encode("utf-8", "replace")
-    headers = {"cache-control": "no-store", "vary": "accept, accept-encoding"}
+    headers = {"content-type": form.content_type, "cache-control": "no-store", "vary": "accept, accept-encoding"}
     if _takes_gzip(accept_encoding):
         text = _compressed(text) if len(text) < LARGE else await asyncio.to_thread(_compressed, text)
         headers["content-encoding"] = "gzip"
-    return Response(text, headers=headers, media_type=form.content_type)
+    return Response(text, headers=headers)
 
 
 def _takes_gzip(accept_encoding: str) -> bool:

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator
 
 from sidecar.control.controller import Controller
 from sidecar.control.engines import Engines
+from sidecar.core.sourcing import SourceReport
 from sidecar.mechanism import request_meter
 from sidecar.mechanism.exposition import SLICE
 from sidecar.mechanism.metric_exports import Push
 from sidecar.mechanism.metrics import Family, Labels, Point, Spread
 from sidecar.mechanism.own_usage import OwnUsage, own_usage
 from sidecar.mechanism.telemetry import Telemetry
+from sidecar.surfaces import source_api
 from sidecar.surfaces.dataplane.plane import Plane
-from sidecar.surfaces.metrics import devices, engines, models, plugins, program
+from sidecar.surfaces.metrics import devices, engines, models, plugins, program, source
 
 METRICS = (
     *request_meter.METRICS,
@@ -22,6 +24,7 @@ METRICS = (
     *engines.METRICS,
     *devices.METRICS,
     *plugins.METRICS,
+    *source.METRICS,
     *program.METRICS,
 )
 
@@ -36,10 +39,12 @@ class Metrics:
         self._push = push
         self._engines = Engines(controller.fleet, controller.client)
         self._usage: OwnUsage | None = None
+        self._source: SourceReport | None = None
 
     async def refresh(self) -> None:
         """Find out what has to be asked for: by a moment at most."""
         self._usage = await asyncio.to_thread(own_usage)
+        self._source = await source_api.report(self._controller)
         await self._engines.refresh(self._controller.declaration)
 
     def families(self) -> Iterator[Family]:
@@ -53,6 +58,8 @@ class Metrics:
         yield from engines.families(self._engines.numbers())
         yield from devices.families(controller)
         yield from plugins.families(controller)
+        if self._source is not None:
+            yield from source.families(controller.revisions, self._source)
         losses = program.Losses(self._telemetry.lost, self._push.failed if self._push is not None else 0)
         if self._usage is not None:
             yield from program.families(controller, plane, losses, self._usage)

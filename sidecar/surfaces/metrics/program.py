@@ -1,4 +1,4 @@
-"""Metrics of the sidecar itself: its rounds, its revision, its connections, and what it takes of the machine."""
+"""Metrics of the sidecar itself: its rounds, its connections, and what it takes of the machine."""
 
 from __future__ import annotations
 
@@ -20,28 +20,10 @@ BUILD = Metric(
     help="The version of the sidecar, and of Python.",
     labels=("sidecar.version", "sidecar.python"),
 )
-REVISION = Metric(
-    name="sidecar.source.revision",
-    kind=Kind.INFO,
-    help="The revision of the manifests in force, and the one that was read last; hashes of their content.",
-    labels=("sidecar.applied", "sidecar.attempted"),
-)
 GENERATION = Metric(
     name="sidecar.generation",
     kind=Kind.GAUGE,
     help="The number of the generation in force; it rises with each change of manifests or plugins.",
-)
-PROBLEMS = Metric(
-    name="sidecar.manifest.problems",
-    kind=Kind.GAUGE,
-    unit="{problem}",
-    help="What is wrong with the revision that was read last.",
-)
-KEPT = Metric(
-    name="sidecar.manifest.kept",
-    kind=Kind.GAUGE,
-    unit="{model}",
-    help="Models in their last good form, since their manifests are faulty now.",
 )
 MODELS = Metric(name="sidecar.models", kind=Kind.GAUGE, unit="{model}", help="Models that are declared.")
 ROUNDS = Metric(
@@ -175,7 +157,7 @@ STARTED = Metric(
     exposed="process_start_time_seconds",
 )
 METRICS = (
-    *(BUILD, REVISION, GENERATION, PROBLEMS, KEPT, MODELS, ROUNDS, ACTED, ERRORS),
+    *(BUILD, GENERATION, MODELS, ROUNDS, ACTED, ERRORS),
     *(ACCEPTED, IN_FLIGHT, UNSERVED, CONNECTIONS, CONNECTIONS_REFUSED, POOL_IDLE, POOL_OPENED, POOL_FAILED),
     *(SPANS_LOST, PUSHES_FAILED, EVENTS_DROPPED, UPTIME, CPU, RSS, VIRTUAL, FDS, MOST_FDS, THREADS, STARTED),
 )
@@ -200,12 +182,9 @@ def families(controller: Controller, plane: Plane, losses: Losses, usage: OwnUsa
 
 
 def _control(controller: Controller) -> Iterator[Family]:
-    revisions, reconciler = controller.revisions, controller.reconciler
+    reconciler = controller.reconciler
     yield Family(BUILD, [Point((__version__, platform.python_version()), 1)])
-    yield Family(REVISION, [Point((revisions.applied, revisions.attempted), 1)])
     yield _one(GENERATION, controller.generation.number)
-    yield _one(PROBLEMS, len(revisions.problems))
-    yield _one(KEPT, len(revisions.kept))
     yield _one(MODELS, len(controller.declaration.models))
     yield Family(ROUNDS, [controller.fleet.tallies.rounds.spread()])
     yield _one(ACTED, reconciler.acted)

@@ -1,0 +1,1 @@
+"""Tests of the metrics, one module for each of theirs."""
