@@ -167,11 +167,13 @@ class GitSource:
             if self.memory.suspended:
                 raise SuspendedError("the source is suspended; resume it first (sidecar source resume)")
             self._asked_at = self._clock.unix()
+            failures = self.failures
             try:
                 commit = await self._head()
-                self._answered()
                 await self._offer(self.memory.pinned or commit, trigger)
                 await self._tidy()
+                if self.failures == failures:  # or what was offered could not be put in force
+                    self._answered()
             except (GitError, OSError) as error:
                 await self._failed(error)
             finally:
@@ -195,6 +197,7 @@ class GitSource:
             if self._attempted != commit or self._rejected is not None:
                 why = "; ".join(self._reasons) or self.trouble
                 self._attempted, self._candidate, self._reasons = before
+                self._rejected = None
                 self._reread = self._candidate is None
                 await self._read_now()
                 raise RejectedError(f"commit {commit[:12]} is not taken: {why}")
