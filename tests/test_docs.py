@@ -39,7 +39,8 @@ from plugin_sdk.testing import Host
 from sidecar.builtin import usage
 from sidecar.builtin.usage.prices import PriceList
 from sidecar.core.manifest import DeviceDeclaration, DeviceMatch, Model, PluginDeclaration, Settings, Variant
-from sidecar.mechanism import finding, loader, source
+from sidecar.core.sourcing import GitDeclaration
+from sidecar.mechanism import bootstrap, finding, loader, source
 from sidecar.mechanism.fulfil import faults_of
 from sidecar.mechanism.placeholders import AT_LOAD, AT_START
 from sidecar.mechanism.plugins import BUILTIN, BUILTIN_CHAIN, KINDS
@@ -52,10 +53,12 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MANIFESTS = (ROOT / "manifests" / "README.md").read_text(encoding="utf-8")
 SDK = (ROOT / "plugin_sdk" / "README.md").read_text(encoding="utf-8")
+BOOTSTRAP = (ROOT / "examples" / "gitops" / "bootstrap.toml").read_text(encoding="utf-8")
 
 
 TABLES: dict[str, type[msgspec.Struct]] = {
     "[sidecar]": Settings,
+    "[source]": GitDeclaration,
     "[plugins.NAME]": PluginDeclaration,
     "[devices.NAME]": DeviceDeclaration,
     "[models.NAME]": Model,
@@ -273,8 +276,17 @@ def test_each_built_in_is_in_the_table_with_its_settings() -> None:
 
 
 def test_the_examples_of_the_manifests_guide_load(tmp_path: Path) -> None:
-    files = {f"{number}.toml": text for number, text in enumerate(blocks(MANIFESTS, "toml"))}
+    files = {f"{number}.toml": text for number, text in enumerate(blocks(MANIFESTS, "toml")) if "[source]" not in text}
     assert [str(problem) for problem in declare(tmp_path, files).problems] == []
+
+
+@pytest.mark.parametrize("text", [text for text in blocks(MANIFESTS, "toml") if "[source]" in text] + [BOOTSTRAP])
+def test_the_examples_of_a_source_lack_nothing_but_the_files_that_they_name(text: str, tmp_path: Path) -> None:
+    write(tmp_path, {"bootstrap.toml": text})
+    with pytest.raises(bootstrap.BootstrapError) as caught:
+        bootstrap.read(tmp_path / "bootstrap.toml", {})
+    missing = ("cannot be read: No such file", "cannot be read: [Errno 2]", "is not set")
+    assert all(any(why in problem.message for why in missing) for problem in caught.value.problems)
 
 
 def test_the_sample_has_no_problems() -> None:
