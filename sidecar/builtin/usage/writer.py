@@ -72,6 +72,7 @@ class Writer:
         self._hurry = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._prepared = False  # the books, for this connection
         self._problem = ""
         self._failures = 0  # in a row
         self._tidy_at = 0.0
@@ -139,7 +140,10 @@ class Writer:
         """Write what waits, and tidy up if it is time. Whether that went well; what could not be written waits on."""
         try:
             if self._database.connect():
+                self._prepared = False
+            if not self._prepared:
                 self._books.open()
+                self._prepared = True
             self._write_stuck()
             self._write_waiting()
             self._tidy()

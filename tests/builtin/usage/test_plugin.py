@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from plugin_sdk import Duration, End, Outcome, PluginError
 from plugin_sdk import Usage as Tokens
 from plugin_sdk.kinds import is_inline
 from plugin_sdk.services import Standalone
-from sidecar.builtin.usage import Settings, Usage, read, sqlite, writer
+from sidecar.builtin.usage import Price, Settings, Usage, read, sqlite, writer
 from sidecar.builtin.usage.books import PRUNE_ROWS
 from sidecar.builtin.usage.rows import COLUMNS, row
 from sidecar.builtin.usage.sqlite import AT_ONCE, connect, update
@@ -292,6 +293,20 @@ async def test_a_locked_database_is_waited_for(
     await plugin.close()
     assert plugin.dropped == 0
     assert len([record for record in caplog.records if "locked" in record.getMessage()]) == 1
+
+
+async def test_prices_are_written_down_once_the_lock_is_gone(
+    lock: sqlite3.Connection, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = Usage(Settings(path=str(path), prices=(Price(model="*", request=Decimal(1)),)))
+    await plugin.open()
+    await until(lambda: caplog.records, "the trouble is logged")
+    lock.execute("COMMIT")
+    plugin.record(OUTCOME)
+    await until(lambda: rows(path), "the row is written")
+    await plugin.close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT COUNT(*) FROM usage_prices").fetchone() == (1,)
 
 
 async def test_what_a_locked_database_leaves_no_room_for_is_dropped_and_counted(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -199,6 +200,38 @@ def _breaking(database: postgres.Postgres, decisive: Any, broken: list[bool], *,
         raise psycopg.OperationalError("the connection was lost")
 
     return first()
+
+
+PROGRAM = """
+import asyncio, sys, time
+from plugin_sdk import Outcome, Secret
+from sidecar.builtin.usage import Settings, Usage
+
+async def main():
+    plugin = Usage(Settings(dsn=Secret(sys.argv[1]), queue=1_000_000))
+    await plugin.open()
+    while True:
+        plugin.record(Outcome(model="m", started_s=time.time()))
+        print(time.time(), flush=True)
+        await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.soak
+def test_a_kill_loses_no_more_than_the_last_second(settings: Settings, mortal: Server) -> None:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, mortal.dsn()], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(float(line))
+            if said[-1] - said[0] > 2.5 and process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+    [[written, latest]] = mortal.ask("SELECT COUNT(*), MAX(started_s) FROM usage_requests")
+    assert said[-1] - latest < 1.0
+    assert written >= len([moment for moment in said if moment <= latest])  # and nothing in between
+    assert mortal.ask("SELECT SUM(requests) FROM usage_totals") == [(written,)]
 
 
 async def test_tables_that_are_taken_away_do_not_end_it(settings: Settings, mortal: Server) -> None:
