@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from sidecar.mechanism.metrics import Family, Kind, Labels, Metric, Spread, label_name
+from sidecar.mechanism.metrics import Family, Kind, Labels, Metric, Point, Spread, label_name
 
-SLICE = 200  # series, after which whoever renders may do something else
+SLICE = 100  # series, after which whoever renders may do something else
 MOST_LABEL_CHARS = 1024
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+_special = re.compile(r'["\\\n]').search
 _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 
@@ -65,14 +67,16 @@ def rendered(families: Iterable[Family], form: Format) -> Iterator[str]:
 
 def _family(family: Family, form: Format) -> Iterator[str]:
     metric = family.metric
+    names = tuple(map(label_name, metric.labels))
+    name = metric.sample_name
     lines: list[str] = []
     for index, one in enumerate(family.series):
         if not index:
             lines.append(_head(metric, form))
         if isinstance(one, Spread):
-            _spread(lines, metric, one)
+            _spread(lines, name, metric.bounds, _pairs(names, one), one)
         else:
-            lines.append(f"{metric.sample_name}{_braced(_pairs(metric.labels, one.labels))} {number(one.value)}\n")
+            lines.append(f"{name}{_braced(_pairs(names, one))} {number(one.value)}\n")
         if index % SLICE == SLICE - 1:
             yield "".join(lines)
             lines = []
@@ -88,23 +92,25 @@ def _head(metric: Metric, form: Format) -> str:
     return f"{lines}# UNIT {name} {unit}\n" if form.open and unit and name.endswith(f"_{unit}") else lines
 
 
-def _spread(lines: list[str], metric: Metric, spread: Spread) -> None:
-    name, pairs = metric.sample_name, _pairs(metric.labels, spread.labels)
+def _spread(lines: list[str], name: str, bounds: tuple[float, ...], pairs: str, spread: Spread) -> None:
     before = f'{name}_bucket{{{pairs}{"," if pairs else ""}le="'
     so_far = 0
-    for bound, count in zip((*metric.bounds, math.inf), spread.counts, strict=True):
+    for bound, count in zip((*bounds, math.inf), spread.counts, strict=True):
         so_far += count
         lines.append(f'{before}{number(float(bound))}"}} {so_far}\n')
     braced = _braced(pairs)
     lines.append(f"{name}_sum{braced} {number(spread.sum)}\n{name}_count{braced} {so_far}\n")
 
 
-def _pairs(names: Labels, values: Labels) -> str:
+def _pairs(names: Labels, one: Point | Spread) -> str:
     return ",".join(
-        f'{label_name(name)}="{value[:MOST_LABEL_CHARS].translate(_ESCAPES)}"'
-        for name, value in zip(names, values, strict=True)
-        if value
+        [f'{name}="{_escaped(value)}"' for name, value in zip(names, one.labels, strict=True) if value],
     )
+
+
+def _escaped(value: str) -> str:
+    value = value[:MOST_LABEL_CHARS]
+    return value.translate(_ESCAPES) if _special(value) else value
 
 
 def _braced(pairs: str) -> str:

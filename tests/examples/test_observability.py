@@ -20,9 +20,12 @@ import msgspec
 import pytest
 import yaml
 
-from sidecar.mechanism.metrics import Kind, label_name
+from sidecar.control import engines
+from sidecar.mechanism import services
+from sidecar.mechanism.metrics import MOST_SERIES, Kind, label_name
 from sidecar.surfaces.metrics import source
 from sidecar.surfaces.metrics.catalog import METRICS
+from sidecar.surfaces.metrics.plugins import MOST_NAMES
 from tests import exposition
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import ROOT, Sidecar, running, settings, stub, until, write
@@ -290,6 +293,12 @@ def test_the_list_has_all_metrics_and_says_what_the_sidecar_says() -> None:
         for metric in METRICS
     }
     assert _listed() == wanted
+
+
+def test_the_bounds_are_those_that_are_told() -> None:
+    assert f"more than {MOST_SERIES:,} series" in README
+    assert f"{services.MOST_SERIES:,} series of a plugin and {MOST_NAMES} names" in README
+    assert (engines.FRESH_S, engines.PATIENCE_S, engines.AGAIN_S) == (2.0, 0.5, 60.0)  # in words there
 
 
 def test_all_of_the_list_is_exported_and_nothing_else(seen: Seen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator
 
 from sidecar.control.controller import Controller
@@ -17,6 +18,8 @@ from sidecar.mechanism.telemetry import Telemetry
 from sidecar.surfaces import source_api
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.metrics import devices, engines, models, plugins, program, source
+
+log = logging.getLogger(__name__)
 
 METRICS = (
     *request_meter.METRICS,
@@ -43,7 +46,7 @@ class Metrics:
 
     async def refresh(self) -> None:
         """Find out what has to be asked for: by a moment at most."""
-        self._usage = await asyncio.to_thread(own_usage)
+        self._usage = await asyncio.to_thread(_own_usage)
         self._source = await source_api.report(self._controller)
         await self._engines.refresh(self._controller.declaration)
 
@@ -61,8 +64,7 @@ class Metrics:
         if self._source is not None:
             yield from source.families(controller.revisions, self._source)
         losses = program.Losses(self._telemetry.lost, self._push.failed if self._push is not None else 0)
-        if self._usage is not None:
-            yield from program.families(controller, plane, losses, self._usage)
+        yield from program.families(controller, plane, losses, self._usage)
 
     async def snapshot(self) -> list[Family]:
         """Everything, held fast. The event loop turns in between."""
@@ -89,3 +91,11 @@ def _distinct(series: Iterable[Point | Spread]) -> Iterator[Point | Spread]:
         if one.labels not in seen:
             seen.add(one.labels)
             yield one
+
+
+def _own_usage() -> OwnUsage | None:
+    try:
+        return own_usage()
+    except OSError as error:  # such as that no more files may be opened: then all else is wanted most
+        log.warning("what the sidecar itself takes is not known: %s", error)
+        return None

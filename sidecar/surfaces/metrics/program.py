@@ -170,15 +170,16 @@ class Losses(msgspec.Struct, frozen=True):
     exports: int = 0
 
 
-def families(controller: Controller, plane: Plane, losses: Losses, usage: OwnUsage) -> Iterator[Family]:
-    """As they stand."""
+def families(controller: Controller, plane: Plane, losses: Losses, usage: OwnUsage | None) -> Iterator[Family]:
+    """As they stand. usage: None = the system does not tell."""
     yield from _control(controller)
     yield from _data(plane)
     yield _one(SPANS_LOST, losses.spans)
     yield _one(PUSHES_FAILED, losses.exports)
     yield _one(EVENTS_DROPPED, controller.events.dropped)
     yield _one(UPTIME, round(controller.clock.monotonic() - controller.opened_at, 3))
-    yield from _usage(usage)
+    if usage is not None:
+        yield from _usage(usage)
 
 
 def _control(controller: Controller) -> Iterator[Family]:
