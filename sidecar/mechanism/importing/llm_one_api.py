@@ -156,6 +156,8 @@ class _Import:
     def _model(self, at: At) -> None:
         upstreams = at.get("upstreams")
         servers = list(upstreams.each()) if upstreams else [at]
+        if not servers:
+            raise at.wrong("at least one upstream")
         for place in (at, *servers):
             for key, (why, do) in SERVER_LEFT.items():
                 if entry := place.get(key):
