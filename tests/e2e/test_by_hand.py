@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner, Result
 
+from sidecar.surfaces.cli import main
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import Sidecar, running, settings, stub, until
 
@@ -30,13 +32,18 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
         yield found
 
 
+def cli(sidecar: Sidecar, *arguments: str) -> Result:
+    """Run a command of the command line against it, without a process of its own."""
+    return CliRunner().invoke(main, [*arguments, "--url", sidecar.url])
+
+
 def post(sidecar: Sidecar, model: str, verb: str) -> dict[str, str]:
     answer: dict[str, str] = httpx.post(f"{sidecar.url}/-/models/{model}/{verb}", trust_env=False, timeout=20).json()
     return answer
 
 
 def events(sidecar: Sidecar, model: str) -> list[str]:
-    return [json.loads(line)["type"] for line in sidecar.cli("events", "--model", model, "--json").stdout.splitlines()]
+    return [json.loads(line)["type"] for line in cli(sidecar, "events", "--model", model, "--json").stdout.splitlines()]
 
 
 def test_a_drained_model_finishes_what_is_in_flight_refuses_what_comes_and_is_gone(sidecar: Sidecar) -> None:
@@ -56,9 +63,9 @@ def test_a_drained_model_finishes_what_is_in_flight_refuses_what_comes_and_is_go
     model = sidecar.model("a")
     assert (model["server"], model["drained"], model["conditions"][0]["reason"]) == (None, True, "Drained")
     assert post(sidecar, "a", "drain") == {"model": "a", "state": "drained", "message": "it was drained already"}
-    assert "out of service" in sidecar.cli("explain", "a").stdout
-    assert sidecar.cli("undrain", "a").stdout == "a is in service\n"
-    assert sidecar.cli("undrain", "a").stdout == "a is in service: it was not drained\n"
+    assert "out of service" in cli(sidecar, "explain", "a").stdout
+    assert cli(sidecar, "undrain", "a").stdout == "a is in service\n"
+    assert cli(sidecar, "undrain", "a").stdout == "a is in service: it was not drained\n"
     assert sidecar.ask("a").startswith("a-0")
     assert [kind for kind in events(sidecar, "a") if "rained" in kind] == ["Drained", "Undrained"]
 
@@ -71,24 +78,24 @@ def test_start_puts_a_drained_model_back_into_service(sidecar: Sidecar) -> None:
 
 def test_a_pinned_model_is_not_evicted_until_it_is_unpinned(sidecar: Sidecar) -> None:
     sidecar.ask("a")
-    assert sidecar.cli("pin", "a").stdout == "a is pinned\n"
-    assert json.loads(sidecar.cli("pin", "a", "--json").stdout) == {
+    assert cli(sidecar, "pin", "a").stdout == "a is pinned\n"
+    assert json.loads(cli(sidecar, "pin", "a", "--json").stdout) == {
         "model": "a",
         "state": "pinned",
         "message": "it was pinned already, by the operator",
     }
     assert sidecar.model("a")["pinned"] == "operator"
-    assert "pinned" in sidecar.cli("status").stdout
-    refused = sidecar.cli("start", "b", check=False)
-    assert (refused.returncode, "insufficient_memory" in refused.stderr) == (1, True)
-    assert sidecar.cli("unpin", "a").stdout == "a is unpinned\n"
+    assert "pinned" in cli(sidecar, "status").stdout
+    refused = cli(sidecar, "start", "b")
+    assert (refused.exit_code, "insufficient_memory" in refused.stderr) == (1, True)
+    assert cli(sidecar, "unpin", "a").stdout == "a is unpinned\n"
     assert post(sidecar, "b", "start")["state"] == "ready"
     assert sidecar.model("a")["server"] is None
 
 
 def test_what_a_manifest_pins_only_the_manifest_unpins(sidecar: Sidecar) -> None:
     assert sidecar.model("b")["pinned"] == "manifest"
-    assert sidecar.cli("unpin", "b").stdout == "b is pinned: its manifest says so: only a change of that unpins it\n"
+    assert cli(sidecar, "unpin", "b").stdout == "b is pinned: its manifest says so: only a change of that unpins it\n"
 
 
 def test_an_unknown_verb_is_told_which_there_are(sidecar: Sidecar) -> None:
@@ -99,9 +106,9 @@ def test_an_unknown_verb_is_told_which_there_are(sidecar: Sidecar) -> None:
 
 def test_top_counts_what_models_do_and_tells_who_holds_the_memory(sidecar: Sidecar) -> None:
     post(sidecar, "b", "start")
-    before = json.loads(sidecar.cli("top", "--once", "--json", "--interval", "0.1").stdout)["report"]
+    before = json.loads(cli(sidecar, "top", "--once", "--json", "--interval", "0.1").stdout)["report"]
     sidecar.ask("b")
-    frame = json.loads(sidecar.cli("top", "--once", "--json", "--interval", "0.1").stdout)
+    frame = json.loads(cli(sidecar, "top", "--once", "--json", "--interval", "0.1").stdout)
     (then,) = (model for model in before["models"] if model["name"] == "b")
     (now,) = (model for model in frame["report"]["models"] if model["name"] == "b")
     assert (now["state"], now["pinned"], now["devices"]) == ("ready", "manifest", ["cpu"])

@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from sidecar.surfaces.cli import main
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import Sidecar, running, settings, stub, until
 
@@ -47,7 +49,7 @@ def test_status_explain_and_the_api_tell_how_far_a_load_has_come_until_it_is_rea
     assert 0 < found["memory_mb"] < found["declared_mb"] == 100
     assert 0 < found["since_s"] < 60
     for command in (("status",), ("explain", "m")):
-        said = sidecar.cli(*command).stdout
+        said = CliRunner().invoke(main, [*command, "--url", sidecar.url]).stdout
         assert "50%: 8 of 16 MB read, " in said
         assert "(given up after 60 s)" in said
     Path(f"{file}.go").touch()
@@ -57,7 +59,7 @@ def test_status_explain_and_the_api_tell_how_far_a_load_has_come_until_it_is_rea
     httpx.post(f"{sidecar.url}/-/models/m/stop", trust_env=False, timeout=20)
     with sidecar.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/-/models/m/start", timeout=0.3)
-    until(lambda: bool(progress(sidecar)), "it loads again")
+    until(lambda: progress(sidecar).get("model_mb") == SIZE_MB, "it loads again")
     assert progress(sidecar)["expected_s"] > 0  # which was measured
-    told = json.loads(sidecar.cli("status", "--json").stdout)["models"][0]["server"]["loading"]
-    assert told["model_mb"] == SIZE_MB
+    status = json.loads(CliRunner().invoke(main, ["status", "--json", "--url", sidecar.url]).stdout)
+    assert status["models"][0]["server"]["loading"]["model_mb"] == SIZE_MB

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from sidecar.surfaces.doctor.checks import CHECKS
 from sidecar.surfaces.doctor.examine import examine
 from sidecar.surfaces.doctor.finding import Finding, Level, Patient, ok
@@ -62,13 +64,18 @@ def test_the_command_tells_all_and_fails_when_something_does(tmp_path: Path) -> 
     assert sick.returncode == 1  # there is no program "serve"
     assert {finding["check"] for finding in report["findings"]} == set(CHECKS)
     assert report["counts"]["fail"] == sum(finding["level"] == "fail" for finding in report["findings"]) > 0
-    people = doctor(tmp_path, "--only", "commands")
+    people = doctor(tmp_path, "--only", "commands", "--only", "clock")
     assert people.returncode == 1
     assert '"serve" is not found' in people.stdout
     assert "commands: install it, or name its path" in people.stdout
+
+
+@pytest.mark.soak
+def test_the_command_ends_well_where_all_is_well(tmp_path: Path) -> None:
     assert doctor(tmp_path, "--only", "clock").returncode == 0
 
 
+@pytest.mark.soak
 def test_a_plugin_that_hangs_while_it_is_imported_does_not_hold_it_up(tmp_path: Path) -> None:
     write(tmp_path, {"plugins/slow.py": "import time\ntime.sleep(3600)\n", "m.toml": model("m")})
     said = doctor(tmp_path, "--timeout", "1", "--only", "manifests", "--only", "clock")
