@@ -273,7 +273,8 @@ async def test_nothing_is_left_behind(path: Path) -> None:
 def lock(path: Path) -> Iterator[sqlite3.Connection]:
     """Somebody else writes, and takes his time."""
     path.parent.mkdir()
-    connect(path).close()
+    with closing(connect(path)) as database:
+        update(database)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     yield other
