@@ -106,6 +106,10 @@ class GitSource:
         if (self.memory.git, self.memory.ref) != (declared.git, declared.ref):
             await self._remember(git=declared.git, ref=declared.ref, head="")
         if self._attempted:
+            if not await self._repository.trusts(self._attempted):
+                self._attempted = (
+                    ""  # it serves on, since nothing else is there; but it is told, and decided about anew
+                )
             self.nudge("start")
             return
         self._asked_at = self._clock.unix()

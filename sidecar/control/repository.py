@@ -81,6 +81,16 @@ class Repository:
             unfit=unfit,
         )
 
+    async def trusts(self, commit: str) -> bool:
+        """Whether it is signed as it has to be, by whom is trusted today."""
+        if self._declared.verify == "signed":
+            try:
+                await self.clone.signer(commit)
+            except GitError as error:
+                log.warning("commit %s, which is in force: %s", commit[:12], error)
+                return False
+        return True
+
     async def tidy(self, standing: frozenset[str], remembered: Iterable[str]) -> None:
         """Leave the checkouts of `standing`, and in the clone also the commits that are remembered."""
         if standing != self._standing:

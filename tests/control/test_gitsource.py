@@ -21,7 +21,7 @@ from sidecar.core.sourcing import GitDeclaration
 from sidecar.mechanism.git import Git
 from sidecar.mechanism.loader import Loaded, load
 from sidecar.mechanism.source import RejectedError, SourceError
-from tests.repository import Repository, shim
+from tests.repository import Repository, allow, shim, ssh_key
 from tests.support import model, until
 
 
@@ -135,6 +135,40 @@ async def test_parts_of_a_commit_are_taken_if_that_is_wanted(tmp_path: Path, rep
         repository.push({"a.toml": None, "b.toml": None}, "Emptied")
         await mine.source.sync("interval")
         assert mine.models == ["a", "b"]
+
+
+async def test_plugins_are_tried_with_the_commit_that_brings_them(tmp_path: Path, repository: Repository) -> None:
+    head = "from plugin_sdk import DeviceStatus, device\n\n\n"
+    plugin = head + "@device('x')\ndef x():\n    return DeviceStatus(total_mb={})\n"
+    uses = model("a").replace('"cpu"', '"x"')
+    repository.push({"a.toml": uses, "plugins/x.py": plugin.format(1)}, "A device")
+    async with Follower(tmp_path / "ours", repository).followed() as mine:
+        assert mine.loaded is not None
+        before = mine.loaded.catalog.loaded["x"]
+        repository.push({"plugins/x.py": plugin.format("(")}, "It does not parse")
+        await mine.source.sync("interval")
+        assert any(problem.startswith("plugins/x.py:6: ") for problem in mine.rejected), mine.rejected
+        assert mine.loaded.catalog.loaded["x"] is before
+        repository.push({"plugins/x.py": plugin.format(2)}, "It does")
+        await mine.source.sync("interval")
+        assert mine.source.report().state == "in sync"
+        assert mine.loaded.catalog.loaded["x"].cls is not before.cls
+
+
+async def test_a_commit_in_force_that_nobody_trusts_any_more_is_told_and_serves_on(
+    tmp_path: Path, repository: Repository
+) -> None:
+    async with Follower(tmp_path / "ours", repository).followed():
+        pass
+    key = ssh_key(tmp_path / "key")
+    signers = str(allow(tmp_path / "signers", key))
+    async with Follower(tmp_path / "ours", repository, verify="signed", allowed_signers=signers).followed() as mine:
+        await until(lambda: mine.source.report().state == "rejected", "it is told")
+        assert "is not signed by anybody who is trusted here" in mine.source.report().messages[0]
+        assert mine.models == ["a"]
+        repository.push({"b.toml": model("b")}, "Signed", key=key)
+        await mine.source.sync("interval")
+        assert (mine.models, mine.source.report().state) == (["a", "b"], "in sync")
 
 
 async def test_manifests_in_git_lfs_are_told_as_such(tmp_path: Path, repository: Repository) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import json
 import os
+import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +182,9 @@ def _good_and_bad(world: World, sidecar: Sidecar, asked: Asked) -> None:
     assert (last["commit"]["id"], last["outcome"], last["trigger"]) == (bad, "rejected", "command")
     assert (last["commit"]["author"], last["commit"]["subject"]) == (AUTHOR, "A typo")
     assert last["reasons"] == report["messages"]
+    assert f"from git {report['place']} main:deploy @ {good[:12]}, rejected" in sidecar.cli("status").stdout
+    shown = sidecar.cli("source", "history").stdout
+    assert f"{bad[:12]} deploy/other.toml:8: models.other" in shown
     events = sidecar.cli("events", "--json").stdout.splitlines()
     rejected = [event for event in map(json.loads, events) if event["type"] == "RevisionRejected"]
     assert "deploy/other.toml:8" in rejected[-1]["message"]
@@ -268,6 +273,7 @@ def _without_a_server(world: World) -> None:
             until(lambda: flow.answered > 5, "requests are answered")
         assert not flow.lost
         assert [one["outcome"] for one in asked.history()].count("rejected") >= 5  # of the sidecar before
+        assert sidecar.cli("reload").returncode == 0
         kinds = {json.loads(line)["type"] for line in sidecar.cli("events", "--json").stdout.splitlines()}
         assert {"SourceFailed", "SourceRecovered", "SourcePinned", "SourceSuspended", "CommitApplied"} <= kinds
 
@@ -288,3 +294,30 @@ def test_a_first_commit_that_is_bad_starts_nothing_and_says_where(world: World) 
 def harness_run(world: World) -> Any:
     """A sidecar that is expected to end by itself."""
     return cli("run", str(world.folder / "manifests"), check=False, env={**os.environ, **world.env})
+
+
+@pytest.mark.soak
+def test_a_sidecar_that_is_killed_at_any_moment_goes_on_with_what_is_whole(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    text = (tmp_path / "manifests").read_text().replace('interval = "0s"', 'interval = "1s"')
+    (tmp_path / "manifests").write_text(text)
+    own = settings(world.state, free_block())
+    world.push("Begin", {"sidecar.toml": own, "m.toml": stub("m")})
+    chance = random.Random(7)  # noqa: S311 - for moments
+    with world.served():
+        for number in range(30):
+            with world.running() as sidecar:
+                (model,) = sidecar.status()["models"]
+                assert model["aliases"] in ([], *([f"alias-{one}"] for one in range(number)))
+                world.push(str(number), {"m.toml": stub("m", model=f'aliases = ["alias-{number}"]')})
+                time.sleep(chance.uniform(0, 2))
+                sidecar.process.kill()
+                sidecar.process.wait()
+        with world.running() as sidecar:
+            until(lambda: sidecar.model("m")["aliases"] == ["alias-29"], "the last commit is in force")
+            assert Asked(sidecar)()["state"] == "in sync"
+    left = {
+        path.name for path in (world.state / "source").rglob("*") if ".draft" in path.name or path.suffix == ".lock"
+    }
+    assert not left
+    assert len(list((world.state / "source" / "checkouts").iterdir())) <= 3
