@@ -148,6 +148,15 @@ class _Slot:
         self.each = Histogram(_EACH)
 
 
+class Total:
+    """Of one model: requests that have ended, and the tokens of those that told them."""
+
+    __slots__ = ("input", "output", "requests")
+
+    def __init__(self) -> None:
+        self.requests = self.input = self.output = 0
+
+
 class RequestMeter:
     """by_principal: whether requests and tokens are told apart by who has asked."""
 
@@ -198,6 +207,16 @@ class RequestMeter:
     def retried(self, model: str) -> None:
         """A request is tried once more."""
         self._retries.add((model,))
+
+    def by_model(self) -> dict[str, Total]:
+        """Totals alone, for whoever asks every second: nothing is made of histograms."""
+        totals: dict[str, Total] = {}
+        for key, slot in list(self._slots.items()):
+            total = totals.get(key[0]) or totals.setdefault(key[0], Total())
+            total.requests += sum(slot.durations)
+            total.input += slot.input
+            total.output += slot.output
+        return totals
 
     def families(self) -> Iterator[Family]:
         """As it stands."""

@@ -169,7 +169,7 @@ async def source_act(state: ControlState, verb: str, commit: str = "") -> Source
 @get("/-/top", guards=[only_for_operators])
 async def top(state: ControlState) -> top_api.TopReport:
     """What `sidecar top` shows: who holds which memory, and how each model does, in numbers."""
-    return top_api.top(state.controller, state.plane, state.plane.meter.families())
+    return top_api.top(state.controller, state.plane)
 
 
 @get("/-/measurements", guards=[only_for_operators])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable
 
 import msgspec
 
@@ -15,13 +13,10 @@ from sidecar.core.ledger import Ledger
 from sidecar.core.manifest import Model
 from sidecar.core.observed import Server
 from sidecar.core.placement import Inventory
-from sidecar.mechanism.metrics import Family, Point
-from sidecar.mechanism.request_meter import REQUESTS, TOKENS
+from sidecar.mechanism.request_meter import Total
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.progress import Progress, progress
 from sidecar.surfaces.report import pinned_by
-
-_KIND = TOKENS.labels.index("gen_ai.token.type")
 
 
 class TopDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,34 +74,10 @@ class TopReport(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[TopModel, ...] = ()
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """By model."""
-
-    requests: Counter[str]
-    tokens_in: Counter[str]
-    tokens_out: Counter[str]
-
-
-def counts(families: Iterable[Family]) -> Counts:
-    """What metrics count, by model alone. Families of other metrics are not read."""
-    requests: Counter[str] = Counter()
-    tokens: dict[str, Counter[str]] = {"input": Counter(), "output": Counter()}
-    for family in families:
-        if family.metric not in (REQUESTS, TOKENS):
-            continue
-        for point in family.series:
-            if not isinstance(point, Point):
-                continue
-            counter = requests if family.metric is REQUESTS else tokens.get(point.labels[_KIND])
-            if counter is not None:
-                counter[point.labels[0]] += int(point.value)
-    return Counts(requests=requests, tokens_in=tokens["input"], tokens_out=tokens["output"])
-
-
-def top(controller: Controller, plane: Plane, families: Iterable[Family]) -> TopReport:
-    """Everything at this moment. families: what is counted of requests."""
+def top(controller: Controller, plane: Plane) -> TopReport:
+    """Everything at this moment."""
     clock, servers = controller.clock, tuple(server.view() for server in controller.fleet.servers.values())
-    counted = counts(families)
+    counted = plane.meter.by_model()
     labels = {device.id: device.label for device in controller.devices.devices}
     return TopReport(
         version=__version__,
@@ -141,21 +112,24 @@ def _devices(controller: Controller, servers: tuple[Server, ...]) -> tuple[TopDe
     )
 
 
-def _model(controller: Controller, name: str, model: Model, counted: Counts, labels: dict[str, str]) -> TopModel:
+def _model(
+    controller: Controller, name: str, model: Model, counted: dict[str, Total], labels: dict[str, str]
+) -> TopModel:
     fleet = controller.fleet
     conditions = fleet.conditions.get(name, ())
     waiters = fleet.waiting.get(name)
     elsewhere = sum(fleet.external_in_flight.get((name, one.name), 0) for one in model.variants if one.external)
     server = fleet.server_of(name)
+    total = counted.get(name) or Total()
     told = TopModel(
         name=name,
         state=fleet.state_of(name).value if server is not None else _without_server(controller, name, model),
         because=conditions[0].message.partition("\n")[0] if conditions else "",
         in_flight=elsewhere,
         waiting=len(waiters.futures) if waiters else 0,
-        requests=counted.requests[name],
-        tokens_in=counted.tokens_in[name],
-        tokens_out=counted.tokens_out[name],
+        requests=total.requests,
+        tokens_in=total.input,
+        tokens_out=total.output,
         pinned=pinned_by(controller, name, model),
         drained=name in fleet.overrides.drained,
     )

@@ -163,6 +163,23 @@ def test_what_is_never_the_same_twice_is_counted_together() -> None:
     assert sum(value for labels, value in tokens.items() if "gen_ai_token_type=input" in labels) == 500 * 900
 
 
+def test_totals_of_models_are_those_of_the_metrics() -> None:
+    meter = RequestMeter()
+    for outcome in (
+        STREAM,
+        STREAM,
+        msgspec.structs.replace(STREAM, status=503),
+        msgspec.structs.replace(WELL, model="other"),
+    ):
+        meter.count(outcome, "chat")
+    totals = meter.by_model()
+    assert set(totals) == {STREAM.model, "other"}
+    assert (totals[STREAM.model].requests, totals["other"].requests) == (3, 1)
+    assert STREAM.usage is not None
+    assert totals[STREAM.model].output == 3 * STREAM.usage.output_tokens
+    assert totals[STREAM.model].input == 3 * STREAM.usage.input_tokens
+
+
 def test_all_that_is_told_is_listed() -> None:
     meter = RequestMeter()
     assert [family.metric for family in meter.families()] == list(METRICS)
