@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from prometheus_client import Metric
 from prometheus_client import parser as prometheus
 from prometheus_client.openmetrics import parser as openmetrics
@@ -15,6 +17,7 @@ def families(text: str) -> list[Metric]:
     return list(read.text_string_to_metric_families(text))
 
 
+@lru_cache(maxsize=8)  # a test asks for many values of the same text
 def series(text: str) -> Series:
     """By name of the sample and labels. No series may come twice."""
     found: Series = {}
