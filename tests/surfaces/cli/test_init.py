@@ -137,6 +137,7 @@ def test_a_real_llama_cpp_is_found_with_its_model_its_command_and_its_memory(lla
     assert _healthy(llama)
 
 
+@pytest.mark.soak
 def test_what_is_offered_runs(tmp_path: Path) -> None:
     with serving(HTTP_SERVER, "--name", "word", "--port", str(port := free_port())):
         files = json.loads(discover("--manage", "--json", ports=(port,)).stdout)["files"]
