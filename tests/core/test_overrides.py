@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.core.explain import explain, wanting
 from sidecar.core.manifest import Declaration
-from sidecar.core.observed import Demand, Device, ExternalServer, Observed, Server
-from sidecar.core.plan import Drain, Plan
+from sidecar.core.observed import LEAVING, Demand, Device, ExternalServer, Observed, Server
+from sidecar.core.plan import Drain, Plan, Stop
 from sidecar.core.planner import plan
 from tests.core.build import (
     DRAINING,
@@ -18,6 +20,7 @@ from tests.core.build import (
     declare,
     external,
     gpu,
+    laws,
     model,
     observe,
     ready,
@@ -26,6 +29,7 @@ from tests.core.build import (
     stops,
     want,
 )
+from tests.core.strategies import NAMES, Scene, scenes
 
 
 def said(*seen: Device | Server | Demand | ExternalServer, pinned: str = "", drained: str = "") -> Observed:
@@ -98,3 +102,29 @@ def test_a_healthy_server_elsewhere_does_not_hide_that_its_model_is_drained() ->
     healthy = ExternalServer(model="a", variant="v", healthy=True)
     assert ready(decide(url, healthy), "a").reason == "Serving"
     assert ready(plan(url, said(healthy, drained="a"), NOW), "a").reason == "Drained"
+
+
+@laws
+@given(scene=scenes(), names=st.sets(st.sampled_from(NAMES), max_size=3))
+def test_a_pin_is_the_same_as_a_pin_in_the_manifest(scene: Scene, names: set[str]) -> None:
+    models = {
+        name: msgspec.structs.replace(model, pinned=model.pinned or name in names)
+        for name, model in scene.declared.models.items()
+    }
+    declared = msgspec.structs.replace(scene.declared, models=models)
+    observed = msgspec.structs.replace(scene.observed, pinned=frozenset(names))
+    assert plan(scene.declared, observed, NOW) == plan(declared, scene.observed, NOW)
+
+
+@laws
+@given(scene=scenes(), names=st.sets(st.sampled_from(NAMES), min_size=1, max_size=3))
+def test_what_is_drained_is_neither_started_nor_cut_and_says_so(scene: Scene, names: set[str]) -> None:
+    decided = plan(scene.declared, msgspec.structs.replace(scene.observed, drained=frozenset(names)), NOW)
+    busy = {one.id for one in scene.observed.servers if one.in_flight}
+    assert not names & starts(decided).keys()
+    assert not [action for action in decided.actions if isinstance(action, Stop) and action.server in busy]
+    for name in names & scene.declared.models.keys():
+        assert ready(decided, name).reason == "Drained"
+    left = {action.server for action in decided.actions if isinstance(action, Drain | Stop)}
+    for one in scene.observed.servers:
+        assert one.model not in names or one.state in LEAVING or one.id in left
