@@ -8,11 +8,13 @@ import signal
 import time
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from tests.e2e.conftest import Run
 from tests.e2e.harness import llama, until
+from tests.exposition import value
 
 MESSAGES: Any = [{"role": "user", "content": "hello there"}]
 SENTENCE = "I am parrot and I speak in plain words."
@@ -30,6 +32,15 @@ def test_a_model_is_started_by_its_first_request_and_answers_in_words(run: Run) 
         assert by_alias.choices[0].message.content == SENTENCE
     assert sidecar.state("parrot") == "ready"
     assert sidecar.starts("parrot") == 1
+
+
+def test_the_numbers_of_the_engine_and_of_its_requests_are_told(run: Run) -> None:
+    sidecar = run(llama("parrot"))
+    sidecar.ask("parrot")
+    told = httpx.get(f"{sidecar.url}/metrics", trust_env=False, timeout=20).text
+    assert value(told, "sidecar_engine_requests_waiting", model="parrot") == 0
+    assert value(told, "sidecar_engine_requests_running", model="parrot") == 0
+    assert value(told, "gen_ai_client_token_usage_sum", gen_ai_request_model="parrot", gen_ai_token_type="output") > 0
 
 
 def test_a_stream_arrives_in_pieces_and_whole(run: Run) -> None:
