@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -342,6 +344,24 @@ def test_one_frame_is_printed_for_people_or_for_programs(sidecar: Canned) -> Non
     assert [model["name"] for model in frame["report"]["models"]] == NAMES
     assert set(frame["rates"]) == set() or set(frame["rates"]) == set(NAMES)
     assert len(frame["events"]) == 4
+
+
+def test_a_stream_of_frames_goes_on_over_a_restart(sidecar: Canned) -> None:
+    command = [sys.executable, "-m", "sidecar", "top", "--json", "--interval", "0.1", "--url", sidecar.url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        try:
+            assert json.loads(program.stdout.readline())["report"]["pid"] == REPORT.pid
+            sidecar.go()
+            assert "waiting for it" in program.stderr.readline()
+            sidecar.report = msgspec.structs.replace(REPORT, pid=REPORT.pid + 1)
+            sidecar.come()
+            frames = (json.loads(line) for line in program.stdout)
+            assert next(frame["restarted"] for frame in frames if frame["report"]["pid"] != REPORT.pid)
+        finally:
+            program.kill()
 
 
 def test_without_a_terminal_it_says_what_else_there_is(sidecar: Canned) -> None:
