@@ -9,7 +9,8 @@ import pytest
 
 from plugin_sdk import End, Outcome, Usage
 from sidecar.mechanism.metrics import Point, Spread, label_name
-from sidecar.mechanism.request_meter import METRICS, RequestMeter
+from sidecar.mechanism.request_meter import RequestMeter
+from sidecar.mechanism.request_metrics import METRICS
 
 USAGE = Usage(input_tokens=900, output_tokens=101, cached_tokens=700, reasoning_tokens=20)
 WELL = Outcome(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from sidecar.control.controller import Controller
 from sidecar.control.engines import Engines
 from sidecar.core.sourcing import SourceReport
-from sidecar.mechanism import request_meter
+from sidecar.mechanism import request_metrics
 from sidecar.mechanism.exposition import SLICE
 from sidecar.mechanism.metric_exports import Push
 from sidecar.mechanism.metrics import Family, Labels, Point, Spread
@@ -22,7 +22,7 @@ from sidecar.surfaces.metrics import devices, engines, models, plugins, program,
 log = logging.getLogger(__name__)
 
 METRICS = (
-    *request_meter.METRICS,
+    *request_metrics.METRICS,
     *models.METRICS,
     *engines.METRICS,
     *devices.METRICS,
