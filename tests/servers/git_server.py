@@ -19,6 +19,7 @@ def handler(root: str, token: str) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # heads and bodies are written one after the other
 
         def do_GET(self) -> None:
             self._serve()
