@@ -19,6 +19,7 @@ RETRY_S = 2.0  # at most, between two tries of what failed
 CLOSE_S = 5.0
 TIDY_EVERY_S = 600.0
 AT_ONCE = 5000  # outcomes in a transaction
+MANY = 500  # outcomes that wait are written at once: more of them would take memory, which is never all given back
 MOST_SERVERS = 1000  # that wait to be written
 
 
@@ -93,7 +94,7 @@ class Writer:
         with self._lock:
             room = self._config.queue - len(self._waiting) - len(self._stuck)
             self._waiting += outcomes[: max(0, room)]
-            many = 2 * len(self._waiting) > self._config.queue
+            many = len(self._waiting) >= min(MANY, self._config.queue // 2)
         self._wake.set()
         if many:
             self._hurry.set()
