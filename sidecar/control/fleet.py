@@ -9,7 +9,6 @@ import asyncio
 import functools
 import logging
 import math
-import re
 from collections import Counter, deque
 from collections.abc import Callable
 from random import Random
@@ -18,7 +17,7 @@ import msgspec
 
 from sidecar.control.clock import Clock
 from sidecar.control.events import Events
-from sidecar.control.leases import Lease, RefusedError, Target, Waiters, drained
+from sidecar.control.leases import Lease, RefusedError, Target, Waiters, closing, drained
 from sidecar.control.live import LiveServer
 from sidecar.control.measurements import Measurements
 from sidecar.control.overrides import Overrides
@@ -270,7 +269,7 @@ class Fleet:
         waiting, or clients with short timeouts of their own would never get their turn.
         """
         if self.closing:
-            raise _closing()
+            raise closing()
         if model in self.overrides.drained:
             raise drained(model)
         waiters = self.waiting.get(model)
@@ -353,7 +352,7 @@ class Fleet:
         """The sidecar is about to end: nobody waits any more."""
         self.closing = True
         for model in list(self.waiting):
-            self.refuse(model, _closing())
+            self.refuse(model, closing())
 
     # --- views --------------------------------------------------------------------------------------------------
 
@@ -398,12 +397,3 @@ class Fleet:
                 "ConditionChanged", model=model, reason=condition.reason, message=condition.message.partition("\n")[0]
             )
         return msgspec.structs.replace(condition, since=self.clock.unix())
-
-
-def _closing() -> RefusedError:
-    return RefusedError("shutting_down", "the sidecar is shutting down", 10.0)
-
-
-def code_of(reason: str) -> str:
-    """The `code` that programs get for a condition's reason: `LoadTimeout` becomes `load_timeout`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()

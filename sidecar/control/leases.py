@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -30,6 +31,16 @@ class RefusedError(Exception):
 def drained(model: str) -> RefusedError:
     """An operator has taken the model out of service."""
     return RefusedError("drained", drained_message(model), None)
+
+
+def closing() -> RefusedError:
+    """The sidecar is about to end."""
+    return RefusedError("shutting_down", "the sidecar is shutting down", 10.0)
+
+
+def code_of(reason: str) -> str:
+    """The `code` that programs get for a condition's reason: `LoadTimeout` becomes `load_timeout`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from sidecar.control.fleet import Fleet, code_of
+from sidecar.control.fleet import Fleet
 from sidecar.control.generations import Generation
-from sidecar.control.leases import RefusedError
+from sidecar.control.leases import RefusedError, code_of
 from sidecar.control.live import LiveServer
 from sidecar.control.machine import Outside
 from sidecar.control.servers import Order, Servers

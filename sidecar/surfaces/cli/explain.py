@@ -8,11 +8,11 @@ import click
 import msgspec
 
 from sidecar.core.explain import Story, VariantStory
+from sidecar.surfaces import progress
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.events import row
 from sidecar.surfaces.cli.names import model_argument
 from sidecar.surfaces.cli.output import print_json, print_table
-from sidecar.surfaces.progress import told
 from sidecar.surfaces.report import ModelReport, ModelStory
 
 
@@ -45,7 +45,7 @@ def _show_model(model: ModelReport) -> None:
     for condition in model.conditions:
         click.echo(f"  {condition.type}={condition.status.value} {condition.reason}: {condition.message}")
     if model.server is not None and model.server.loading is not None:
-        click.echo(f"  loads: {told(model.server.loading)}")
+        click.echo(f"  loads: {progress.told(model.server.loading)}")
     if model.pinned:
         click.echo(f"  pinned by the {model.pinned}: neither evicted nor stopped for being idle")
     if model.waiting:
