@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -274,10 +275,14 @@ def test_a_flood_of_requests_that_fail_is_a_few_lines_and_a_count(sidecar: Sidec
         lines = map(json.loads, list(sidecar.log))
         return [line for line in lines if line["logger"].endswith("dataplane.call") and line.get("model") == "flaky"]
 
-    with sidecar.http() as http:
-        for _ in range(30):
-            with pytest.raises(httpx.RemoteProtocolError):
-                http.post("/v1/chat/completions", json={"model": "flaky", "messages": [], "stream": True})
+    def fail(_: int) -> None:
+        with pytest.raises(httpx.RemoteProtocolError), sidecar.http() as http:
+            http.post("/v1/chat/completions", json={"model": "flaky", "messages": [], "stream": True})
+
+    with ThreadPoolExecutor(
+        30
+    ) as threads:  # each waits for half a second, in case that its server says why it has ended
+        list(threads.map(fail, range(30)))
     until(lambda: len(told()) == 20, "so many are told")
     assert told()[0]["level"] == "warning"
     assert sidecar.status()["log"] == {"lost": 0, "suppressed": 10}
