@@ -181,6 +181,25 @@ def test_a_client_that_leaves_leaves_nothing_behind(here: World, stage: str) -> 
 
 
 @inside
+async def test_a_client_that_leaves_after_the_last_event_has_got_all_there_is(w: World) -> None:
+    """The official clients do, and servers send the end of their framing a moment later."""
+
+    async def does(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        writer.write(STREAM + chunk(b'data: {"usage": {"prompt_tokens": 3}}\n\n') + chunk(b"data: [DONE]\n\n"))
+        await reader.read(1)
+
+    w.server.does = does
+    reader, writer = await w.connect()
+    writer.write(ask())
+    await reader.readuntil(b"[DONE]")
+    writer.transport.abort()
+    outcome = await w.outcome()
+    assert (outcome.end, outcome.code, outcome.status) == (End.OK, "", 200)
+    assert outcome.usage is not None
+    await settled(w)
+
+
+@inside
 async def test_a_client_that_leaves_while_a_connection_is_made_leaves_nothing_behind(w: World) -> None:
     connecting = asyncio.Event()
 

@@ -102,3 +102,38 @@ def test_the_end_of_chunks_is_the_end_of_their_data(random: Random, sizes: list[
 def test_framing_that_is_none_or_cut_off_is_no_error(text: bytes) -> None:
     assert fed(text, 3).read(chunked=True) in {b"", b"ab", b"a"}
     assert fed(text * 9000, 1000).read(chunked=True)[:2] in {b"\n\n", b"ab", b"a\r", b""}
+
+
+FAREWELLS = [
+    b'data: {"choices": []}\n\ndata: [DONE]\n\n',
+    b"data:[DONE]\r\n\r\n",
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    b'event: response.completed\ndata: {"type":"response.completed"}\n\n',
+]
+
+
+@pytest.mark.parametrize("farewell", FAREWELLS)
+@pytest.mark.parametrize("before", [b"", b"data: {}\n\n" * 3000])
+def test_the_last_event_of_a_stream_is_known_once_it_is_whole(farewell: bytes, before: bytes) -> None:
+    stream = before + farewell
+    for size in (7, 100):
+        assert fed(stream, size).says_farewell()
+        assert not fed(stream[:-2], size).says_farewell()
+        assert not fed(stream, size, streamed=False).says_farewell()
+        framed = chunked(stream, [50]).removesuffix(b"0\r\n\r\n")
+        assert fed(framed, size).says_farewell(chunked=True)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"",
+        b'data: {"content": "data: [DONE]\\n\\n"}\n\n',
+        b'data: {"x": "\\ndata: [DONE]"}\n\n',
+        b"data: [DONE",
+        b'event: content_block_stop\ndata: {"type":"message_stop"}\n\n',
+        b"event: response.output_text.done\ndata: {}\n\n",
+    ],
+)
+def test_nothing_else_is_taken_for_the_last_event(stream: bytes) -> None:
+    assert not fed(stream, 5).says_farewell()

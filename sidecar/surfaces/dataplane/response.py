@@ -99,8 +99,9 @@ class Response:
         self._wire.break_off()
 
     def left(self) -> None:
-        """The client did not wait for the end."""
-        self.end, self.code = End.CLIENT_GONE, "client_gone"
+        """The client did not wait for the end; or only for the last event, as the official clients do: that is one."""
+        if not self.tail.says_farewell(chunked=self.chunked):
+            self.end, self.code = End.CLIENT_GONE, "client_gone"
 
     def _error_event(self, error: bytes) -> bytes:
         said = self.interface.error_event(error) if self.interface is not None else None

@@ -10,6 +10,10 @@ WHOLE_BYTES = 64 * 1024  # a JSON body that is read whole; of a larger one only 
 
 _size_line = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")  # RFC 9112, 7.1
 _size_after_line = re.compile(rb"\r\n(?=[0-9A-Fa-f]{1,15}[;\r])")
+_farewell = re.compile(
+    rb"(?:^|\n)data: ?\[DONE\]\r?\n\r?\n"  # OpenAI's chat, completions, and most others
+    rb"|(?:^|\n)event: ?(?:message_stop|response\.(?:completed|incomplete|failed))\r?\ndata:[^\r\n]*\r?\n\r?\n"
+)
 _cut_size = re.compile(rb"[0-9A-Fa-f]+(?:;[^\r\n]*)?\r?").fullmatch
 
 
@@ -53,6 +57,10 @@ class Tail:
         if chunked:
             return b"".join(_walked(self._head, 0)[0]) + b"\n\n" + _dechunked_end(last)
         return self._head + b"\n\n" + last
+
+    def says_farewell(self, *, chunked: bool = False) -> bool:
+        """Whether the last event of a stream is there, by which clients know that nothing of interest follows."""
+        return self.streamed and _farewell.search(self.read(chunked=chunked)) is not None
 
     def _drop(self) -> None:
         held = b"".join(self._chunks)
