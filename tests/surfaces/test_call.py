@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -433,7 +434,7 @@ REQUESTS = {
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_requests_leave_nothing_to_the_garbage_collector(here: World, kind: str) -> None:
     does, request = REQUESTS[kind]
-    count = 200
+    count = 100
 
     async def scenario() -> None:
         here.server.does = does
@@ -454,10 +455,11 @@ def test_requests_leave_nothing_to_the_garbage_collector(here: World, kind: str)
         gc.collect()
         gc.disable()
         try:
-            before = await some()
-            assert await some() < before + count // 2
+            counts = [await some() for _ in range(4)]
         finally:
             gc.enable()
+        # What requests leave is left by each time; probes and timers leave something now and then.
+        assert min(after - before for before, after in itertools.pairwise(counts)) < count // 2, counts
 
     here.run(scenario())
 
@@ -489,9 +491,9 @@ def test_broken_connections_leave_nothing_to_the_garbage_collector(
             gc.collect()
             gc.disable()
             try:
-                before = await some(does)
-                assert await some(does) <= before + 5
+                counts = [await some(does) for _ in range(3)]
             finally:
                 gc.enable()
+            assert min(after - before for before, after in itertools.pairwise(counts)) <= 5, counts
 
     here.run(scenario())
