@@ -1,7 +1,7 @@
-"""What `sidecar top` and `sidecar status` look like, for the README: `python -m tests.captures` writes docs/*.svg.
+"""What `sidecar top` and `sidecar status` look like, for the README: `python -m tests.captures` writes them.
 
 Both are the real commands, asked of a sidecar that always says the same; tests/test_captures.py fails when what is in
-docs/ is not what they show.
+examples/pictures/ is not what they show.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sidecar.surfaces.cli.top import bars
 from sidecar.surfaces.cli.top.app import TopApp
 from tests.surfaces.cli.canned import REPORT, Canned, canned, later
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+PICTURES = Path(__file__).resolve().parents[1] / "examples" / "pictures"
 SIZE = (132, 27)
 STATUS_WIDTH = 132
 _URL = "http://127.0.0.1:8080"
@@ -73,9 +73,9 @@ def _tidy(svg: str) -> str:
 
 def main() -> None:
     """Write them."""
-    DOCS.mkdir(exist_ok=True)
+    PICTURES.mkdir(exist_ok=True)
     for name, picture in captures().items():
-        (DOCS / name).write_text(picture, encoding="utf-8")
+        (PICTURES / name).write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
