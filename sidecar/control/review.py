@@ -209,8 +209,11 @@ class _Review:
             yield Fault(problem=problem, new=told not in known)
 
     def _same_meaning(self, changes: Iterable[Change]) -> list[str]:
+        if self.new is self.old:
+            return []  # all of it was refused
         old, new = dict(self.before.snapshot.files), dict(self.after.snapshot.files)
         told = {change.file for change in changes} | self.after.loaded.broken_files
+        told |= set() if self.after.loaded.usable else {self.old.files.get("sidecar", "")}  # what it said is kept
         faulty = {fault.problem.file for fault in self._faults()}
         return [
             name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from sidecar.mechanism import gittree, loader, source
 from sidecar.mechanism.gittree import GitTreeError
 from sidecar.mechanism.placeholders import ForeignEnvironment
 from sidecar.surfaces.cli.labels import label_option, node_of
-from sidecar.surfaces.cli.output import NO, fail, print_json, print_table
+from sidecar.surfaces.cli.output import NO, fail, format_option, print_json, print_table
 from sidecar.surfaces.cli.plan import machine
 from sidecar.surfaces.cli.review_markdown import markdown
 from sidecar.surfaces.cli.review_tables import headline, notes, sheets
@@ -45,14 +46,7 @@ class Operand(msgspec.Struct, frozen=True):
 @click.option(
     "--against", metavar="FILE", type=click.Path(path_type=Path), help="Try it on the machine that FILE was written on."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json", "markdown"]),
-    default="text",
-    help="For people, for programs, or as a comment on GitHub.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@format_option("For people, for programs, or as a comment on GitHub.", "markdown")
 @click.option(
     "--fail-on",
     type=click.Choice(["problem", "interruption", "change", "nothing"]),
@@ -67,7 +61,6 @@ def diff(
     path: str | None,
     against: Path | None,
     form: str,
-    as_json: bool,
     fail_on: str,
     labels: tuple[str, ...],
 ) -> None:
@@ -86,7 +79,7 @@ def diff(
     known = {} if elsewhere is None else elsewhere.labels  # this machine's own are no matter
     node = node_of(labels, known) if labels or elsewhere else EVERY_NODE
     found = _reviewed(sides, node, elsewhere)
-    if as_json or form == "json":
+    if form == "json":
         print_json(found)
     elif form == "markdown":
         click.echo(markdown(found, _where(node)))
@@ -100,6 +93,8 @@ def diff(
 
 
 def _revisions(a: str, b: str | None, path: str) -> tuple[Operand, Operand]:
+    if Path(path).is_absolute():
+        path = os.path.relpath(path)  # in a revision, too, it is what is there in the working tree
     before = Operand(a, a, f"./{path}", path)
     return before, Operand("the working tree", "", path, path) if b is None else Operand(b, b, f"./{path}", path)
 

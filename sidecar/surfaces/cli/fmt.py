@@ -43,9 +43,11 @@ def fmt(paths: tuple[str, ...], check: bool, diff: bool, as_json: bool) -> None:
     A directory (default: ./manifests) stands for all manifests below it, - for a manifest on standard input, which is
     printed. Files that cannot be read are told and left alone.
     """
+    if diff and as_json:
+        raise click.UsageError("--diff and --json cannot be had together: --check --json names the files")
     if _STDIN in paths:
-        if len(paths) > 1:
-            raise click.UsageError("- cannot be had together with files")
+        if len(paths) > 1 or diff or as_json:
+            raise click.UsageError("- cannot be had together with files, --diff or --json")
         _standard_input(check)
         return
     problems: list[Problem] = []
@@ -63,8 +65,10 @@ def fmt(paths: tuple[str, ...], check: bool, diff: bool, as_json: bool) -> None:
 
 
 def _standard_input(check: bool) -> None:
-    before = sys.stdin.buffer.read()
+    before = sys.stdin.buffer.read(source.MAX_FILE_BYTES + 1)
     try:
+        if len(before) > source.MAX_FILE_BYTES:
+            raise FormatError(f"is larger than {source.MAX_FILE_BYTES // 2**20} MiB, which no manifest is")
         after = formatted(before)
     except FormatError as error:
         print_problems([Problem(file="<stdin>", line=error.line, message=str(error))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +23,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 def json_option(command: F) -> F:
     """Adds --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print what a program can read: JSON.")(command)
+
+
+def format_option(help_text: str, *forms: str) -> Callable[[F], F]:
+    """Adds --format, with `text` and `json` among its forms, and --json for the latter; hands the command a `form`."""
+
+    def add(command: F) -> F:
+        @click.option(
+            "--format", "form", type=click.Choice(["text", "json", *forms]), help=f"{help_text} [default: text]"
+        )
+        @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+        @functools.wraps(command)
+        def with_form(*args: Any, form: str | None, as_json: bool, **kwargs: Any) -> Any:
+            if as_json and form not in (None, "json"):
+                raise click.UsageError(f"--json and --format {form} cannot be had together")
+            return command(*args, form="json" if as_json else form or "text", **kwargs)
+
+        return with_form  # type: ignore[return-value] # click's options are attributes of it, its type is the same
+
+    return add
 
 
 def print_json(value: Any) -> None:

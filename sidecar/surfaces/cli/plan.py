@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 import msgspec
+from click.core import ParameterSource
 
-from sidecar.core.manifest import Declaration
+from sidecar.core.manifest import Declaration, Problem
 from sidecar.core.names import listed
 from sidecar.core.nodes import Node, counted
 from sidecar.core.observed import Demand, Observed
@@ -25,7 +26,7 @@ from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.local import load, probe
 from sidecar.surfaces.cli.names import complete_models
-from sidecar.surfaces.cli.output import fail, json_option, print_json, print_problems, print_table
+from sidecar.surfaces.cli.output import NO, fail, json_option, print_json, print_problems, print_table
 from sidecar.surfaces.snapshot import Snapshot, SnapshotError
 
 
@@ -52,9 +53,15 @@ def plan(
 
     With DIRECTORY: by a sidecar that starts on this machine with these manifests. With --against as well: on the
     machine that `sidecar devices --json > FILE` was run on, whose servers it takes over. Without: by the running one.
+
+    \b
+    Exit codes: 0 done; 1 the manifests in DIRECTORY have problems, without which it is planned; 2 wrong usage; 3 no
+    sidecar answers.
     """
+    problems: tuple[Problem, ...] = ()
     if directory is not None:
-        decided = _decided(directory, want, against, labels)
+        _refuse_remote()
+        decided, problems = _decided(directory, want, against, labels)
     elif against or labels:
         raise click.UsageError("--against and --label need a DIRECTORY: the running sidecar plans for its own machine")
     else:
@@ -65,6 +72,16 @@ def plan(
         print_json(decided)
     else:
         _show(decided)
+    if problems:
+        raise SystemExit(NO)
+
+
+def _refuse_remote() -> None:
+    """Variables may be set for other commands; an option was meant."""
+    context = click.get_current_context()
+    for name in ("url", "token"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is about the running sidecar, which plans without a DIRECTORY")
 
 
 def machine(against: Path) -> Snapshot:
@@ -75,7 +92,9 @@ def machine(against: Path) -> Snapshot:
         fail(str(error))
 
 
-def _decided(directory: Path, want: str | None, against: Path | None, labels: tuple[str, ...]) -> Plan:
+def _decided(
+    directory: Path, want: str | None, against: Path | None, labels: tuple[str, ...]
+) -> tuple[Plan, tuple[Problem, ...]]:
     elsewhere = None if against is None else machine(against)
     node = node_of(labels, None if elsewhere is None else elsewhere.labels)
     loaded = _loaded(directory, os.environ if elsewhere is None else ForeignEnvironment(), node)
@@ -85,7 +104,7 @@ def _decided(directory: Path, want: str | None, against: Path | None, labels: tu
     else:
         observed, now = elsewhere.observed(), elsewhere.now
         observed = _at_a_start(observed, declared)
-    return decide(declared, _wanting(declared, observed, want, now), now)
+    return decide(declared, _wanting(declared, observed, want, now), now), loaded.problems
 
 
 def _at_a_start(observed: Observed, declared: Declaration) -> Observed:

@@ -51,7 +51,7 @@ def schema(
     elif not check:
         _write(out, text)
     elif not _is(out, text):
-        fail(f"{out} is not up to date: sidecar schema{' --bootstrap' if of_bootstrap else ''} --out {out}")
+        fail(f"{out} is not up to date; to write it anew, run this without --check")
 
 
 def _root(directory: Path | None) -> Path | None:

@@ -13,27 +13,20 @@ from sidecar.core.manifest import Problem
 from sidecar.core.nodes import EVERY_NODE, counted
 from sidecar.mechanism import loader
 from sidecar.mechanism.placeholders import ForeignEnvironment
-from sidecar.mechanism.source import MAX_FILE_BYTES, PLUGIN_FOLDER
+from sidecar.mechanism.source import PLUGIN_FOLDER, content
 from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.local import load
-from sidecar.surfaces.cli.output import NO, print_json, print_problems
+from sidecar.surfaces.cli.output import NO, format_option, print_json, print_problems
 
 DEFAULT = Path("manifests")
 
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[DIRECTORY | FILE...]", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json", "github"]),
-    default="text",
-    help="For people, for programs, or as annotations of GitHub Actions.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@format_option("For people, for programs, or as annotations of GitHub Actions.", "github")
 @click.option("--elsewhere", is_flag=True, help="They are for another machine: variables and secrets need not be here.")
 @label_option
-def validate(paths: tuple[Path, ...], form: str, as_json: bool, elsewhere: bool, labels: tuple[str, ...]) -> None:
+def validate(paths: tuple[Path, ...], form: str, elsewhere: bool, labels: tuple[str, ...]) -> None:
     """Check the manifests in DIRECTORY (default: ./manifests): print every problem, exit 1 if there are any.
 
     A FILE stands for the whole directory that it belongs to, so that hooks can hand over what has changed. Imports the
@@ -41,8 +34,9 @@ def validate(paths: tuple[Path, ...], form: str, as_json: bool, elsewhere: bool,
     """
     node = node_of(labels) if labels else EVERY_NODE
     environment = ForeignEnvironment(os.environ) if elsewhere else os.environ
-    loaded = load(_directory(paths), environment, node)
-    if as_json or form == "json":
+    directory = _directory(paths)
+    loaded = _not_empty(load(directory, environment, node), directory)
+    if form == "json":
         declared = loaded.declaration
         left_out = {name: one.nodes for name, one in declared.elsewhere.items()}
         print_json({"revision": declared.revision, "problems": loaded.problems, "elsewhere": left_out})
@@ -68,6 +62,14 @@ def annotation(problem: Problem, workspace: Path) -> str:
         properties["line"] = str(problem.line)
     told = ",".join(f"{key}={_escaped(value, ':,')}" for key, value in sorted(properties.items()))
     return f"::error {told}::{_escaped(message)}"
+
+
+def _not_empty(loaded: loader.Loaded, directory: Path) -> loader.Loaded:
+    """What declares nothing at all is hardly what was meant, and would be fine whatever is wrong elsewhere."""
+    if loaded.tables or loaded.problems:
+        return loaded
+    problem = Problem(file=str(directory), message="nothing is declared here: expected manifests (*.toml)")
+    return msgspec.structs.replace(loaded, problems=(problem,))
 
 
 def _as_known(problem: Problem) -> Problem:
@@ -124,7 +126,6 @@ def _root_of(file: Path) -> Path:
 def _has_settings(file: Path) -> bool:
     """A file that cannot be read is nobody's root; if it is in one, it is told there."""
     try:
-        with file.open("rb") as opened:
-            return "sidecar" in tomllib.loads(opened.read(MAX_FILE_BYTES).decode())
+        return "sidecar" in tomllib.loads(content(file).decode())
     except (OSError, ValueError, RecursionError):
         return False

@@ -77,6 +77,21 @@ def test_directories_that_are_the_same_are_no_op(repo: Path) -> None:
     assert "Nothing changes" in diff("manifests", "manifests", "--fail-on", "change").stdout
 
 
+def test_a_folder_may_be_told_from_the_root_of_the_disk(repo: Path) -> None:
+    found = told("--git", "HEAD~1", "HEAD", "--path", repo / "manifests")
+    assert [change["file"] for change in found["changes"]] == ["manifests/m.toml"]
+
+
+def test_what_is_refused_whole_does_not_mean_the_same(repo: Path) -> None:
+    (repo / "empty").mkdir()
+    found = told("HEAD:manifests", "empty", code=1)
+    assert (found["faults"][0]["new"], found["same_meaning"]) == (True, [])
+    write(
+        repo, {"a/m.toml": "[sidecar]\nheadroom_mb = 1\n", "a/n.toml": model("n"), "b/n.toml": "# same\n" + model("n")}
+    )
+    assert told("a", "b", code=1)["same_meaning"] == ["b/n.toml"]  # and what [sidecar] said is kept
+
+
 def test_what_is_failed_on_can_be_chosen(repo: Path) -> None:
     revisions = ("--git", "HEAD~1", "HEAD")
     for choice, code in (("nothing", 0), ("problem", 0), ("interruption", 1), ("change", 1)):
@@ -129,6 +144,7 @@ def test_manifests_that_are_new_are_all_new_and_those_that_are_gone_are_kept(rep
         (["manifests", "manifests", "--path", "x"], 2, "--path goes with --git"),
         (["--git", "nope", "HEAD"], 1, "nope: no such revision in "),
         (["nope", "manifests"], 1, "no such directory"),
+        (["manifests", "manifests", "--json", "--format", "markdown"], 2, "cannot be had together"),
         (["--git", "HEAD", "--label", "x"], 2, "expected KEY=VALUE"),
         (["--git", "HEAD", "--against", "nope"], 1, "nope: cannot be read: No such file"),
     ],

@@ -61,7 +61,18 @@ def test_standard_input_is_printed(here: Path) -> None:
     assert (fmt("-", "--check", stdin=MESSY).exit_code, fmt("-", "--check", stdin=NEAT).exit_code) == (1, 0)
     result = fmt("-", stdin="x")
     assert (result.exit_code, result.stdout, result.stderr[:10]) == (1, "", "<stdin>:1:")
-    assert fmt("-", "manifests").exit_code == 2
+    huge = fmt("-", stdin="#" * (4 * 2**20 + 1))
+    assert (huge.exit_code, huge.stdout, huge.stderr) == (
+        1,
+        "",
+        "<stdin>: is larger than 4 MiB, which no manifest is\n",
+    )
+
+
+@pytest.mark.parametrize("options", [["-", "manifests"], ["-", "--diff"], ["-", "--json"], ["--diff", "--json"]])
+def test_what_cannot_be_had_together_is_wrong_usage(here: Path, options: list[str]) -> None:
+    result = fmt(*options)
+    assert (result.exit_code, "cannot be had together" in result.stderr) == (2, True)
 
 
 def test_links_stay_links_and_modes_stay(here: Path) -> None:

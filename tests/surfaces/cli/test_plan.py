@@ -87,6 +87,13 @@ def test_the_running_sidecar_plans_for_its_own_machine() -> None:
 
 
 def test_here_a_variable_that_is_not_set_is_a_fault(folder: Path) -> None:
-    result = plan(folder)
+    result = plan(folder, code=1)
     assert "environment variable NOT_SET is not set" in result.stderr
     assert "1 model is for other nodes: far" in result.stderr
+    assert "Nothing to do." in result.stdout
+
+
+def test_a_directory_is_planned_for_without_the_running_sidecar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--url is about the running sidecar" in plan(folder, "--url", "http://127.0.0.1:1", code=2).stderr
+    monkeypatch.setenv("SIDECAR_URL", "http://127.0.0.1:1")
+    plan(folder, "--against", written(folder, Declaration()))

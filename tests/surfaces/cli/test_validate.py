@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_files_below_manifests_need_no_settings_and_others_do(repo: Path) -> Non
     assert "no folder above it has a [sidecar] table" in validate("elsewhere/b.toml", code=2).stderr
     assert "check one at a time" in validate("manifests/a.toml", "elsewhere", code=2).stderr
     assert "no such directory" in validate("nowhere", code=1).stderr
+    os.mkfifo(repo / "manifests/waits.toml")  # whoever opens it waits for somebody who writes
+    assert "manifests/waits.toml: cannot be read: not a regular" in validate("manifests/a.toml", code=1).stderr
+
+
+def test_where_nothing_is_declared_nothing_is_fine(repo: Path) -> None:
+    write(repo, {"manifests/plugins/no.toml": model("a"), "manifests/none.toml": "# nothing\n"})
+    assert validate(code=1).stderr.startswith("manifests: nothing is declared here: expected manifests (*.toml)\n")
+    assert validate("--format", "github", code=1).stdout.startswith("::error file=manifests,title=sidecar validate::")
 
 
 def test_annotations_are_relative_to_the_checkout_and_escaped(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +84,7 @@ def test_json_has_the_problems_and_what_is_elsewhere(repo: Path) -> None:
     write(repo, {**BAD, "manifests/c.toml": model("c", 'nodes = { gpu = "h200" }')})
     found = json.loads(validate("--json", "--label", "gpu=a100", code=1).stdout)
     assert found == json.loads(validate("--format", "json", "--label", "gpu=a100", code=1).stdout)
+    assert "cannot be had together" in validate("--json", "--format", "github", code=2).stderr
     assert [problem["subject"] for problem in found["problems"]] == [["models", "b"]]
     assert found["elsewhere"] == {"c": "gpu = h200"}
 
