@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.mechanism.importing import commands, providers, remote
+from sidecar.mechanism.importing import commands, litellm_prices, prices, providers, remote
 from sidecar.mechanism.importing.account import Account, At, each, items
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
 from sidecar.mechanism.importing.litellm_left import LEFT, PARAMS_LEFT
@@ -58,6 +58,7 @@ class _Server(msgspec.Struct):
     variant: dict[str, Any]
     modes: list[str]
     fields: list[At]
+    rates: litellm_prices.Rates
     weight: At | None = None
 
 
@@ -82,6 +83,7 @@ class _Import:
         self.draft.expect(self.servers)
         for wanted, servers in self.servers.items():
             self._model(wanted, servers)
+        self._prices()
         self._fallbacks()
         self._share()
         self._aliases()
@@ -132,7 +134,8 @@ class _Import:
             return
         known = providers.COMPATIBLE[provider or "openai_like"]
         modes = self._modes(at, known, there)
-        server = _Server(at, self._variant(name.text(), known, there, params), modes, list(self._fields(params)))
+        rates = litellm_prices.rates(at.get("model_info"), params)
+        server = _Server(at, self._variant(name.text(), known, there, params), modes, list(self._fields(params)), rates)
         server.weight = self._weight(at, params)
         model.changed("variants.model_name", "without the provider, which is told by the url")
         self.servers.setdefault(name.text(), []).append(server)
@@ -160,11 +163,11 @@ class _Import:
                         "the sidecar limits callers, not servers", "the plugin `limits` has limits for each model, too"
                     )
         for entry in params.items():
-            if entry.name in PARAMS_LEFT:
+            if not litellm_prices.leave(entry) and entry.name in PARAMS_LEFT:
                 entry.left(*PARAMS_LEFT[entry.name])
         for entry in items(at.get("model_info")):
-            if entry.name != "mode":
-                entry.left("/v1/models lists names alone, and prices are not kept here")
+            if entry.name != "mode" and not litellm_prices.is_price(entry.name) and not litellm_prices.leave(entry):
+                entry.left("/v1/models lists names alone")
 
     def _modes(self, at: At, known: providers.Provider, there: str) -> list[str]:
         mode = at.get("model_info", "mode")
@@ -238,6 +241,11 @@ class _Import:
                 at.changed("plugins.params-*.config.default", "added where the client says nothing")
             else:
                 at.left("its servers had different fields, and here a model has the same for all", "make it two models")
+
+    def _prices(self) -> None:
+        rates = {self.names[name]: [server.rates for server in servers] for name, servers in self.servers.items()}
+        found = [prices.price(name, *one) for name, one in rates.items() if one[0] and litellm_prices.agree(one)]
+        prices.declare(self.draft, found)
 
     def _share(self) -> None:
         strategy = self.root.get("router_settings", "routing_strategy")

@@ -13,7 +13,10 @@ _TRACE = (
     "OTEL_TRACES_EXPORTER=otlp sends traces; a stats plugin does the rest: examples/plugins/redis_stats",
 )
 _GUARD = ("guardrails have to be ported", "make each a filter: examples/plugins/redact")
-_BUDGET = ("nobody's money is counted", "the plugin `limits` bounds requests and tokens")
+_BUDGET = (
+    "nobody has a budget in money",
+    "the plugin `limits` bounds requests and tokens, and `sidecar usage` tells costs",
+)
 _OTHER_API = ("only inference is served", "ask the provider, or a route plugin, for the rest")
 _FALLBACK = ("servers stand in for each other when they fail, not by what they answer", "")
 _REDIS = ("one sidecar counts for itself, in memory", "")
@@ -42,7 +45,10 @@ LEFT: dict[tuple[str, ...], Reason] = {
     ("litellm_settings", "context_window_fallbacks"): _FALLBACK,
     ("litellm_settings", "content_policy_fallbacks"): _FALLBACK,
     ("litellm_settings", "default_fallbacks"): _FALLBACK,
-    ("litellm_settings", "include_cost_in_streaming_usage"): _BUDGET,
+    ("litellm_settings", "include_cost_in_streaming_usage"): (
+        "answers pass as they are",
+        "`sidecar usage` tells costs",
+    ),
     ("litellm_settings", "turn_off_message_logging"): ("bodies are not logged", ""),
     ("litellm_settings", "guardrails"): _GUARD,
     ("router_settings", "num_retries"): _RETRY,
@@ -103,10 +109,6 @@ PARAMS_LEFT: dict[str, Reason] = {
     "max_retries": _RETRY,
     "num_retries": _RETRY,
     "cooldown_time": ("it is the same for all servers of a model", "out_for of the plugin `balance`"),
-    "input_cost_per_token": _BUDGET,
-    "output_cost_per_token": _BUDGET,
-    "input_cost_per_second": _BUDGET,
-    "output_cost_per_second": _BUDGET,
     "max_budget": _BUDGET,
     "budget_duration": _BUDGET,
     "tags": ("requests are not routed by tags", "make it a route plugin: `sidecar plugin new route`"),

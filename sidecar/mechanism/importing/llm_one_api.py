@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sidecar.mechanism.importing import commands, remote, skeletons
+from sidecar.mechanism.importing import commands, prices, remote, skeletons
 from sidecar.mechanism.importing.account import Account, At, each, items
 from sidecar.mechanism.importing.draft import Draft, Imported, Options
 from sidecar.mechanism.importing.reading import Tree
@@ -21,7 +21,6 @@ STRATEGIES = {
 }
 _LOG = ("the log of the sidecar is its own", "")
 _LISTED = ("/v1/models lists names alone", "")
-_PRICES = ("prices do not stand at models", "the plugin `usage` keeps what they are multiplied with")
 _TIMEOUT = ("a server has no time limit of its own", "request_timeout in [sidecar] bounds whole requests")
 LEFT: dict[str, tuple[str, str]] = {
     "workers": ("one process serves all", ""),
@@ -38,9 +37,8 @@ SERVER_LEFT: dict[str, tuple[str, str]] = {
     "max_tokens": ("the server itself says what is too long for it", ""),
     "max_input_tokens": ("the server itself says what is too long for it", ""),
     "max_output_tokens": ("the server itself says what is too long for it", ""),
-    "price_per_1k_prompt_tokens": _PRICES,
-    "price_per_1k_completion_tokens": _PRICES,
 }
+PRICES = {"price_per_1k_prompt_tokens": "input", "price_per_1k_completion_tokens": "output"}
 _KEYED_AUTH = ("default_auth", "simple")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _DEFAULT_FAILURES = 3
@@ -56,6 +54,7 @@ class _Import:
         account = Account(tree)
         self.root = account.root()
         self.draft = Draft("LLM One API", account, options)
+        self.prices: list[dict[str, Any]] = []
 
     def run(self) -> Imported:
         self._left()
@@ -66,6 +65,7 @@ class _Import:
         self.draft.expect(at.name for at in items(self.root.get("models")))
         for at in items(self.root.get("models")):
             self._model(at)
+        prices.declare(self.draft, self.prices)
         router = self.root.get("plugins", "model_route")
         if router and router.text() in ("default_router", "config"):
             router.changed("models", "models stand in manifests")
@@ -174,7 +174,22 @@ class _Import:
         name, table = self.draft.model(at.name, modes)
         self.draft.comment(name, f"What it speaks ({', '.join(modes)}) is a guess by its name.")
         table["variants"] = [self._variant(at.name, server) for server in servers]
+        self._price(name, at, servers)
         self._share(at, name, len(servers))
+
+    def _price(self, model: str, at: At, servers: list[At]) -> None:
+        """What stands at the first server counts there, then at the model, then in the metadata of either."""
+        places = [servers[0], at, *_metadata(servers[0]), *_metadata(at)]
+        others = [place for one in servers[1:] for place in (one, *_metadata(one))]
+        found = {}
+        for key, name in PRICES.items():
+            told = {entry.path: entry for place in places if (entry := place.get(key))}  # may be the same place twice
+            for entry in (*list(told.values())[1:], *(entry for place in others if (entry := place.get(key)))):
+                entry.left("only one price counted, that of the first server")
+            for entry in list(told.values())[:1]:
+                found[0, name] = prices.rate(entry, 1000)
+        if found:
+            self.prices.append(prices.price(model, found))
 
     def _variant(self, model: str, at: At) -> dict[str, Any]:
         base, key, weight = (at.get(name) for name in ("api_base", "api_key", "weight"))
@@ -209,6 +224,11 @@ class _Import:
             failures.changed("plugins.balance-*.config.max_failures", "3 is what it is anyway")
             settings = {"max_failures": failures.whole()} if failures.whole() != _DEFAULT_FAILURES else {}
         remote.balance(self.draft, name, policy or "least_busy", settings)
+
+
+def _metadata(at: At) -> list[At]:
+    found = at.get("metadata")
+    return [found] if found and found.is_table else []
 
 
 def _per_minute(at: At) -> int:

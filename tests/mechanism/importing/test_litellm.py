@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from sidecar.builtin.usage import Price, Tier, Usage
 from sidecar.mechanism.importing.account import Fate
 from sidecar.mechanism.importing.draft import NOBODY
 from sidecar.mechanism.importing.reading import InputError
@@ -86,6 +89,60 @@ def test_rates_that_differ_are_shares_as_they_are_there(tmp_path: Path) -> None:
     entries = deployment(api_base="http://h:1", rpm=600) + deployment(api_base="http://h:2", rpm=200)
     found = models(text("litellm", f"model_list:\n{entries}"), tmp_path)["m"]
     assert (found.balance, [one.weight for one in found.variants]) == ("weighted", [3, 1])
+
+
+def test_prices_of_tokens_are_exact_decimals_for_a_million(tmp_path: Path) -> None:
+    imported = convert("litellm/prices.yaml", tree("litellm/prices.yaml"))
+    loaded, problems = validated(imported, tmp_path)
+    assert problems == []
+    assert loaded.declaration.settings.chain == ("usage",)
+    usage: Any = loaded.catalog.loaded["usage"].make()
+    assert isinstance(usage, Usage)
+    assert usage.config.currency == "USD"
+    tier = Tier(above=128_000, input=Decimal("0.3"), output=Decimal("1.2"))
+    cached, reasoning = Decimal("0.03"), Decimal("0.7")
+    costs = Price(model="own", input=Decimal("0.15"), output=Decimal("0.6"), cached=cached, reasoning=reasoning)
+    assert usage.config.prices == (
+        structs.replace(costs, tiers=(tier,)),
+        Price(model="shared", input=Decimal(1)),
+    )
+    assert "input = 0.15\n" in imported.files["plugins.toml"]
+    counted = [name for name, model in loaded.declaration.models.items() if model.count_streams]
+    assert sorted(counted) == ["own", "shared"]
+
+
+def test_prices_that_differ_between_servers_are_told_and_left() -> None:
+    imported = convert("litellm/prices.yaml", tree("litellm/prices.yaml"))
+    told = [entry for entry in imported.entries if entry.path.endswith(".output_cost_per_token")]
+    assert [entry.fate for entry in told] == [Fate.CHANGED, Fate.LEFT, Fate.LEFT]
+    assert "torn" not in imported.files["plugins.toml"]
+
+
+@pytest.mark.parametrize(
+    ("told", "price", "why"),
+    [
+        ("1.5e-07", "0.15", "for a million tokens"),
+        ("15e-8", "0.15", "for a million tokens"),
+        ('"0.00000015"', "0.15", "for a million tokens"),
+        ("0.0000000000001", "0.0000001", "for a million tokens"),
+        ("0", "0", "for a million tokens"),
+        ("1", "1000000", "for a million tokens"),
+        ("1.6666666666666667e-07", "0.166666667", "for a million tokens, rounded to a billionth"),
+    ],
+)
+def test_a_price_has_no_digits_that_nobody_wrote(told: str, price: str, why: str, tmp_path: Path) -> None:
+    imported = text("litellm", f"model_list:\n{deployment(api_base='http://h:1', input_cost_per_token=told)}")
+    loaded, problems = validated(imported, tmp_path)
+    assert problems == []
+    usage: Any = loaded.catalog.loaded["usage"].make()
+    assert [one.input for one in usage.config.prices] == [Decimal(price)]
+    assert [entry.why for entry in imported.entries if entry.path.endswith("_token")] == [why]
+
+
+@pytest.mark.parametrize("told", ["-1", "11", "much", "true", ".nan", '"nan"', '"1e999999999"', "[1]"])
+def test_what_is_no_price_is_told_with_its_place(told: str) -> None:
+    with pytest.raises(InputError, match=r"config\.yaml:6: .*expected"):
+        text("litellm", f"model_list:\n{deployment(api_base='http://h:1', input_cost_per_token=told)}")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugin_sdk import Reject, Request
+from sidecar.builtin.usage import Price
+from sidecar.mechanism.importing.account import Fate
 from sidecar.mechanism.importing.draft import NOBODY
 from sidecar.mechanism.importing.reading import InputError
 from tests.mechanism.importing.world import convert, models, text, tree, validated
@@ -53,6 +56,30 @@ def test_without_keys_nobody_is_let_in(tmp_path: Path) -> None:
     assert loaded.declaration.plugins["keys"].config == {"keys": {NOBODY: "nobody"}}
 
 
+def test_prices_for_a_thousand_tokens_are_for_a_million_here(tmp_path: Path) -> None:
+    loaded, problems = validated(convert("llm_one_api/pricing.yaml", tree("llm_one_api/pricing.yaml")), tmp_path)
+    assert problems == []
+    usage: Any = loaded.catalog.loaded["usage"].make()
+    assert usage.config.prices == (
+        Price(model="gpt-3.5-turbo", input=Decimal("1.5"), output=Decimal(2)),
+        Price(model="gpt-4", input=Decimal(30), output=Decimal(60)),
+    )
+
+
+def test_of_several_prices_that_of_the_first_server_counts(tmp_path: Path) -> None:
+    key = "price_per_1k_prompt_tokens"
+    first = f"{{api_base: 'http://h:1', {key}: 0.0007, metadata: {{{key}: 2}}}}"
+    content = f"models: {{m: {{{key}: 3, upstreams: [{first}, {{api_base: 'http://h:2', {key}: 4}}]}}}}"
+    imported = text("llm_one_api", content)
+    loaded, problems = validated(imported, tmp_path)
+    assert problems == []
+    usage: Any = loaded.catalog.loaded["usage"].make()
+    assert [one.input for one in usage.config.prices] == [Decimal("0.7")]
+    told = [(entry.path, entry.fate) for entry in imported.entries if entry.path.endswith(key)]
+    assert [path for path, fate in told if fate is Fate.CHANGED] == [f"models.m.upstreams[0].{key}"]
+    assert len(told) == 4
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -61,6 +88,10 @@ def test_without_keys_nobody_is_let_in(tmp_path: Path) -> None:
         (
             "rate_limit: {enabled: true, default_limit: much}",
             'rate_limit.default_limit: expected a rate such as "100/minute"',
+        ),
+        (
+            "models: {a: {api_base: 'http://h', price_per_1k_prompt_tokens: -1}}",
+            "models.a.price_per_1k_prompt_tokens: expected a price from 0 to 10000",
         ),
         ("rate_limit: {enabled: 3}", "rate_limit.enabled: expected true or false"),
     ],
