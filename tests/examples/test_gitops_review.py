@@ -159,6 +159,16 @@ def test_a_good_change_is_reviewed_on_each_machine(repo: Path) -> None:
     assert "on `gpu-8`\n\n**No server is started, stopped or restarted.**" in second
 
 
+def test_reviews_of_many_machines_are_cut_to_fit_into_one_comment(repo: Path) -> None:
+    stub(repo, "sidecar", '#!/bin/bash\necho "${*: -1}"\n')
+    (diff,) = (step for step in steps("review") if step["name"] == "Diff")
+    for count in (0, 1, 3):
+        write(repo, {f"machines/{number}.json": "" for number in range(count)})
+        review = write(repo.parent, {"review.md": ""}) / "review.md"
+        assert run(diff, repo).returncode == 0
+        assert review.read_text(encoding="utf-8").split() == [str(60000 // max(1, count))] * max(1, count)
+
+
 def test_a_bad_change_is_annotated_at_its_line_and_reviewed_all_the_same(repo: Path) -> None:
     git(repo, "checkout", "-qb", "bad")
     write(repo, {"manifests/m.toml": on_gpu(200).replace('"chat"', '"chta"')})

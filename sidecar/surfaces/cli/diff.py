@@ -22,7 +22,7 @@ from sidecar.mechanism.placeholders import ForeignEnvironment
 from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.output import NO, fail, format_option, print_json, print_table
 from sidecar.surfaces.cli.plan import machine
-from sidecar.surfaces.cli.review_markdown import markdown
+from sidecar.surfaces.cli.review_markdown import MOST_CHARS, markdown
 from sidecar.surfaces.cli.review_tables import headline, notes, sheets
 from sidecar.surfaces.snapshot import Snapshot
 
@@ -48,6 +48,11 @@ class Operand(msgspec.Struct, frozen=True):
 )
 @format_option("For people, for programs, or as a comment on GitHub.", "markdown")
 @click.option(
+    "--most-chars",
+    type=click.IntRange(min=100),
+    help=f"Where to cut --format markdown, which may be one of several in a comment. [default: {MOST_CHARS}]",
+)
+@click.option(
     "--fail-on",
     type=click.Choice(["problem", "interruption", "change", "nothing"]),
     default="problem",
@@ -61,6 +66,7 @@ def diff(
     path: str | None,
     against: Path | None,
     form: str,
+    most_chars: int | None,
     fail_on: str,
     labels: tuple[str, ...],
 ) -> None:
@@ -74,6 +80,8 @@ def diff(
     """
     if path is not None and not in_git:
         raise click.UsageError("--path goes with --git: otherwise A and B say it themselves")
+    if most_chars is not None and form != "markdown":
+        raise click.UsageError("--most-chars goes with --format markdown: nothing else is cut")
     sides = _revisions(a, b, path or DEFAULT) if in_git else _operands(a, b)
     elsewhere = None if against is None else machine(against)
     known = {} if elsewhere is None else elsewhere.labels  # this machine's own are no matter
@@ -82,7 +90,7 @@ def diff(
     if form == "json":
         print_json(found)
     elif form == "markdown":
-        click.echo(markdown(found, _where(node)))
+        click.echo(markdown(found, _where(node), most_chars or MOST_CHARS))
     else:
         _show(found, _where(node))
     if _says_no(found, fail_on):

@@ -12,17 +12,19 @@ MOST_CHARS = 60_000  # GitHub takes 65,536 characters
 MOST_ROWS = 200
 MARKER = "<!-- sidecar diff -->"  # by which a workflow finds the comment again
 
+_CLOSED = "\n\n</details>"
+_MORE = "\n\n*There is more, which `sidecar diff` shows in full.*\n"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~@-])")
 
 
-def markdown(review: Review, where: str) -> str:
+def markdown(review: Review, where: str, most_chars: int = MOST_CHARS) -> str:
     """The comment. where: the machine that it is about, "" if it is about none."""
     text = "\n".join(_blocks(review, where))
-    if len(text) <= MOST_CHARS:
+    if len(text) <= most_chars:
         return text
-    cut = text[: text.rindex("\n", 0, MOST_CHARS)]
-    closed = "\n\n</details>" if cut.count("<details>") > cut.count("</details>") else ""
-    return f"{cut}{closed}\n\n*There is more, which `sidecar diff` shows in full.*\n"
+    cut = text[: text.rindex("\n", 0, most_chars - len(_CLOSED) - len(_MORE))]
+    closed = _CLOSED if cut.count("<details>") > cut.count("</details>") else ""
+    return f"{cut}{closed}{_MORE}"
 
 
 def _blocks(review: Review, where: str) -> Iterator[str]:

@@ -120,6 +120,8 @@ def test_it_is_tried_on_the_machine_that_is_meant(repo: Path) -> None:
     comment = diff(*revisions, "--format", "markdown").stdout
     assert "### sidecar: `HEAD~1` → `HEAD` on `gpu-7 (gpu = h200)`" in comment
     assert "| restart | `m` | `default` | `nvidia:0` | variant default was changed |" in comment
+    cut = diff(*revisions, "--format", "markdown", "--most-chars", "200").stdout
+    assert (len(cut) < 205, "There is more" in cut) == (True, True)
     on_another = told(*revisions, "--label", "gpu=a100")
     assert (on_another["no_op"], list(on_another["elsewhere"])) == (True, ["m"])
 
@@ -145,6 +147,7 @@ def test_manifests_that_are_new_are_all_new_and_those_that_are_gone_are_kept(rep
         (["--git", "nope", "HEAD"], 1, "nope: no such revision in "),
         (["nope", "manifests"], 1, "no such directory"),
         (["manifests", "manifests", "--json", "--format", "markdown"], 2, "cannot be had together"),
+        (["manifests", "manifests", "--most-chars", "500"], 2, "--most-chars goes with --format markdown"),
         (["--git", "HEAD", "--label", "x"], 2, "expected KEY=VALUE"),
         (["--git", "HEAD", "--against", "nope"], 1, "nope: cannot be read: No such file"),
     ],
