@@ -19,6 +19,7 @@ import msgspec
 log = logging.getLogger(__name__)
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
+AGAIN_S = 0.1
 _VARIABLES = (
     *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"),
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
@@ -75,13 +76,19 @@ def listener(given: Given, host: str, port: int) -> socket.socket | None:
 
 
 class Notifier:
-    """Tells the manager how we are; says nothing if there is none. What cannot be told is logged once, and goes on."""
+    """Tells the manager how we are; says nothing if there is none. What cannot be told is logged once, and goes on.
+
+    What it waits for (that we are ready, say) is told again for as long as it is too busy to take it: it would take us
+    for dead. What comes again by itself is not.
+    """
 
     def __init__(self, given: Given) -> None:
         self._path = given.notify
         self._watchdog_s = given.watchdog_s
         self._failed = False
         self._status = ""
+        self._owed: list[str] = []
+        self._again: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = None
         if self._path:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -94,45 +101,64 @@ class Notifier:
 
     def ready(self) -> None:
         """Connections are served, or what was asked to be read anew has been."""
-        self.tell("READY=1")
+        self._owe("READY=1")
 
     def reloading(self) -> None:
         """Manifests and plugins are being read anew; `ready` ends that."""
-        self.tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._owe(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, most_s: float) -> None:
         """What is in flight is being finished. most_s: how long that may take, so that nobody is impatient before."""
-        self.tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(most_s * 1e6)}")
+        self._owe(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(most_s * 1e6)}")
 
     def status(self, text: str) -> None:
         """One line for people, if it is another than before."""
-        if text != self._status:
+        if text != self._status and self._tell(f"STATUS={' '.join(text.split())}"):
             self._status = text
-            self.tell(f"STATUS={' '.join(text.split())}")
 
-    def tell(self, text: str) -> None:
-        """Send it, without ever waiting."""
+    def _owe(self, text: str) -> None:
+        """Send it, after what is still owed, now or as soon as it is taken."""
+        if self._socket is not None:
+            self._owed.append(text)
+            self._pay()
+
+    def _pay(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        while self._owed and self._tell(self._owed[0]):
+            del self._owed[0]
+        if self._owed:
+            self._again = asyncio.get_running_loop().call_later(AGAIN_S, self._pay)
+
+    def _tell(self, text: str) -> bool:
+        """Send it, without ever waiting. False: it is too busy to take it; what cannot be told at all is done with."""
         if self._socket is None:
-            return
+            return True
         address = f"\0{self._path[1:]}" if self._path.startswith("@") else self._path
         try:
             self._socket.sendto(text.encode(), address)
             self._failed = False
+        except BlockingIOError:
+            return False
         except OSError as error:
             if not self._failed:
                 log.warning("the service manager cannot be told (%s): %s", self._path, error.strerror or error)
             self._failed = True
+        return True
 
     async def keep_alive(self) -> None:
         """Say so for ever, from the loop itself: when that is stuck the manager notices. Returns if nobody watches."""
         while self._socket is not None and self._watchdog_s > 0:
-            self.tell("WATCHDOG=1")
+            self._tell("WATCHDOG=1")
             await asyncio.sleep(
                 self._watchdog_s / 3
             )  # half would do (sd_watchdog_enabled(3)), but for one that is late
 
     def close(self) -> None:
         """Say nothing more."""
+        if self._again is not None:
+            self._again.cancel()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -153,6 +153,21 @@ def test_a_manager_that_does_not_read_holds_up_nothing(manager: socket.socket) -
     notifier.close()
 
 
+async def test_what_a_busy_manager_waits_for_is_told_again_in_order(manager: socket.socket) -> None:
+    notifier = Notifier(Given(notify=manager.getsockname()))
+    for number in range(2000):
+        notifier.status(str(number))
+    notifier.ready()
+    notifier.stopping(1.0)
+    notifier.status("2000")
+    assert not {"READY=1", "STATUS=2000"} & set(heard(manager))
+    told = await until(lambda: heard(manager), "what is owed")
+    assert told == ["READY=1", "STOPPING=1\nEXTEND_TIMEOUT_USEC=1000000"]
+    notifier.status("2000")  # it was not taken before
+    assert heard(manager) == ["STATUS=2000"]
+    notifier.close()
+
+
 async def test_the_watchdog_is_fed_by_the_loop_and_not_while_that_is_stuck(manager: socket.socket) -> None:
     notifier = Notifier(Given(notify=manager.getsockname(), watchdog_s=0.09))
     feeding = asyncio.create_task(notifier.keep_alive())
