@@ -63,6 +63,18 @@ class Repository:
         self.git("push", "--quiet", "--force", "origin", "HEAD:main")
         return self.head()
 
+    def evil(self, name: str, text: str) -> str:
+        """Push a commit as git makes none: of one file, whatever its name; the commit's id."""
+        blob = self.git("hash-object", "-w", "--stdin", text=text)
+        for part in reversed(name.split("/")):
+            mode = b"100644" if part == name.split("/")[-1] else b"40000"
+            entry = mode + b" " + part.encode() + b"\0" + bytes.fromhex(blob)
+            (self.folder / "tree").write_bytes(entry)
+            blob = self.git("hash-object", "-t", "tree", "-w", "--literally", str(self.folder / "tree"))
+        commit = self.git("commit-tree", blob, "-m", "Evil")
+        self.git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/main")
+        return commit
+
     def back_to(self, commit: str) -> None:
         """Go on from an older commit, so that the next push rewrites the branch."""
         self.git("reset", "--quiet", "--hard", commit)
@@ -71,13 +83,13 @@ class Repository:
         """The id of the last commit."""
         return self.git("rev-parse", "HEAD")
 
-    def git(self, *arguments: str) -> str:
-        """Run git in the work tree."""
-        return self._run("-C", str(self.work), *arguments)
+    def git(self, *arguments: str, text: str = "") -> str:
+        """Run git in the work tree, with the text as its input."""
+        return self._run("-C", str(self.work), *arguments, text=text)
 
-    def _run(self, *arguments: str, **environment: str) -> str:
+    def _run(self, *arguments: str, text: str = "", **environment: str) -> str:
         variables = os.environ | _ENVIRONMENT | environment
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=variables)
+        done = subprocess.run(["git", *arguments], input=text, capture_output=True, text=True, env=variables)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

@@ -1,7 +1,7 @@
 """Commits as folders beside each other, and the link `live` to the one in force, which is switched in one step.
 
 A checkout gets its name when all of it is on disk, so one that was broken off is none. What the repository brings along
-is written as it stands there: no hook, no filter (git LFS) and no submodule has a say.
+is written as it stands there: no hook, no filter (git LFS) and no submodule has a say, and no link leads out of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sidecar.core.sourcing import GitDeclaration
-from sidecar.mechanism.git import Git, GitError
+from sidecar.mechanism.git import Git, GitError, TooMuchError, printable
 
 MOST_FILES = 50_000
 _DRAFT = ".draft-"
@@ -74,7 +74,7 @@ class Checkouts:
         """Clear away what was broken off. Blocks."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for draft in self._folder.glob(f"{_DRAFT}*"):
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(draft)
 
     async def check_out(self, commit: str) -> Path:
         """The folder with all files of the commit. Raises UnfitError if it is too large, or has no manifests."""
@@ -87,6 +87,7 @@ class Checkouts:
         try:
             await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
             await self._write(commit, draft)
+            await asyncio.to_thread(_check_links, draft, blobs)
             await asyncio.to_thread(_put, draft, place)
         finally:
             await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
@@ -113,10 +114,13 @@ class Checkouts:
             if place.name not in stood_in:
                 draft = place.with_name(f"{_DRAFT}{place.name}")
                 place.replace(draft)  # a half of it must not be found under its name
-                shutil.rmtree(draft, ignore_errors=True)
+                _remove(draft)
 
     async def _list(self, commit: str) -> list[Blob]:
-        output = await self._git.run("ls-tree", "-r", "-l", "-z", "--full-tree", commit, folder=self._clone)
+        try:
+            output = await self._git.run("ls-tree", "-r", "-l", "-z", "--full-tree", commit, folder=self._clone)
+        except TooMuchError:
+            raise UnfitError(f"has far more than {MOST_FILES} files") from None
         blobs = []
         for entry in output.out.split(b"\0")[:-1]:
             about, _, path = entry.partition(b"\t")
@@ -146,16 +150,41 @@ class Checkouts:
         index = self._folder / f"{_DRAFT}index"
         extra = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(draft)}
         try:
-            await self._git.run("read-tree", commit, folder=self._clone, extra=extra)
+            await self._read_tree(commit, extra)
             await self._git.run("checkout-index", "--all", "--force", "--quiet", folder=self._clone, extra=extra)
         finally:
             for left in (index, index.with_name(f"{index.name}.lock")):
                 left.unlink(missing_ok=True)
 
+    async def _read_tree(self, commit: str, extra: dict[str, str]) -> None:
+        try:
+            await self._git.run("read-tree", commit, folder=self._clone, extra=extra)
+        except GitError as error:
+            if "invalid path" in str(error):  # "..", or into ".git", by whatever name a file system knows it
+                raise UnfitError(f"has a file that may not be: {error}") from None
+            raise
+
 
 def is_lfs_pointer(content: bytes) -> bool:
     """Whether a file is not what it seems: git LFS keeps that elsewhere."""
     return content.startswith(_LFS)
+
+
+def _check_links(draft: Path, blobs: list[Blob]) -> None:
+    """Raise UnfitError if a link leads to what is not of the commit: nobody has reviewed or signed that."""
+    root = os.path.realpath(draft)
+    for blob in blobs:
+        if blob.mode == _LINK and not Path(os.path.realpath(draft / blob.path)).is_relative_to(root):
+            where = printable(os.fsdecode((draft / blob.path).readlink()))
+            raise UnfitError(f"{printable(blob.path)} is a link to {where}, which is not in the repository")
+
+
+def _remove(path: Path) -> None:
+    """As far as it can be; what is left is tried again."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _put(draft: Path, place: Path) -> None:
@@ -202,6 +231,7 @@ def _hash(path: Path, blob: Blob) -> str:
 def _stood_in(folder: Path) -> frozenset[str]:
     """The names of the checkouts that are the working directory of a process, as far as we may look."""
     found = set()
+    folder = Path(os.path.realpath(folder))  # as the kernel calls it
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import shutil
 from collections.abc import Iterable
@@ -16,11 +17,15 @@ from pathlib import Path
 import msgspec
 
 from sidecar.core.sourcing import Commit, GitDeclaration
-from sidecar.mechanism.git import Git, GitError, Output
+from sidecar.mechanism.git import Git, GitError, Output, printable
+
+log = logging.getLogger(__name__)
 
 FETCHED = "refs/sidecar/fetched"
 KEPT = "refs/sidecar/kept/"
 
+# Before all .gitattributes of a commit: files are written as they stand in it, byte for byte, which is what was signed.
+_ATTRIBUTES = "* -text -ident -filter -working-tree-encoding\n"
 _SSH_SIGNER = re.compile(r'Good "git" signature for (.+) with \S+ key (\S+)')
 _GPG_SIGNER = re.compile(r"\[GNUPG:\] GOODSIG \S+ (.+)")
 
@@ -43,6 +48,7 @@ class Clone:
         self.folder = folder
         self._declared = declared
         self._git = git
+        self._fetching = asyncio.Lock()
 
     async def open(self) -> None:
         """Make it if there is none, and clear away what a git that was killed has left."""
@@ -50,6 +56,7 @@ class Clone:
         if not (self.folder / "HEAD").is_file():
             await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
             await self._git.run("init", "--quiet", "--bare", "--template=", str(self.folder))
+        await asyncio.to_thread(self._write_attributes)
 
     async def make_anew(self) -> None:
         """Throw it away, since something may be wrong with it."""
@@ -95,7 +102,7 @@ class Clone:
         """Who, when and what."""
         output = await self._run("show", "--no-patch", "--no-show-signature", "--format=%ct%x00%an%x00%s", commit)
         at, author, subject = output.out.decode(errors="replace").rstrip("\n").split("\0", 2)
-        return Commit(id=commit, author=author[:200], subject=subject[:300], at=float(at))
+        return Commit(id=commit, author=printable(author[:200]), subject=printable(subject[:300]), at=float(at))
 
     async def descends(self, commit: str, ancestor: str) -> bool:
         """Whether `ancestor` is in the commit's history, as far as that is here. It is not after a force-push."""
@@ -124,25 +131,23 @@ class Clone:
                 await self._run("update-ref", f"{KEPT}{commit}", commit)
         for commit in there - wanted:
             await self._run("update-ref", "-d", f"{KEPT}{commit}")
-        await self._run("-c", "gc.auto=500", "gc", "--auto", "--quiet")
+        try:
+            await self._run("-c", "gc.auto=500", "gc", "--auto", "--quiet")
+        except GitError as error:  # all of it in one pack may be more than max_size, which fetching it was not
+            log.warning("the clone cannot be packed, and goes on as it is: %s", error)
 
     async def _fetch(self, what: str) -> None:
         depth = (f"--depth={self._declared.depth}",) if self._declared.depth else ()
-        await self._git.run(
-            "fetch",
-            "--quiet",
-            "--force",
-            "--no-tags",
-            "--no-auto-gc",
-            "--no-recurse-submodules",
-            "--no-write-fetch-head",
-            *depth,
-            "--",
-            self._declared.git,
-            what,
-            folder=self.folder,
-            secrets=True,
-        )
+        options = ("--quiet", "--force", "--no-tags", "--no-auto-gc", "--no-recurse-submodules")
+        command = ("fetch", "--no-write-fetch-head", *options, *depth, "--", self._declared.git, what)
+        async with self._fetching:
+            try:
+                await self._git.run(*command, folder=self.folder, secrets=True)
+            except GitError as error:
+                most = self._declared.max_size
+                if await asyncio.to_thread(self._clear_drafts) >= most:  # git does not always say so
+                    raise GitError(f"git fetch: there is more than max_size ({most} bytes) to fetch") from error
+                raise
 
     async def _commit_of(self, name: str) -> str:
         output = await self._run(
@@ -159,6 +164,21 @@ class Clone:
         """The state directory is locked by us, so no git that we have started is at work there."""
         for lock in self.folder.rglob("*.lock"):
             lock.unlink(missing_ok=True)
+        self._clear_drafts()
+
+    def _clear_drafts(self) -> int:
+        """What a git that was killed has fetched half: again and again, that would fill the disk. The largest size."""
+        most = 0
+        for draft in (self.folder / "objects").rglob("tmp_*"):
+            with contextlib.suppress(FileNotFoundError):
+                most = max(most, draft.stat().st_size)
+                draft.unlink()
+        return most
+
+    def _write_attributes(self) -> None:
+        path = self.folder / "info" / "attributes"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(_ATTRIBUTES, "ascii")
 
 
 def _full_names(ref: str) -> tuple[str, ...]:

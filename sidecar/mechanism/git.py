@@ -20,7 +20,7 @@ import msgspec
 
 from sidecar.core.sourcing import SCHEMES, GitDeclaration
 
-LEAST_VERSION = (2, 31)  # GIT_CONFIG_COUNT
+LEAST_VERSION = (2, 32)  # GIT_CONFIG_GLOBAL
 SIGNED_VERSION = (2, 34)  # signatures of ssh keys
 OUTPUT_BYTES = 32 * 2**20
 MESSAGE_CHARS = 600
@@ -37,6 +37,10 @@ _NOBODY = "/bin/false"
 
 class GitError(Exception):
     """git said no, or nothing within the deadline. The text is for people, and without secrets."""
+
+
+class TooMuchError(GitError):
+    """git has printed more than anybody would read."""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -91,9 +95,8 @@ class Git:
             env=self._variables(secrets) | dict(extra or {}),
             start_new_session=True,
         )
-        with contextlib.suppress(ProcessLookupError):  # so that no pack fills the disk; what it starts inherits it
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (self._declared.max_size, self._declared.max_size))
         try:
+            _limit(process, self._declared.max_size)
             async with asyncio.timeout(self._declared.timeout):
                 output = await _communicate(process)
         except TimeoutError:
@@ -110,7 +113,7 @@ class Git:
         lines = [line.strip() for line in output.err.splitlines() if line.strip()]
         telling = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))] or lines
         text = "; ".join(dict.fromkeys(telling))[-MESSAGE_CHARS:] or f"exit code {output.status}"
-        return f"git {command}: {self._without_secrets(text)}"
+        return f"git {command}: {printable(self._without_secrets(text))}"
 
     def _without_secrets(self, text: str) -> str:
         for _, place in self._declared.secrets:
@@ -198,6 +201,19 @@ class Git:
         return shlex.join(words)
 
 
+def printable(text: str) -> str:
+    """Without what would steer a terminal: servers and authors may write what they like."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _limit(process: Process, size: int) -> None:
+    """No pack may fill the disk; what git starts inherits this. A limit of ours that is lower stays."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = size if most == resource.RLIM_INFINITY else min(size, most)
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+
+
 async def _communicate(process: Process) -> Output:
     if process.stdout is None or process.stderr is None:
         raise RuntimeError("git was started without pipes")
@@ -211,7 +227,7 @@ async def _read(stream: asyncio.StreamReader) -> bytes:
     while part := await stream.read(65536):
         size += len(part)
         if size > OUTPUT_BYTES:
-            raise GitError(f"git has printed more than {OUTPUT_BYTES // 2**20} MiB")
+            raise TooMuchError(f"git has printed more than {OUTPUT_BYTES // 2**20} MiB")
         parts.append(part)
     return b"".join(parts)
 

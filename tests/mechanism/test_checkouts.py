@@ -148,11 +148,14 @@ async def test_one_that_is_killed_in_the_middle_leaves_nothing_in_the_way(
     await again.checkouts.check_out(commit)
     again.checkouts.switch(commit)
     assert again.checkouts.commit == commit
-    assert [path.name for path in (mine.folder / "checkouts").iterdir() if path.is_dir()] == [commit]
+    again.checkouts.prune([])
+    assert [path.name for path in (mine.folder / "checkouts").iterdir()] == [commit]
 
 
 async def test_old_checkouts_go_unless_a_process_stands_in_them(tmp_path: Path, repository: Repository) -> None:
-    mine = local(tmp_path, repository)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to("real")
+    mine = local(tmp_path / "linked", repository)
     commits = []
     for number in range(4):
         commits.append(repository.push({"a.toml": f"x = {number}"}, str(number)))
@@ -182,6 +185,90 @@ async def test_what_is_too_large_or_has_no_manifests_is_unfit(tmp_path: Path, re
     await wrong.fetch()
     with pytest.raises(UnfitError, match="deploy is a submodule, which is not fetched"):
         await wrong.checkouts.check_out(commit)
+
+
+async def test_files_are_written_as_they_stand_in_the_commit_whatever_its_attributes_say(
+    tmp_path: Path, repository: Repository
+) -> None:
+    attributes = "*.toml text eol=crlf ident\nc.toml filter=lfs\nd.toml working-tree-encoding=UTF-16LE\n"
+    repository.push(dict.fromkeys(("a.toml", "c.toml", "d.toml"), "# $Id$\n"), "Files")
+    (repository.work / ".gitattributes").write_text(attributes)
+    repository.git(
+        "add", ".gitattributes"
+    )  # git would write the others in another way from now on, and is not asked to
+    commit = repository.commit("Attributes")
+    mine = local(tmp_path, repository)
+    await mine.fetch()
+    place = await mine.checkouts.check_out(commit)
+    assert {path.read_bytes() for path in place.glob("*.toml")} == {b"# $Id$\n"}
+    assert await mine.checkouts.whole(commit)
+
+
+async def test_a_commit_whose_links_or_names_lead_out_of_it_is_unfit(tmp_path: Path, repository: Repository) -> None:
+    (repository.work / "in.toml").symlink_to("real/a.toml")
+    commit = repository.push({"real/a.toml": "x = 1"}, "A link to what is there")
+    mine = local(tmp_path, repository)
+    await mine.fetch()
+    assert (await mine.checkouts.check_out(commit) / "in.toml").read_text() == "x = 1"
+    (tmp_path / "unsigned.toml").write_text("x = 2")
+    for target in (str(tmp_path / "unsigned.toml"), "../../live/real/a.toml", "../../../unsigned\x1b.toml"):
+        (repository.work / "in.toml").unlink()
+        (repository.work / "in.toml").symlink_to(target)
+        commit = repository.push({}, "A link to what is not")
+        await mine.fetch()
+        with pytest.raises(UnfitError, match=r"in\.toml is a link to [ -~]+, which is not in the repository"):
+            await mine.checkouts.check_out(commit)
+        assert not mine.checkouts.place(commit).exists()
+    commit = repository.evil("../up.toml", "x = 3")
+    await mine.fetch()
+    with pytest.raises(UnfitError, match=r"has a file that may not be: .*invalid path '\.\./up\.toml'"):
+        await mine.checkouts.check_out(commit)
+
+
+async def test_a_commit_with_more_files_than_anybody_would_list_is_unfit(
+    tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = repository.push({f"{number}.toml": "" for number in range(100)}, "Many")
+    mine = local(tmp_path, repository)
+    await mine.fetch()
+    monkeypatch.setattr("sidecar.mechanism.git.OUTPUT_BYTES", 2000)
+    with pytest.raises(UnfitError, match="has far more than 50000 files"):
+        await mine.checkouts.check_out(commit)
+
+
+@pytest.mark.parametrize("files", [1, 120])  # git unpacks a few objects, and keeps the pack of many
+async def test_a_fetch_that_is_too_large_says_so_and_leaves_nothing_on_the_disk(
+    tmp_path: Path, repository: Repository, files: int
+) -> None:
+    for number in range(files):
+        (repository.work / f"{number}.bin").write_bytes(os.urandom(2**19 // files))
+    repository.push({}, "Large")
+    mine = local(tmp_path, repository, max_size=ByteSize(2**16))
+    with pytest.raises(GitError, match="more than max_size"):
+        await mine.fetch()
+    assert not list((mine.folder / "repo.git" / "objects").rglob("tmp_*"))
+
+
+async def test_what_an_author_writes_steers_no_terminal(tmp_path: Path, repository: Repository) -> None:
+    commit = repository.push({"a.toml": "x = 1"}, "\x1b[2JAll is well")
+    mine = local(tmp_path, repository)
+    await mine.fetch()
+    assert (await mine.clone.describe(commit)).subject == " [2JAll is well"
+
+
+async def test_a_clone_that_cannot_be_packed_is_no_failure(
+    tmp_path: Path, repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = repository.push({"a.toml": "x = 1"}, "One")
+    full = shim(
+        tmp_path / "bin",
+        "git",
+        'case "$*" in *"gc --auto"*) echo fatal: File too large >&2; exit 1;; esac; exec $REAL "$@"',
+    )
+    mine = local(tmp_path, repository, full)
+    await mine.fetch()
+    await mine.clone.keep([commit])
+    assert "cannot be packed, and goes on as it is" in caplog.text
 
 
 async def test_only_commits_that_are_signed_by_the_right_key_are_trusted(

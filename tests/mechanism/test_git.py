@@ -117,13 +117,24 @@ async def test_more_than_max_size_is_not_fetched(tmp_path: Path) -> None:
         await mine.run("fetch", "--quiet", declared.git, "main", folder=tmp_path / "clone")
 
 
+async def test_a_limit_of_the_sidecars_own_that_is_lower_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (2**20, 2**20))  # as LimitFSIZE= of systemd
+    found = await git(shim(tmp_path, "git", "until ulimit -f | grep -q 2048; do :; done; ulimit -f")).run("version")
+    assert int(found.out) * 512 == 2**20
+
+
+async def test_what_a_server_says_steers_no_terminal(tmp_path: Path) -> None:
+    with pytest.raises(GitError, match=r"git fetch: fatal: remote error:  \]0;evil"):
+        await git(shim(tmp_path, "git", r"printf 'fatal: remote error: \033]0;evil\n' >&2; exit 128")).run("fetch")
+
+
 async def test_a_git_that_is_missing_or_too_old_is_told(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(GitError, match="install it"):
         await git(str(empty)).version()
-    old = shim(tmp_path, "git", 'echo "git version 2.30.2"')
-    with pytest.raises(GitError, match=re.escape("git version 2.30.2 is too old: at least 2.31 is needed")):
+    old = shim(tmp_path, "git", 'echo "git version 2.31.8"')
+    with pytest.raises(GitError, match=re.escape("git version 2.31.8 is too old: at least 2.32 is needed")):
         await git(old).version()
     almost = shim(tmp_path, "git", 'echo "git version 2.33.0 (Some Vendor)"')
     await git(almost).version()
