@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -215,21 +215,20 @@ class Reader:
         except driver.Error as error:
             raise PluginError(f"the usage cannot be read: {_line(error)}") from error
         try:
-            self.run(f"SET statement_timeout = {LATE_MS}")
-            self.run("SET default_transaction_read_only = on")
-            _check_version("the database", self.run("SELECT version FROM usage_schema"))
+            list(self.run(f"SELECT set_config('statement_timeout', '{LATE_MS}', false)"))
+            list(self.run("SELECT set_config('default_transaction_read_only', 'on', false)"))
+            _check_version("the database", list(self.run("SELECT version FROM usage_schema")))
         except BaseException:
             self.close()
             raise
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """What a statement gives. Raises PluginError."""
+    def run(self, sql: str, values: Sequence[Any] = ()) -> Generator[Row, None, None]:
+        """What a statement gives, a row at a time: there may be millions. Raises PluginError."""
         try:
-            cursor = self._database.execute(_marked(sql), values)
-            found: list[Row] = cursor.fetchall() if cursor.description else []
+            with self._database.cursor() as cursor:
+                yield from cursor.stream(_marked(sql), values)
         except _driver().Error as error:
             raise PluginError(f"the usage cannot be read: {_line(error)}") from error
-        return found
 
     def close(self) -> None:
         """Let go of it."""

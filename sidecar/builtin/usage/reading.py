@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,7 +22,7 @@ _SUMS = tuple(tables.SUMS)
 _COST = _SUMS.index("cost")
 _SAME = [name for name in _SUMS if name not in ("busy_ms", "loaded_ms", "cost")]
 
-Run = Callable[[str, Sequence[Any]], list[Row]]
+Run = Callable[[str, Sequence[Any]], Iterable[Row]]
 
 
 def report(run: Run, query: UsageQuery) -> UsageReport:

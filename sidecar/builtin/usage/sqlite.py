@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -183,10 +183,10 @@ class Reader:
         except sqlite3.Error as error:
             raise PluginError(f"{path} cannot be read: {error}") from error
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """What a statement gives. Raises PluginError."""
+    def run(self, sql: str, values: Sequence[Any] = ()) -> Generator[Row, None, None]:
+        """What a statement gives, a row at a time: there may be millions. Raises PluginError."""
         try:
-            return self._database.execute(sql, values).fetchall()
+            yield from self._database.execute(sql, values)
         except sqlite3.Error as error:
             raise PluginError(f"{self._path} cannot be read: {error}") from error
 

@@ -26,7 +26,7 @@ def ask(settings: Settings, sql: str) -> list[Row]:
     """What is in the database."""
     reader = postgres.Reader(settings.dsn) if settings.dsn is not None else sqlite.Reader(Path(settings.path))
     try:
-        return reader.run(sql, ())
+        return list(reader.run(sql, ()))
     finally:
         reader.close()
 

@@ -312,5 +312,5 @@ async def test_reports_change_nothing(settings: Settings, mortal: Server) -> Non
     assert settings.dsn is not None
     reader = postgres.Reader(settings.dsn)
     with pytest.raises(PluginError, match="read-only transaction"):
-        reader.run("DELETE FROM usage_totals")
+        list(reader.run("DELETE FROM usage_totals"))
     reader.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugin_sdk import PluginError, Reject, UsageQuery
-from sidecar.builtin.usage import Settings, Usage, reading
+from sidecar.builtin.usage import Settings, Usage, postgres, reading, sqlite
 from tests.builtin.usage.conftest import Make, place
 from tests.builtin.usage.samples import DAY_S, HOUR_S, MIDNIGHT_S, outcome, price, recorded, rows
 
@@ -116,6 +117,14 @@ async def test_an_answer_without_end_is_not_begun(filled: Settings, monkeypatch:
     assert len(await rows(filled, "model")) == 2
     with pytest.raises(PluginError, match="more than 2 rows: ask for a shorter time"):
         await rows(filled, "principal")
+
+
+def test_rows_are_read_one_at_a_time(filled: Settings) -> None:
+    reader = postgres.Reader(filled.dsn) if filled.dsn is not None else sqlite.Reader(Path(filled.path))
+    endless = reader.run("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n")
+    assert list(itertools.islice(endless, 3)) == [(1,), (2,), (3,)]
+    endless.close()
+    reader.close()
 
 
 async def test_costs_are_exact_and_written_without_an_exponent(settings: Make) -> None:
