@@ -39,19 +39,25 @@ def listeners(ports: range | None = None) -> list[Listener]:
     holders = _holders({inode for hosts in by_port.values() for inodes in hosts.values() for inode in inodes})
     found = []
     for port, hosts in sorted(by_port.items()):
-        host = min(hosts)  # 127.0.0.1 before ::1
+        host = min(hosts, key=_nearness)
         pids = {pid for inode in hosts[host] for pid in holders.get(inode, ())}
         found.append(Listener(host, port, tuple(sorted(pids))))
     return found
 
 
 def _from_here(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The loopback address that leads there; "" if none does."""
+    """The address that leads there from here, loopback if it can be; "" if none does."""
     mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
     host = mapped or host
     if host.is_unspecified:
         return "127.0.0.1" if host.version == 4 else "::1"
-    return str(host) if host.is_loopback else ""
+    return "" if host.is_link_local else str(host)  # which would need a zone beside it
+
+
+def _nearness(host: str) -> tuple[bool, int, str]:
+    """127.0.0.1 before ::1, and both before an address that others can reach."""
+    address = ipaddress.ip_address(host)
+    return not address.is_loopback, address.version, host
 
 
 def _tables() -> Iterator[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int, int]]:

@@ -186,7 +186,7 @@ class Draft:
         if "keys" in self.plugins and NOBODY in self._keys():
             self.note("no client has a key yet, so that all are refused: put one into [plugins.keys]", "plugins.toml")
         if not self.models:
-            self.note("it has no model that could be carried: is it the right file?")
+            self.note("no model could be carried over: is this what was meant?")
         files = {"sidecar.toml": self._file("sidecar.toml", {"sidecar": self._settings()})}
         if self.plugins:
             files["plugins.toml"] = self._file("plugins.toml", {"plugins": self.plugins})

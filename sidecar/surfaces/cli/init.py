@@ -15,6 +15,7 @@ from sidecar.mechanism.discovery import look
 from sidecar.mechanism.discovery.asking import NO_HTTP
 from sidecar.mechanism.discovery.offers import Found, Wanted, convert
 from sidecar.mechanism.importing.draft import Imported
+from sidecar.mechanism.importing.reading import InputError
 from sidecar.mechanism.importing.writing import WriteError, write
 from sidecar.surfaces.cli import beginning
 from sidecar.surfaces.cli.importing import How, carry_out
@@ -124,7 +125,16 @@ def _discovered(how: How, bounds: look.Bounds, manage: bool, key: str) -> Import
     found = asyncio.run(_look(bounds, os.environ.get(key, "") if key else ""))
     if not how.everything:
         found = [one for one in found if one.answer.why != NO_HTTP]
+    if not found:
+        more = "" if how.everything else "; --all tells of everything that listens"
+        raise InputError(f"nobody listens {_told(bounds.ports)} who could be a model server{more}")
     return convert(found, Wanted(how.options(Path()), manage=manage, key=key))
+
+
+def _told(ports: range | None) -> str:
+    if ports is None:
+        return "on this machine"
+    return f"at port {ports[0]}" if len(ports) == 1 else f"at the ports {ports[0]}-{ports[-1]}"
 
 
 async def _look(bounds: look.Bounds, key: str) -> list[Found]:

@@ -10,13 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.mechanism.discovery import asking
+from sidecar.mechanism.discovery import asking, sockets
 from sidecar.mechanism.discovery.asking import Answer, Served
 from sidecar.mechanism.discovery.sockets import Listener, listeners
+from tests.support import write
 
 LLAMA = {"data": [{"id": "qwen.gguf", "owned_by": "llamacpp"}]}
 PLAIN = {"data": [{"id": "m"}, {"id": "n"}]}
@@ -139,3 +141,15 @@ def test_who_listens_is_found_with_its_process(host: str, reached: str) -> None:
         assert Listener(reached, port, (os.getpid(),)) in listeners()
     assert listeners(range(port, port + 1)) == []
     assert Listener("::1", 80).url == "http://[::1]:80"
+
+
+def test_who_listens_on_an_address_that_others_reach_is_found_there_and_nearer_ones_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, rest = "sl local_address rem_address st", "00000000:0000 0A 0:0 0:0 0 0 0 7 1 0 100"
+    rows = [f"{host}:1F40 {rest}" for host in ("0502000A", "0200007F")] + [f"0502000A:1F41 {rest}"]  # 10.0.2.5
+    zoned = f"000080FE000000000000000001000000:1F42 {rest}"  # fe80::1
+    for name, lines in (("tcp", rows), ("tcp6", [zoned])):
+        write(tmp_path, {f"net/{name}": "\n".join([head, *(f"0: {line}" for line in lines)])})
+    monkeypatch.setattr(sockets, "PROC", tmp_path)
+    assert listeners() == [Listener("127.0.0.2", 8000), Listener("10.0.2.5", 8001)]

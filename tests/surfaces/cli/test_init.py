@@ -148,7 +148,7 @@ def test_what_is_offered_runs(tmp_path: Path) -> None:
 
 
 def test_servers_of_a_sidecar_and_what_is_not_understood_are_told_and_not_offered(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(MARKER, "m-12345678")
     with serving(HTTP_SERVER) as ours:
@@ -157,5 +157,7 @@ def test_servers_of_a_sidecar_and_what_is_not_understood_are_told_and_not_offere
     assert "[models" not in result.stdout
     monkeypatch.delenv(MARKER)
     with serving(str(Path(HTTP_SERVER).with_name("raw_server.py")), "SSH-2.0-x\\r\\n") as other:
-        assert "speak" not in discover(ports=(other.port,)).output
+        nobody = discover("--out", tmp_path / "m", ports=(other.port,))
+        assert (nobody.exit_code, nobody.stdout, (tmp_path / "m").exists()) == (1, "", False)
+        assert f"nobody listens at port {other.port} who could be a model server; --all tells of" in nobody.stderr
         assert "does not speak HTTP" in discover("--all", ports=(other.port,)).stderr
