@@ -84,6 +84,7 @@ def test_the_unit_is_hardened_and_leaves_gpus_in_sight(tmp_path: Path) -> None:
 def test_the_unit_the_socket_and_the_manifest_fit_together(tmp_path: Path) -> None:
     manifest = (DEPLOY / "systemd" / "sidecar.toml").read_text(encoding="utf-8")
     declaration = declared(tmp_path, {"sidecar.toml": manifest})
+    assert value(UNIT, "Requires") == "sidecar.socket"  # whoever stops the socket stops both
     assert value(SOCKET, "ListenStream") == declaration.settings.listen
     assert declaration.settings.state_dir == f"/var/lib/{value(UNIT, 'StateDirectory')}"
     assert (value(UNIT, "KillMode"), declaration.settings.on_exit) == ("process", "keep")
