@@ -120,19 +120,28 @@ class Books:
             return self._database.changed(prune, (oldest_s, PRUNE_ROWS)) < PRUNE_ROWS
 
     def _fold(self) -> bool:
-        """Sums of hours become sums of days when the rows are gone."""
+        """Sums of hours become sums of days when the rows are gone, a day at a time."""
         now_s = time.time()
-        if self._config.retention > 0:
-            first_s = int(now_s - self._config.retention) // tables.DAY_S * tables.DAY_S
-            with self._database.transaction():
-                hours = self._database.run(tables.FOLDED, (first_s,))
-                days = [(start_s // tables.DAY_S * tables.DAY_S, *rest) for start_s, *rest in hours]
-                self._database.run_many(tables.ADD, days)
-        if self._config.history > 0:
-            oldest_s = int(now_s - self._config.history)
-            self._database.run(tables.FORGET, (oldest_s,))
-            self._database.run(tables.FORGET_SERVERS, (oldest_s * 1000,))
+        kept_s, history_s = self._config.retention, self._config.history
+        if kept_s > 0 and not self._fold_a_day(int(now_s - kept_s) // tables.DAY_S * tables.DAY_S):
+            return False
+        if kept_s > 0:
+            self._database.run(tables.FORGET_ENDED, (round((now_s - kept_s) * 1000),))
+        if history_s > 0:
+            self._database.run(tables.FORGET, (int(now_s - history_s),))
+            self._database.run(tables.FORGET_SERVERS, (round((now_s - history_s) * 1000),))
         return True
+
+    def _fold_a_day(self, before_s: int) -> bool:
+        """The oldest that is not yet. Whether there is none."""
+        with self._database.transaction():
+            [[first_s]] = self._database.run(tables.UNFOLDED, (before_s,))
+            if first_s is None:
+                return True
+            day_s = first_s // tables.DAY_S * tables.DAY_S
+            hours = self._database.run(tables.FOLDED, (day_s, day_s + tables.DAY_S))
+            self._database.run_many(tables.ADD, [(day_s, *rest) for _, *rest in hours])
+        return False
 
 
 def _prices(text: str) -> tuple[Price, ...]:

@@ -85,9 +85,10 @@ def sum_up(source: str, hour: str, sign: str = "") -> str:
 
 
 PRUNE = "DELETE FROM {requests} WHERE id IN (SELECT id FROM {requests} WHERE started_s < ? ORDER BY started_s LIMIT ?)"
-_OF_HOURS = "start_s < ? AND start_s <> start_s / 86400 * 86400"
-FOLDED = f"DELETE FROM usage_totals WHERE {_OF_HOURS} RETURNING {_KEY}, {_SUM_NAMES}"  # noqa: S608 - as above
+UNFOLDED = "SELECT MIN(start_s) FROM usage_totals WHERE start_s < ? AND start_s <> start_s / 86400 * 86400"
+FOLDED = f"DELETE FROM usage_totals WHERE start_s > ? AND start_s < ? RETURNING {_KEY}, {_SUM_NAMES}"  # noqa: S608 - as above
 FORGET = "DELETE FROM usage_totals WHERE start_s < ?"
+FORGET_ENDED = "DELETE FROM usage_servers WHERE until_ms < ? AND ended"
 FORGET_SERVERS = "DELETE FROM usage_servers WHERE until_ms < ?"
 SEEN = "SELECT id, until_ms FROM usage_servers WHERE node = ? AND until_ms >= ?"
 SEE = (

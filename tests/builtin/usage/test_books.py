@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from plugin_sdk import Duration, End, Outcome, UsageRow
 from plugin_sdk.testing import samples
 from sidecar.builtin.usage import Settings, Usage, postgres, sqlite
-from sidecar.builtin.usage.books import FILL_ROWS
+from sidecar.builtin.usage.books import FILL_ROWS, Books
 from sidecar.builtin.usage.rows import Row
 from tests.builtin.usage.conftest import Make
 from tests.builtin.usage.samples import DAY_S, HOUR_S, MIDNIGHT_S, loaded, outcome, price, recorded, rows, total
@@ -225,6 +226,34 @@ async def test_rows_go_and_their_hours_become_days(settings: Make) -> None:
     await recorded(kept, [outcome(at_s=old_s + HOUR_S, tokens=(5, 1))])  # one that comes late
     await recorded(kept)
     assert (await total(kept)).requests == 6
+
+
+async def test_servers_that_ended_are_forgotten_with_the_rows_of_their_time(settings: Make) -> None:
+    gone, lost = loaded("gone", 1000.0, 2000.0, ended=True), loaded("lost", 1000.0, 2000.0)  # which may be taken over
+    await recorded(settings(), servers=[gone, lost, loaded("new", NOW_S - 100, NOW_S, ended=True)])
+    plugin = Usage(settings(retention=Duration(DAY_S)), name="usage")
+    await plugin.open()
+    await until(lambda: len(ask(settings(), "SELECT id FROM usage_servers")) == 2, "it is forgotten")
+    await plugin.close()
+    assert ask(settings(), "SELECT id FROM usage_servers ORDER BY id") == [("lost",), ("new",)]
+    assert (await total(settings())).loaded_s == 2100.0
+
+
+async def test_a_long_past_is_folded_a_day_at_a_time(settings: Make) -> None:
+    first_s = NOW_S // DAY_S * DAY_S - 9 * DAY_S + HOUR_S
+    begun = {f"s{day}": first_s + day * DAY_S for day in range(5)}
+    await recorded(settings(), servers=[loaded(name, since_s, since_s + 9) for name, since_s in begun.items()])
+    config = settings(retention=Duration(DAY_S))
+    log = logging.getLogger()
+    database = postgres.Postgres(config.dsn, "") if config.dsn else sqlite.SQLite(Path(config.path), log)
+    database.connect()
+    books = Books(database, config)
+    parts = 1
+    while not books.tidy():
+        parts += 1
+    database.disconnect()
+    assert parts == 6
+    assert {start_s % DAY_S for [start_s] in ask(config, "SELECT start_s FROM usage_totals")} == {0}
 
 
 async def test_sums_go_when_their_time_has_come(settings: Make) -> None:
