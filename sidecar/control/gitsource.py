@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from random import SystemRandom
 from typing import Literal, NoReturn
 
 import msgspec
 
+from sidecar.control.asking import Schedule
 from sidecar.control.candidates import Candidate, Check, Judge
 from sidecar.control.clock import Clock
 from sidecar.control.events import Events
@@ -28,7 +28,6 @@ from sidecar.core.sourcing import (
     GitDeclaration,
     Memory,
     SourceReport,
-    next_wait_s,
     shown,
 )
 from sidecar.mechanism.git import Git, GitError
@@ -39,7 +38,6 @@ from sidecar.mechanism.sources import Library
 
 log = logging.getLogger(__name__)
 
-GAP_S = 1.0  # between two looks for which others have asked
 AGAIN = frozenset({"command", "webhook", "unpin", "resume", "reload"})  # has a rejected commit looked at again
 
 
@@ -66,19 +64,16 @@ class GitSource:
         self._judge = Judge(declared, self._checkouts, check, self.library)
         self._notes = Notes(folder)
         self._clock = clock or Clock()
-        self._random = SystemRandom()
-        self._asked_at: float | None = None
+        self._schedule = Schedule(declared.interval, self._clock)
         self._answered_at: float | None = None
-        self._next_at: float | None = None
         self._candidate: Candidate | None = None  # waits to be read
         self._reread = False  # what is in force is to be read again
         self._attempted = ""
         self._rejected: Candidate | None = None  # the attempted one, if so
         self._reasons: tuple[str, ...] = ()
         self._decided_at = 0.0
-        self._working = asyncio.Lock()
-        self._woken = asyncio.Event()
-        self._wanted = ""  # what has asked for a look soon
+        self._asking = asyncio.Lock()  # always before the other
+        self._working = asyncio.Lock()  # with clone and checkouts; not held while the server is asked what the ref is
         self._events: Events | None = None
         self._refresh: Callable[[], Awaitable[object]] | None = None
         self._loop: asyncio.Task[None] | None = None
@@ -106,13 +101,13 @@ class GitSource:
         if (self.memory.git, self.memory.ref) != (declared.git, declared.ref):
             await self._remember(git=declared.git, ref=declared.ref, head="")
         if self._attempted:
-            if not await self._repository.trusts(self._attempted):
-                self._attempted = (
-                    ""  # it serves on, since nothing else is there; but it is told, and decided about anew
-                )
+            last = self.memory.last("applied")
+            unwritten = last is None or last.commit.id != self._attempted  # it was killed before it wrote that down
+            if unwritten or not await self._repository.trusts(self._attempted):
+                self._attempted = ""  # it serves on, as there is nothing else; but it is decided about anew, and told
             self.nudge("start")
             return
-        self._asked_at = self._clock.unix()
+        self._schedule.asked()
         wanted = self.memory.pinned or await self._head()
         candidate = await self._repository.prepare(wanted, "start", follows=False)
         revision, problems = await asyncio.to_thread(self._judge.judge, candidate, None)
@@ -151,6 +146,8 @@ class GitSource:
         revision, problems = await asyncio.to_thread(self._judge.judge, candidate, before)
         if problems:
             await self._reject(candidate, revision, problems)
+        if self._held_back(candidate):
+            return None
         try:
             await asyncio.to_thread(self._checkouts.switch, candidate.commit.id)
         except OSError as error:
@@ -167,26 +164,22 @@ class GitSource:
 
         Raises SuspendedError.
         """
-        async with self._working:
-            if self.memory.suspended:
-                raise SuspendedError("the source is suspended; resume it first (sidecar source resume)")
-            self._asked_at = self._clock.unix()
-            failures = self.failures
+        async with self._asking:
+            self._follow()
+            self._schedule.asked()
             try:
                 commit = await self._head()
-                await self._offer(self.memory.pinned or commit, trigger)
-                await self._tidy()
-                if self.failures == failures:  # or what was offered could not be put in force
-                    self._answered()
+                async with self._working:
+                    await self._take(commit, trigger)
             except (GitError, OSError) as error:
-                await self._failed(error)
+                async with self._working:
+                    await self._failed(error)
             finally:
-                self._woken.set()  # the time of the next look depends on what came of this one
+                self._schedule.reckon()
 
     def nudge(self, trigger: str) -> None:
         """Somebody says that there may be something new: look soon, once for all who say so meanwhile."""
-        self._wanted = self._wanted or trigger
-        self._woken.set()
+        self._schedule.nudge(trigger)
 
     async def pin(self, name: str) -> Attempt:
         """Put a commit in force and stay there. name: an id or its beginning; "" for the one in force.
@@ -200,8 +193,8 @@ class GitSource:
             await self._read_now()
             if self._attempted != commit or self._rejected is not None:
                 why = "; ".join(self._reasons) or self.trouble
-                self._attempted, self._candidate, self._reasons = before
-                self._rejected = None
+                self._attempted, self._rejected, self._reasons = before
+                self._candidate = self._rejected
                 self._reread = self._candidate is None
                 await self._read_now()
                 raise RejectedError(f"commit {commit[:12]} is not taken: {why}")
@@ -229,7 +222,7 @@ class GitSource:
         self._record("SourceSuspended" if suspended else "SourceResumed", shown(self.declared, self._checkouts.commit))
         if not suspended:
             await self.sync("resume")
-        self._woken.set()
+        self._schedule.reckon()
         return True
 
     def report(self) -> SourceReport:
@@ -250,9 +243,9 @@ class GitSource:
             suspended=memory.suspended,
             verify=declared.verify,
             failures=self.failures,
-            asked_at=self._asked_at,
+            asked_at=self._schedule.asked_at,
             answered_at=self._answered_at,
-            next_at=None if memory.suspended else self._next_at,
+            next_at=None if memory.suspended else self._schedule.next_at,
             unsaved=self._notes.problem,
         )
 
@@ -269,38 +262,15 @@ class GitSource:
 
     async def _run(self) -> None:
         while True:
-            trigger = await self._due()
+            trigger = await self._schedule.due(lambda: self.memory.suspended, lambda: self.failures)
             try:
                 await self.sync(trigger)
             except SuspendedError:
                 continue  # since it was due
             except Exception as error:
                 log.exception("the source cannot be followed")
-                await self._failed(error)
-
-    async def _due(self) -> str:
-        """Wait until it is time to ask, or somebody wants it; what is the reason."""
-        while True:
-            self._woken.clear()
-            if self._wanted and not self.memory.suspended:
-                await self._keep_distance()
-                trigger, self._wanted = self._wanted, ""
-                return trigger
-            wait_s = None
-            if not self.memory.suspended:
-                wait_s = next_wait_s(self.declared.interval, self.failures, self._random.random())
-            self._next_at = None if wait_s is None else self._clock.unix() + wait_s
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                return "interval"
-
-    async def _keep_distance(self) -> None:
-        """Between two looks that others have asked for, so that nobody can have the server asked all the time."""
-        since = self._clock.unix() - (self._asked_at or 0.0)
-        if 0 <= since < GAP_S:
-            await asyncio.sleep(GAP_S - since)
+                async with self._working:
+                    await self._failed(error)
 
     async def _head(self) -> str:
         commit = await self._repository.head(self.memory.head)
@@ -326,6 +296,22 @@ class GitSource:
         await self._repository.failed()
 
     # --- deciding -----------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        if self.memory.suspended:
+            raise SuspendedError("the source is suspended; resume it first (sidecar source resume)")
+
+    def _held_back(self, candidate: Candidate) -> bool:
+        """Whether somebody has been told meanwhile that nothing changes from now on."""
+        return self.memory.suspended and candidate.trigger != "pin"
+
+    async def _take(self, commit: str, trigger: str) -> None:
+        self._follow()
+        failures = self.failures
+        await self._offer(self.memory.pinned or commit, trigger)
+        await self._tidy()
+        if self.failures == failures:  # or what was offered could not be put in force
+            self._answered()
 
     async def _offer(self, commit: str, trigger: str) -> None:
         """Have it decided about, unless it was decided about last."""

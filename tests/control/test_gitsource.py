@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -213,6 +213,52 @@ async def test_a_pin_that_is_refused_leaves_all_as_it_was(tmp_path: Path, reposi
         assert not mine.loaded.problems
         await mine.source.sync("interval")
         assert mine.outcomes[-1] == ("pin", "rejected", 1)  # and nothing has come after it
+
+
+async def test_what_somebody_says_holds_at_once_however_slow_git_is(tmp_path: Path, repository: Repository) -> None:
+    slow = shim(
+        tmp_path / "bin",
+        "git",
+        f'for one in "$@"; do [ -e {tmp_path}/slow-$one ] && echo > {tmp_path}/runs'
+        f' && while [ -e {tmp_path}/slow-$one ]; do sleep 0.02; done; done; exec $REAL "$@"',
+    )
+    first = repository.head()
+    async with Follower(tmp_path / "ours", repository, slow).followed() as mine:
+        await until(lambda: mine.source.report().answered_at is not None, "it has asked when it began")
+        second = repository.push({"b.toml": model("b")}, "Two")
+        for command in ("checkout-index", "ls-remote"):
+            (waiting := tmp_path / f"slow-{command}").touch()
+            asking = asyncio.create_task(mine.source.sync("interval"))
+            await until((tmp_path / "runs").exists, "git runs")
+            if command == "ls-remote":
+                async with asyncio.timeout(5):
+                    await mine.source.pin(first)
+                assert mine.models == ["a"]
+            assert await mine.source.suspend(suspended=True)
+            waiting.unlink()
+            (tmp_path / "runs").unlink()
+            with suppress(SuspendedError):
+                await asking
+            report = mine.source.report()
+            assert (mine.models, report.state, report.commit) == (["a"], "suspended", first)
+            assert report.attempted == first
+            await mine.source.unpin()
+            assert await mine.source.suspend(suspended=False)
+            assert (mine.models, mine.source.report().commit) == (["a", "b"], second)
+
+
+async def test_a_commit_in_force_that_was_not_written_down_is_decided_about_anew(
+    tmp_path: Path, repository: Repository
+) -> None:
+    async with Follower(tmp_path / "ours", repository).followed():
+        before = (tmp_path / "ours" / "source.json").read_text()
+    second = repository.push({"b.toml": model("b")}, "Two")
+    async with Follower(tmp_path / "ours", repository).followed() as mine:
+        await until(lambda: mine.models == ["a", "b"], "it is found")
+    (tmp_path / "ours" / "source.json").write_text(before)  # as if it was killed just after the switch
+    async with Follower(tmp_path / "ours", repository).followed() as mine:
+        await until(lambda: mine.outcomes[1:] == [("start", "applied", 1)], "it is written down")
+        assert mine.source.memory.history[-1].commit.id == second
 
 
 async def test_a_full_disk_keeps_what_is_in_force_and_the_clone_is_made_anew_if_it_goes_on(
