@@ -7,6 +7,7 @@ import sys
 import time
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import on
 from textual.app import App, ComposeResult
@@ -39,11 +40,13 @@ class TopApp(App[None]):
     #devices Static { height: auto; }
     #models { height: 1fr; }
     #filter { display: none; height: 3; }
-    #events { height: auto; max-height: 9; margin: 1 0 0 0; }
-    .box { width: auto; max-width: 90%; height: auto; max-height: 90%; padding: 1 2; border: round $primary;
+    #why { height: 1; }
+    #events { height: auto; max-height: 9; }
+    .box { width: 90%; max-width: 92; height: auto; max-height: 90%; padding: 1 2; border: round $primary;
         background: $surface; }
-    .box Static { width: auto; height: auto; }
+    .box Static { height: auto; }
     Question, Help { align: center middle; }
+    Question .box { max-width: 64; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         ("s", "act('start')", "start"),
@@ -70,13 +73,14 @@ class TopApp(App[None]):
         self._wants_events = True
 
     def compose(self) -> ComposeResult:
-        """From above: the sidecar, devices, models, events."""
+        """From above: the sidecar, devices, models, why the chosen one is not ready, events."""
         yield Static(id="head")
         yield Static(id="away")
         with VerticalScroll(id="devices", can_focus=False):
             yield Static(id="bars")
         yield Models(id="models")
         yield Input(self._pattern, placeholder="in the name or the state", id="filter")
+        yield Static(id="why")
         yield Static(id="events")
         yield Footer()
 
@@ -141,7 +145,23 @@ class TopApp(App[None]):
             devices.append("\n").append_text(bars.legend(self.look))
         self._main.query_one("#bars", Static).update(devices)
         self._main.query_one(Models).show(frame, models, width)
+        self.show_why()
         self._show_events(frame, width, height)
+
+    @on(DataTable.RowHighlighted)
+    def show_why(self) -> None:
+        """Of the chosen model, if the table has no room for all of it."""
+        if not self.screen_stack:
+            return  # the screen has gone meanwhile
+        model = self.chosen()
+        why = rows.because(model) if model is not None else ""
+        line = Text()
+        if model is not None and cell_len(why) > self._main.query_one(Models).room("BECAUSE"):
+            line.append(f"{model.name}: ", "bold").append(why)
+        line.truncate(self.size.width, overflow="ellipsis")
+        pane = self._main.query_one("#why", Static)
+        pane.display = self.size.height >= LOW
+        pane.update(line)
 
     def _head(self, frame: Frame, shown: int) -> Text:
         notes = [f"by {self._order}"]

@@ -56,15 +56,15 @@ def lines(devices: Iterable[TopDevice], width: int, look: Signs) -> Iterator[Tex
     devices = tuple(devices)
     widest = max((cell_len(device.label) for device in devices), default=0)
     room = width - widest - 2 * _GAP
-    shown = {device.label: _fitting(device, room) for device in devices}
-    size = min((room - cell_len(text) for text in shown.values()), default=0)
-    for device in devices:
+    shown = [_fitting(device, room) for device in devices]
+    size = min((room - cell_len(text) for text in shown), default=0)
+    for device, words in zip(devices, shown, strict=True):
         text = Text(f"{device.label:<{widest}}{' ' * _GAP}", no_wrap=True, overflow="ellipsis")
         if device.holders is None:
             yield text.append(f"unknown: {device.problem}", "red")
         else:
             text.append_text(bar(device.holders, max(0, min(MOST_BAR, size)), look))
-            yield text.append(f"{' ' * _GAP}{shown[device.label]}".rstrip())
+            yield text.append(f"{' ' * _GAP}{words}".rstrip())
 
 
 def bar(held: Holders, width: int, look: Signs) -> Text:

@@ -13,7 +13,7 @@ from sidecar.surfaces.cli.following import until_nobody_reads
 from sidecar.surfaces.cli.output import UNREACHABLE, fail, json_option, print_json
 from sidecar.surfaces.cli.top.frame import Frame
 from sidecar.surfaces.cli.top.link import Link
-from sidecar.surfaces.cli.top.rows import SORTS
+from sidecar.surfaces.cli.top.rows import SORTS, chosen
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ async def _print(remote: Remote, options: Options, *, once: bool, as_json: bool)
 
 def _print_one(frame: Frame, options: Options, url: str, as_json: bool) -> None:
     if as_json:
-        print_json(frame)
+        print_json(_meant(frame, options))
         return
     from sidecar.surfaces.cli.top.once import show  # here, since it takes a while, and --json does without
 
@@ -79,17 +79,24 @@ def _print_one(frame: Frame, options: Options, url: str, as_json: bool) -> None:
 
 async def _stream(link: Link, options: Options) -> None:
     """All frames, over restarts of the sidecar, too."""
-    click.echo(msgspec.json.encode(await link.frame()))
+    click.echo(msgspec.json.encode(_meant(await link.frame(), options)))
     away = False
     while True:
         await asyncio.sleep(options.interval_s)
         try:
-            click.echo(msgspec.json.encode(await link.frame()))
+            click.echo(msgspec.json.encode(_meant(await link.frame(), options)))
             away = False
         except UnreachableError as error:
             if not away:
                 click.echo(f"{error}; waiting for it", err=True)
             away = True
+
+
+def _meant(frame: Frame, options: Options) -> Frame:
+    """With the models that are meant alone, in the order that is."""
+    models = tuple(chosen(frame, *options.what))
+    rates = {model.name: frame.rates[model.name] for model in models if model.name in frame.rates}
+    return msgspec.structs.replace(frame, report=msgspec.structs.replace(frame.report, models=models), rates=rates)
 
 
 def _screen(remote: Remote, options: Options) -> None:

@@ -26,7 +26,7 @@ class Column(msgspec.Struct, frozen=True):
 
 def state(model: TopModel) -> str:
     """In a word or two."""
-    marks = [mark for mark, there in (("pinned", bool(model.pinned)), ("drained", model.drained)) if there]
+    marks = [mark for mark, there in (("drained", model.drained), ("pinned", bool(model.pinned))) if there]
     loading = model.loading
     done = f" {loading.done:.0%}" if loading is not None and loading.done is not None else ""
     return ", ".join((model.state + done, *marks))

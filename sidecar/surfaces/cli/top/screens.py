@@ -6,10 +6,12 @@ import asyncio
 from datetime import datetime
 from typing import ClassVar
 
+from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, RichLog, Static
 
@@ -29,6 +31,10 @@ KEYS = (
     ("o", "another order"),
     ("e", "events, or more models instead"),
     ("q", "quit"),
+)
+NOTES = (
+    "Rates are taken over the last 10 s; requests and tokens count when they end.",
+    "What is drained or pinned here stays so until taken back, or until the sidecar ends.",
 )
 
 
@@ -61,13 +67,12 @@ class Help(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [("escape,question_mark,q", "leave", "back")]
 
     def compose(self) -> ComposeResult:
-        text = Text()
+        keys = Table.grid(padding=(0, 2, 0, 0))
+        keys.add_column(justify="right", style="bold", no_wrap=True)
         for key, meaning in KEYS:
-            text.append(f"{key:>5}  ", "bold").append(f"{meaning}\n")
-        text.append("\nRates are taken over the last 10 s; requests and tokens count when they end.")
-        text.append("\nWhat is drained or pinned here stays so until taken back, or until the sidecar ends.")
-        with Vertical(classes="box"):
-            yield Static(text)
+            keys.add_row(key, meaning)
+        with VerticalScroll(classes="box"):
+            yield Static(Group(keys, Text(), *map(Text, NOTES)))
 
     def action_leave(self) -> None:
         """Back to the models."""

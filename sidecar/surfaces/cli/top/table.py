@@ -36,6 +36,10 @@ class Models(DataTable[Text]):
         """ "" if there is none."""
         return self._names[self.cursor_row] if 0 <= self.cursor_row < len(self._names) else ""
 
+    def room(self, title: str) -> int:
+        """The characters of a column; 0 = there is no room for it."""
+        return dict(self._columns).get(title, 0)
+
     def show(self, frame: Frame, models: list[TopModel], width: int) -> None:
         """These models, in this order, in so many characters."""
         longest = max((len(model.name) for model in models), default=0)
