@@ -1,11 +1,12 @@
 """What two declarations say differently, key by key, in the words of the manifests, and whom it concerns.
 
 Values are told as they are written there: secrets stay references, variables stay names. What stands in the `config` of
-a plugin is not told at all, only which keys of it differ.
+a plugin is not told at all, only which keys of it differ; nor is a key that somebody has put into `env` as it is.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,11 +16,13 @@ from sidecar.core.manifest import Declaration, Model, PluginDeclaration, Variant
 from sidecar.core.review import FieldChange
 from sidecar.mechanism.loader import Loaded
 from sidecar.mechanism.plugins import Loaded as Plugin
+from sidecar.mechanism.redaction import is_secret
 from sidecar.mechanism.versions import Version
 
 MOST_CHARS = 120
 _UNTOLD = ("config",)
 _MARK = "…"
+_REFERENCE = re.compile(r"\{env\.[A-Za-z0-9_.]+\}")
 
 
 # --- values -------------------------------------------------------------------------------------------------------
@@ -75,8 +78,20 @@ def fields(
         if field.encode_name in _UNTOLD:
             keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
             yield from (FieldChange(key=f"{prefix}{field.encode_name}.{key}") for key in keys)
+        elif field.encode_name == "env":
+            yield from _variables(f"{prefix}env.", *(raw.get("env", {}) for raw in raws))
         else:
             yield _field(prefix + field.encode_name, *raws, field.encode_name)
+
+
+def _variables(prefix: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[FieldChange]:
+    """Each by itself; a secret is told only where it is a reference."""
+    for name in {**before, **after}:
+        if before.get(name) == after.get(name):
+            continue
+        change = _field(prefix + name, before, after, name)
+        open_ = not is_secret(name) or all(_REFERENCE.fullmatch(one.get(name, "{env._}")) for one in (before, after))
+        yield change if open_ else FieldChange(key=change.key)
 
 
 # --- models -------------------------------------------------------------------------------------------------------

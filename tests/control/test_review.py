@@ -223,6 +223,22 @@ def test_secrets_and_variables_are_told_as_they_are_written(tmp_path: Path, monk
     )
 
 
+def test_variables_are_told_one_by_one_and_a_key_that_stands_among_them_is_not(tmp_path: Path) -> None:
+    def files(env: str) -> dict[str, str]:
+        return {"m.toml": model("m", variant=f"env = {{ SAME = '1', {env} }}")}
+
+    before = files("OLD = 'x', HF_TOKEN = 'hf-a', API_KEY = 'sk-a', A_TOKEN = '{env.A}'")
+    after = files("NEW = 'y', HF_TOKEN = 'hf-b', API_KEY = '{env.KEY}', A_TOKEN = '{env.B}'")
+    (change,) = reviewed(tmp_path, before, after).changes
+    assert change.fields == (
+        FieldChange(key="variants.default.env.OLD", before='"x"'),
+        FieldChange(key="variants.default.env.HF_TOKEN"),
+        FieldChange(key="variants.default.env.API_KEY"),
+        FieldChange(key="variants.default.env.A_TOKEN", before='"{env.A}"', after='"{env.B}"'),
+        FieldChange(key="variants.default.env.NEW", after='"y"'),
+    )
+
+
 # --- on a machine -------------------------------------------------------------------------------------------------
 
 
