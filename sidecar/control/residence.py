@@ -24,6 +24,7 @@ class Residence:
     def __init__(self, fleet: Fleet, generation: Callable[[], Generation]) -> None:
         self._fleet = fleet
         self._generation = generation
+        self._chains: dict[str, tuple[str, ...]] = {}  # of servers that are there, while their models were declared
 
     async def tell(self) -> None:
         """Each plugin that wants to know hears of the models whose chain it is in. What fails is noted there."""
@@ -31,9 +32,20 @@ class Residence:
         listeners = [one for one in generation.instances.values() if _listens(one)]
         if not listeners:
             self._fleet.departed.clear()
+            self._chains = {}
             return
         told = [*self._ended(), *self._loaded()]
-        await asyncio.gather(*(_tell(one, _of(one.name, told, generation.declaration)) for one in listeners))
+        self._chains = {
+            one.id: chain for one in told if (chain := self._chain(one, generation.declaration)) is not None
+        }
+        default = generation.declaration.settings.chain
+        for_each = {one.name: [it for it in told if one.name in self._chains.get(it.id, default)] for one in listeners}
+        await asyncio.gather(*(_tell(one, for_each[one.name]) for one in listeners))
+
+    def _chain(self, server: LoadedServer, declaration: Declaration) -> tuple[str, ...] | None:
+        """What is no longer declared has the chain that it had; None: that is not known, and may be the default."""
+        model = declaration.models.get(server.model)
+        return self._chains.get(server.id) if model is None else declaration.chain_of(model)
 
     def _loaded(self) -> Iterable[LoadedServer]:
         now = self._fleet.clock.unix()
@@ -58,17 +70,6 @@ async def _tell(instance: Instance, servers: list[LoadedServer]) -> None:
 
 def _listens(instance: Instance) -> bool:
     return instance.kind == "stats" and not instance.problem and overrides(instance.plugin, Stats, "loaded")
-
-
-def _of(plugin: str, servers: Iterable[LoadedServer], declaration: Declaration) -> list[LoadedServer]:
-    """Those of models that the plugin has to do with; what is no longer declared may have had the default chain."""
-    found = []
-    for server in servers:
-        model = declaration.models.get(server.model)
-        chain = declaration.settings.chain if model is None else declaration.chain_of(model)
-        if plugin in chain:
-            found.append(server)
-    return found
 
 
 def _view(server: LiveServer, until_s: float, *, ended: bool = False) -> LoadedServer:

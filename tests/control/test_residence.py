@@ -156,6 +156,20 @@ async def test_a_plugin_hears_of_the_models_whose_chain_it_is_in(world: World) -
     assert [one.model for one in world.heard()[-1]] == ["m", "mine", "gone"]
 
 
+async def test_one_whose_model_is_taken_out_is_told_to_whom_it_was_told_before(world: World) -> None:
+    await world.declare(("deaf",), mine=("ear",))
+    server = world.start("mine")
+    await world.residence.tell()
+    await world.declare(("deaf",), other=("ear",))  # so that it goes on to be listened to
+    await world.residence.tell()
+    world.end(server)
+    await world.residence.tell()
+    assert [[one.ended for one in told] for told in world.heard()] == [[False], [False], [True]]
+    assert world.residence._chains == {"mine-0": ("ear",)}
+    await world.residence.tell()
+    assert world.residence._chains == {}
+
+
 async def test_one_that_fails_or_hangs_keeps_it_from_nobody_else(world: World) -> None:
     await world.declare(("broken", "slow", "ear"))
     world.start()
