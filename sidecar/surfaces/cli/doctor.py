@@ -38,7 +38,12 @@ class _Status(msgspec.Struct, frozen=True):
 @click.command()
 @click.argument("directory", default="manifests", type=click.Path(path_type=Path))
 @click.option(
-    "--timeout", "patience_s", default=10.0, show_default=True, help="Seconds, after which a check is given up."
+    "--timeout",
+    "patience_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 3600),
+    help="Seconds, after which a check is given up.",
 )
 @click.option("--only", multiple=True, type=click.Choice(list(CHECKS)), help="Only this check; may be repeated.")
 @json_option
@@ -63,28 +68,23 @@ def doctor(directory: Path, patience_s: float, only: tuple[str, ...], as_json: b
 
 def _patient(directory: Path, patience_s: float, remote: Remote) -> Patient:
     root = loader.manifest_folder(str(directory))
-    loaded = _within(patience_s, lambda: _load(root))
-    devices = None
+    loaded, unread = _within(patience_s, lambda: loader.load(source.read(root), os.environ))
+    devices, unprobed = None, "the manifests cannot be read"
     if loaded is not None:
         catalog = loaded.catalog
-        devices = _within(patience_s, lambda: asyncio.run(probe(catalog)))
+        devices, unprobed = _within(patience_s, lambda: asyncio.run(probe(catalog)))
     running, refusal = _running(remote, patience_s)
     return Patient(
         root=root,
         environment=os.environ,
         loaded=loaded,
+        unread=unread,
         devices=devices,
+        unprobed=unprobed,
         running=running,
         refusal=refusal,
         patience_s=patience_s,
     )
-
-
-def _load(root: Path) -> loader.Loaded | None:
-    try:
-        return loader.load(source.read(root), os.environ)
-    except source.SourceError:
-        return None  # which the check of manifests tells
 
 
 def _running(remote: Remote, patience_s: float) -> tuple[Running | None, str]:
@@ -106,13 +106,21 @@ def _running(remote: Remote, patience_s: float) -> tuple[Running | None, str]:
     return told, ""
 
 
-def _within(patience_s: float, work: Callable[[], T]) -> T | None:
-    """What comes of it; None if nothing does in time, be it that a plugin or a driver hangs."""
+def _within(patience_s: float, work: Callable[[], T]) -> tuple[T | None, str]:
+    """What comes of it, or why nothing does, be it that a plugin or a driver hangs."""
     done: list[T] = []
-    thread = threading.Thread(target=lambda: done.append(work()), name="doctor", daemon=True)
+    why = [f"no answer within {patience_s:g} s"]
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except Exception as error:  # noqa: BLE001 - whatever it is, a check tells it
+            why[0] = str(error) if isinstance(error, source.SourceError) else f"{type(error).__name__}: {error}"
+
+    thread = threading.Thread(target=run, name="doctor", daemon=True)
     thread.start()
     thread.join(patience_s)
-    return done[0] if done else None
+    return (done[0], "") if done else (None, why[0])
 
 
 def _counts(findings: list[Finding]) -> dict[str, int]:

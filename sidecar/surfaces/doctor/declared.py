@@ -25,7 +25,10 @@ Declared = tuple[str, Variant]
 def manifests(patient: Patient) -> Iterator[Finding]:
     """Every problem of them."""
     if patient.loaded is None:
-        yield fail(f"{patient.root} cannot be read as manifests", "name their directory: sidecar doctor DIR")
+        yield fail(
+            f"{patient.root} cannot be read as manifests: {patient.unread}",
+            "name their directory: sidecar doctor DIR; or look for what hangs, as a plugin that is imported may",
+        )
         return
     for problem in patient.loaded.problems:
         yield fail(str(problem), "mend it; sidecar validate says the same")
@@ -36,7 +39,7 @@ def manifests(patient: Patient) -> Iterator[Finding]:
 def plugins(patient: Patient) -> Iterator[Finding]:
     """Those that cannot be loaded; and, where a sidecar runs, those that it cannot use."""
     if patient.loaded is None:
-        yield unknown("the manifests cannot be read")
+        yield _unread()
         return
     catalog = patient.loaded.catalog
     faults = {name: str(found[0]) for name, found in catalog.faults.items() if found}
@@ -48,6 +51,9 @@ def plugins(patient: Patient) -> Iterator[Finding]:
 
 def commands(patient: Patient) -> Iterator[Finding]:
     """Whether programs can be started, and the models that they are given are there."""
+    if patient.loaded is None:
+        yield _unread()
+        return
     found = [(name, variant) for name, variant in _variants(patient) if not variant.external]
     bad = [finding for one in found for finding in _command(patient, one)]
     yield from bad or [ok(f"{len(found)} commands can be started, and the files that they name are there")]
@@ -55,6 +61,9 @@ def commands(patient: Patient) -> Iterator[Finding]:
 
 def upstreams(patient: Patient) -> Iterator[Finding]:
     """Whether servers that somebody else runs answer."""
+    if patient.loaded is None:
+        yield _unread()
+        return
     found = [(name, variant) for name, variant in _variants(patient) if variant.external]
     if not found:
         yield ok("no model is served elsewhere")
@@ -66,7 +75,7 @@ def upstreams(patient: Patient) -> Iterator[Finding]:
 def devices(patient: Patient) -> Iterator[Finding]:
     """Whether devices can be read, and each model fits some of them, if nothing else ran."""
     if patient.devices is None:
-        yield unknown("the devices could not be read", "see what hangs, or failed, above")
+        yield unknown(f"the devices could not be read: {patient.unprobed}", "see what hangs, or failed, above")
         return
     for device in patient.devices:
         if device.unknown:
@@ -78,6 +87,10 @@ def devices(patient: Patient) -> Iterator[Finding]:
         if misfits and len(misfits) == len(story.variants):
             yield warn(f"{name} does not fit now: {misfits[0].reason}", misfits[0].remedy)
     yield ok(f"read: {', '.join(device.label for device in patient.devices if not device.unknown)}")
+
+
+def _unread() -> Finding:
+    return unknown("the manifests cannot be read")
 
 
 def _variants(patient: Patient) -> Iterator[Declared]:

@@ -51,7 +51,8 @@ class Places(msgspec.Struct, frozen=True):
 
 
 class Patient(msgspec.Struct, frozen=True, kw_only=True):
-    """What is looked at. loaded: None if the manifests cannot be read at all. devices: None if nobody could tell.
+    """What is looked at. loaded: None if the manifests cannot be read at all; unread says why. devices: None if nobody
+    could tell; unprobed says why.
 
     running: None if no sidecar answers. refusal: why the one that does tells nothing.
     """
@@ -60,7 +61,9 @@ class Patient(msgspec.Struct, frozen=True, kw_only=True):
     environment: Mapping[str, str]
     places: Places = Places()
     loaded: Loaded | None = None
+    unread: str = ""
     devices: tuple[Device, ...] | None = None
+    unprobed: str = ""
     running: Running | None = None
     refusal: str = ""
     patience_s: float = 10.0

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from sidecar import __version__
 from sidecar.core.manifest import PortRange
+from sidecar.mechanism.metric_exports import MetricExportError, push_of
 from sidecar.mechanism.procfs import listening
 from sidecar.mechanism.rules import listen_address
 from sidecar.mechanism.telemetry import Telemetry, TelemetryError
@@ -125,13 +126,15 @@ def telemetry(patient: Patient) -> Iterator[Finding]:
     """Whether there is somebody where traces and metrics are sent."""
     try:
         Telemetry.from_environment().close(0.0)
-    except TelemetryError as error:
+        push_of(patient.environment)
+    except (TelemetryError, MetricExportError) as error:
         yield fail(str(error), "correct the variable: sidecar run refuses to start with it")
         return
+    disabled = patient.environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     wanted = [
         patient.environment.get(own) or patient.environment.get(_ANY_ENDPOINT) or _DEFAULT_ENDPOINT
         for exporter, own in _ENDPOINTS.items()
-        if "otlp" in patient.environment.get(exporter, "")
+        if "otlp" in patient.environment.get(exporter, "") and not disabled
     ]
     if not wanted:
         yield ok("nothing is sent anywhere")

@@ -28,9 +28,11 @@ def test_manifests_that_are_wrong_or_not_there_are_told(tmp_path: Path) -> None:
     assert worst(declared.manifests, patient(tmp_path, model("m"))).level is Level.OK
     bad = worst(declared.manifests, patient(tmp_path, model("m", 'mod = "x"')))
     assert (bad.level, "0.toml" in bad.message) == (Level.FAIL, True)
-    nowhere = Patient(root=tmp_path / "nowhere", environment={})
-    assert worst(declared.manifests, nowhere).level is Level.FAIL
-    assert worst(declared.plugins, nowhere).level is Level.UNKNOWN
+    nowhere = Patient(root=tmp_path / "nowhere", environment={}, unread="there is no such directory")
+    lost = worst(declared.manifests, nowhere)
+    assert (lost.level, "there is no such directory" in lost.message) == (Level.FAIL, True)
+    for check in (declared.plugins, declared.commands, declared.upstreams, declared.devices):
+        assert worst(check, nowhere).level is Level.UNKNOWN
 
 
 def test_plugins_that_cannot_be_loaded_or_used_are_told(tmp_path: Path) -> None:

@@ -104,5 +104,8 @@ def test_a_collector_that_is_away_and_variables_that_are_wrong_are_told(
     assert (away.level, endpoint in away.message) == (Level.WARN, True)
     with socket.create_server(("127.0.0.1", int(endpoint.rpartition(":")[2]))):
         assert worst(state.telemetry, replace(well, environment=told)).level is Level.OK
+    assert worst(state.telemetry, replace(well, environment={**told, "OTEL_SDK_DISABLED": "true"})).level is Level.OK
+    late = worst(state.telemetry, replace(well, environment={**told, "OTEL_METRICS_EXPORTER": "statsd"}))
+    assert (late.level, "OTEL_METRICS_EXPORTER" in late.message) == (Level.FAIL, True)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "jaegr")
     assert worst(state.telemetry, well).level is Level.FAIL
