@@ -29,6 +29,7 @@ from sidecar.surfaces import (
     report,
     source_api,
     top_api,
+    usage_api,
     webhook,
 )
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -137,6 +138,12 @@ async def reload(state: ControlState) -> report.ReloadReport:
     return report.reload(state.controller)
 
 
+@get("/-/top", guards=[only_for_operators])
+async def top(state: ControlState) -> top_api.TopReport:
+    """What `sidecar top` shows: who holds which memory, and how each model does, in numbers."""
+    return top_api.top(state.controller, state.plane)
+
+
 @get("/-/source", guards=[only_for_operators])
 async def source(state: ControlState) -> SourceReport:
     """Where the manifests are from."""
@@ -155,8 +162,9 @@ async def source_sync(request: Caller, state: ControlState) -> Response[Any]:
     if not webhook.is_webhook(request.headers):
         only_for_operators(request, request.route_handler)
         return Response(await source_api.act(state.controller, "sync"))
-    state.webhooks.take()
-    told = source_api.hook(state.controller, request.headers, await request.body())
+    if not webhook.is_small(request.headers):
+        state.webhooks.take()
+    told = await source_api.hook(state.controller, request.headers, await request.body())
     return Response(told, status_code=202 if told.accepted else 200)
 
 
@@ -166,10 +174,11 @@ async def source_act(state: ControlState, verb: str, commit: str = "") -> Source
     return await source_api.act(state.controller, verb, commit)
 
 
-@get("/-/top", guards=[only_for_operators])
-async def top(state: ControlState) -> top_api.TopReport:
-    """What `sidecar top` shows: who holds which memory, and how each model does, in numbers."""
-    return top_api.top(state.controller, state.plane)
+@get("/-/usage", guards=[only_for_operators])
+async def usage(request: Caller, state: ControlState) -> Response[Any]:
+    """Who has used what, and what it cost: see usage.Question for what can be asked."""
+    asked = request.query_params.multi_items()
+    return await usage_api.answer(state.controller, asked, request.headers.get("accept", ""))
 
 
 @get("/-/measurements", guards=[only_for_operators])
@@ -252,11 +261,10 @@ def _answer_http_error(request: Caller, error: HTTPException) -> Response[bytes]
 
 def control_app(controller: Controller, plane: Plane, told: Metrics) -> Litestar:
     """The Litestar application for everything that is not inference."""
+    health = [healthy, ready, metrics]
     return Litestar(
         route_handlers=[
-            healthy,
-            ready,
-            metrics,
+            *health,
             status,
             top,
             devices,
@@ -265,6 +273,7 @@ def control_app(controller: Controller, plane: Plane, told: Metrics) -> Litestar
             plan,
             events,
             measurements,
+            usage,
             reload,
             model,
             act,

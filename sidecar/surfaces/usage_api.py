@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,8 +18,8 @@ from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.usage import Question, UsageTable, as_csv, table
 
 
-async def answer(controller: Controller, parameters: Mapping[str, str], accept: str) -> Response[bytes]:
-    """The response. Raises ApiError."""
+async def answer(controller: Controller, parameters: Iterable[tuple[str, str]], accept: str) -> Response[bytes]:
+    """The response. parameters: what stands behind the `?`, in its order. Raises ApiError."""
     asked = question(parameters)
     found = await ask(controller, asked)
     wants_csv = asked.format == "csv" or (not asked.format and accept.strip().startswith("text/csv"))
@@ -30,10 +30,15 @@ async def answer(controller: Controller, parameters: Mapping[str, str], accept: 
     return Response(content, media_type="text/csv; header=present", headers=headers)
 
 
-def question(parameters: Mapping[str, str]) -> Question:
-    """Read a question. Raises ApiError(400)."""
+def question(parameters: Iterable[tuple[str, str]]) -> Question:
+    """Read a question. `by` may be repeated, as on the command line, and nothing else. Raises ApiError(400)."""
+    told: dict[str, str] = {}
+    for name, value in parameters:
+        if name in told and name != "by":
+            raise ApiError(400, "invalid_request", f"{name[:40]}: stands twice in what is asked for")
+        told[name] = f"{told[name]},{value}" if name in told else value
     try:
-        asked = msgspec.convert(dict(parameters), Question, strict=False)
+        asked = msgspec.convert(told, Question, strict=False)
     except msgspec.ValidationError as error:
         raise ApiError(400, "invalid_request", f"the usage asked for: {error}") from None
     if asked.format not in ("", "csv", "json"):

@@ -97,6 +97,8 @@ def test_it_can_be_asked_by_several_things_and_about_some(sidecar: Sidecar) -> N
     assert found["until"] == "2999-01-01T00:00:00Z"
     assert found["since"].endswith(":00:00Z")
     assert get(sidecar, by="all", principal="t*")["rows"][0]["requests"] == 6
+    twice = httpx.get(f"{sidecar.url}/-/usage?by=principal&by=model", trust_env=False)
+    assert twice.json()["by"] == ["principal", "model"]
     assert get(sidecar, until="2020-01-01")["rows"] == []
 
 

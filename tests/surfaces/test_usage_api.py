@@ -175,11 +175,11 @@ async def test_an_answer_that_is_none_does_not_travel_on(generations: Generation
 async def test_it_is_json_unless_csv_is_asked_for(generations: Generations) -> None:
     made = await controller(generations, "books")
     for parameters, accept in (({}, "*/*"), ({"format": "json"}, "text/csv")):
-        found = await answer(made, parameters, accept)
+        found = await answer(made, parameters.items(), accept)
         assert found.media_type == "application/json"
         assert msgspec.json.decode(found.content, type=UsageTable).plugin == "books"
     for parameters, accept in (({"format": "csv"}, "*/*"), ({}, "text/csv, */*;q=0.1")):
-        text = (await answer(made, {**parameters, "by": "principal"}, accept)).content.decode()
+        text = (await answer(made, {**parameters, "by": "principal"}.items(), accept)).content.decode()
         assert text.splitlines()[0].startswith("principal,requests,failed")
         assert text.splitlines()[1].startswith("a principal,2,0")
         assert text.splitlines()[1].endswith(",0.000000001")
@@ -210,7 +210,7 @@ async def test_what_takes_its_time_with_many_rows_is_done_beside_the_loop(
         monkeypatch.setattr(usage_api, name, watched(getattr(usage_api, name)))
     monkeypatch.setattr(reports, "report", watched(reports.report))
     monkeypatch.setattr(msgspec.json, "encode", watched(msgspec.json.encode))
-    await answer(await controller(generations, "books"), {"format": form}, "")
+    await answer(await controller(generations, "books"), [("format", form)], "")
     assert on_loop == [False] * 3
 
 
@@ -228,8 +228,15 @@ async def test_a_question_that_makes_no_sense_is_refused(
 ) -> None:
     made = await controller(generations, "books")
     with pytest.raises(ApiError, match=r"expected|unknown") as caught:
-        await ask(made, question(parameters))
+        await ask(made, question(parameters.items()))
     assert (caught.value.status, told in caught.value.message) == (400, True), caught.value.message
+
+
+def test_what_is_told_apart_may_be_repeated_and_nothing_else() -> None:
+    assert question([("by", "day"), ("model", "m"), ("by", "model,key")]) == Question(by="day,model,key", model="m")
+    with pytest.raises(ApiError, match="model: stands twice") as caught:
+        question([("model", "a"), ("model", "b")])
+    assert caught.value.status == 400
 
 
 async def test_times_are_ago_or_of_utc() -> None:
