@@ -96,10 +96,16 @@ def _read(raw: Any, base: Path, problems: list[Problem], report: checker.Report)
 def _completed(declared: GitDeclaration, base: Path) -> GitDeclaration:
     """With all paths of this machine made absolute, beginning where the file is that names them."""
     paths = {key: str(base / Path(value).expanduser()) for key in _PLACES if (value := getattr(declared, key))}
+    secrets = {
+        key: msgspec.structs.replace(place, file=str(base / Path(place.file).expanduser()))
+        for key, place in declared.secrets
+        if place.file
+    }
     git = declared.git
     if "://" not in git and git.startswith(("/", "~", ".")):
         paths["git"] = str(base / Path(git).expanduser())
-    return msgspec.structs.replace(declared, path=declared.path.strip("/").removeprefix("./"), **paths)
+    path = declared.path.strip("/").removeprefix("./")
+    return msgspec.structs.replace(declared, path=path, **paths, **secrets)
 
 
 def _missing(declared: GitDeclaration) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,10 @@ class UnsignedError(GitError):
     """The commit is not signed by anybody who is trusted."""
 
 
+class NoCommitError(GitError):
+    """There is no such commit, neither here nor on the server."""
+
+
 class Clone:
     """The clone in a folder. Everything raises GitError or OSError."""
 
@@ -90,8 +94,13 @@ class Clone:
         with contextlib.suppress(GitError):
             return await self._commit_of(name)
         if len(name) not in (40, 64):
-            raise GitError(f"no commit that was fetched begins with {name}; a whole id would be asked for")
-        await self._fetch(name)
+            raise NoCommitError(f"no commit that was fetched begins with {name}; a whole id would be asked for")
+        try:
+            await self._fetch(name)
+        except GitError as error:
+            if any(said in str(error) for said in ("not our ref", "unadvertised object", "remote ref")):
+                raise NoCommitError(f"the server has no commit {name}: {error}") from None
+            raise
         return await self._commit_of(name)
 
     async def has(self, commit: str) -> bool:
@@ -154,7 +163,7 @@ class Clone:
             "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", ok=(0, 1)
         )
         if output.status:
-            raise GitError(f"{name} is no commit")
+            raise NoCommitError(f"{name} is no commit")
         return output.out.decode().strip()
 
     async def _run(self, *arguments: str, ok: Iterable[int] = (0,)) -> Output:

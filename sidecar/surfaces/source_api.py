@@ -11,7 +11,8 @@ import msgspec
 
 from sidecar.control.controller import Controller
 from sidecar.control.gitsource import GitSource, SuspendedError
-from sidecar.core.sourcing import HistoryReport, SourceReport, is_commit_name
+from sidecar.core.sourcing import HistoryReport, SecretPlace, SourceReport, is_commit_name
+from sidecar.mechanism.clone import NoCommitError
 from sidecar.mechanism.git import GitError
 from sidecar.mechanism.provenance import provenance
 from sidecar.mechanism.source import RejectedError
@@ -57,12 +58,14 @@ async def act(controller: Controller, verb: str, commit: str = "") -> SourceRepo
         raise ApiError(409, "source_suspended", str(error)) from None
     except RejectedError as error:
         raise ApiError(409, "commit_rejected", str(error)) from None
-    except GitError as error:
+    except NoCommitError as error:
         raise ApiError(404, "commit_not_found", str(error)) from None
+    except (GitError, OSError) as error:
+        raise ApiError(503, "source_failed", str(error)) from None
     return found.report()
 
 
-def hook(controller: Controller, headers: Mapping[str, str], body: bytes) -> HookReport:
+async def hook(controller: Controller, headers: Mapping[str, str], body: bytes) -> HookReport:
     """A forge says that something was pushed: the repository is asked soon, once for all who say so meanwhile.
 
     Raises ApiError.
@@ -70,18 +73,23 @@ def hook(controller: Controller, headers: Mapping[str, str], body: bytes) -> Hoo
     found = _git(controller)
     if found.declared.webhook_secret is None:
         raise ApiError(403, "no_webhook_secret", "webhooks are taken if [source] has a webhook_secret")
-    try:
-        secret = found.declared.webhook_secret.read().reveal()
-    except ValueError as error:
-        log.error("webhook_secret: %s", error)
-        raise ApiError(503, "no_webhook_secret", "the webhook_secret cannot be had; the log says why") from None
-    webhook.check(headers, body, secret)
+    await asyncio.to_thread(_check, found.declared.webhook_secret, headers, body)
     if webhook.is_ping(headers):
         return HookReport(False, "pong")
     if found.memory.suspended:
         return HookReport(False, "the source is suspended")
     found.nudge("webhook")
     return HookReport(True, "the repository will be asked")
+
+
+def _check(place: SecretPlace, headers: Mapping[str, str], body: bytes) -> None:
+    """Blocks: it reads a file, and hashes what may be megabytes."""
+    try:
+        secret = place.read().reveal()
+    except ValueError as error:
+        log.error("webhook_secret: %s", error)
+        raise ApiError(503, "no_webhook_secret", "the webhook_secret cannot be had; the log says why") from None
+    webhook.check(headers, body, secret)
 
 
 async def _sync(found: GitSource, _: str) -> None:

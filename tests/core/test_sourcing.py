@@ -45,6 +45,8 @@ def test_these_are_good(declared: GitDeclaration) -> None:
         (GitDeclaration(git=""), "git", "expected the address of a repository"),
         (GitDeclaration(git="--upload-pack=touch /tmp/x"), "git", "expected the address of a repository"),
         (GitDeclaration(git="https://user:pass@git.example/a.git"), "git", "a password never stands in an address"),
+        (GitDeclaration(git="https://ghp_t0ken@git.example/a.git"), "git", "no name stands in an address"),
+        (GitDeclaration(git="ext::ssh://x"), "git", "unknown scheme"),
         (GitDeclaration(git="ext::sh -c x"), "git", "expected the address"),
         (GitDeclaration(git="ftp://git.example/a.git"), "git", 'unknown scheme "ftp"'),
         (GitDeclaration(git="https://[::1"), "git", "is no address"),

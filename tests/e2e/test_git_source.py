@@ -220,6 +220,11 @@ def _signatures(world: World, sidecar: Sidecar, asked: Asked) -> None:
     assert last["signed_by"].startswith("alice@example.com SHA256:")
     forged = httpx.post(url, content=body + b" ", headers=headers, trust_env=False)
     assert (forged.status_code, forged.json()["error"]["code"]) == (401, "invalid_signature")
+    with httpx.Client(trust_env=False) as http:
+        large = [http.post(url, content=bytes(2**18 + 1), headers=headers).status_code for _ in range(35)]
+        assert (large[0], large[-1]) == (401, 429)
+        assert http.post(url, content=body + b" ", headers=headers).status_code == 401
+        assert http.post(url, content=body, headers=headers).status_code == 202  # whoever floods it keeps nobody out
     unnamed = httpx.post(url, headers={"x-forwarded-for": "203.0.113.7"}, trust_env=False)
     assert (unnamed.status_code, unnamed.json()["error"]["code"]) == (403, "not_loopback")
 
@@ -245,7 +250,8 @@ def _emptied_and_rolled_back(world: World, sidecar: Sidecar, asked: Asked, first
     assert (report["state"], report["commit"], report["pinned"]) == ("pinned", first, first)
     assert sidecar.model("other")["aliases"] == []
     assert asked("pin", 409, commit=empty)["error"]["code"] == "commit_rejected"
-    assert asked("pin", 404, commit="0123456789")["error"]["code"] == "commit_not_found"
+    for unknown in ("0123456789", "0123456789" * 4):
+        assert asked("pin", 404, commit=unknown)["error"]["code"] == "commit_not_found"
     world.repository.back_to(first)
     last = world.push("The last", {"other.toml": stub("other", model='aliases = ["fifth"]')})
     report = asked()
@@ -265,6 +271,7 @@ def _without_a_server(world: World) -> None:
             assert sidecar.model("other")["aliases"] == ["fifth"]
             report = asked()
             assert report["state"] == "failing"
+            assert asked("pin", 503, commit="0123456789" * 4)["error"]["code"] == "source_failed"
             assert "Failed to connect to 127.0.0.1" in report["messages"][0]
             assert sidecar.cli("source", check=False).returncode == 1
             with world.served():

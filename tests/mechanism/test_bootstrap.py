@@ -24,8 +24,8 @@ def told(tmp_path: Path, text: str) -> list[str]:
 
 def test_paths_begin_where_the_file_is_and_options_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("signers", "key"):
-        (tmp_path / name).touch()
+    for name in ("signers", "key", "secret"):
+        (tmp_path / name).write_text(name)
     text = """
 [source]
 git = "./manifests.git"
@@ -34,6 +34,7 @@ verify = "signed"
 allowed_signers = "signers"
 ssh_key = "key"
 state_dir = "~/state"
+webhook_secret = { file = "secret" }
 interval = "30s"
 """
     declared = bootstrap.read(write(tmp_path, text), {"ref": "release", "interval": "2m"})
@@ -41,6 +42,8 @@ interval = "30s"
     assert (declared.ref, declared.path, declared.interval) == ("release", "deploy", 120.0)
     assert (declared.allowed_signers, declared.ssh_key) == (str(tmp_path / "signers"), str(tmp_path / "key"))
     assert declared.state_dir == str(tmp_path / "home" / "state")
+    assert declared.webhook_secret is not None
+    assert declared.webhook_secret.file == str(tmp_path / "secret")
 
 
 def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:

@@ -64,6 +64,26 @@ def test_an_operators_request_is_no_webhook_and_a_ping_is_one() -> None:
     assert not webhook.is_ping({"x-github-event": "push"})
 
 
+def test_a_token_is_compared_as_it_has_come() -> None:
+    webhook.check({"x-gitlab-token": "paßword".encode().decode("latin-1")}, BODY, "paßword")
+
+
+@pytest.mark.parametrize(
+    ("headers", "small"),
+    [
+        ({"content-length": "0"}, True),
+        ({"content-length": str(webhook.SMALL_BYTES)}, True),
+        ({"content-length": str(webhook.SMALL_BYTES + 1)}, False),
+        ({"content-length": "9" * 5000}, False),
+        ({"content-length": "²"}, False),
+        ({"content-length": "10", "transfer-encoding": "chunked"}, False),
+        ({}, False),
+    ],
+)
+def test_small_is_what_says_so(headers: dict[str, str], small: bool) -> None:
+    assert webhook.is_small(headers) is small
+
+
 def test_a_flood_is_refused_and_forgiven() -> None:
     now = 0.0
     bucket = webhook.Bucket(lambda: now)
