@@ -134,7 +134,7 @@ def settle(declared: Declaration, observed: Observed, now: float) -> Settled:
 def asked(declared: Declaration, observed: Observed, model: str, now: float) -> Outcome:
     """What somebody gets who asks for a model that is declared."""
     wanting = msgspec.structs.replace(observed, demands=(*observed.demands, Demand(model, now)))
-    decided = plan(declared, wanting, now)
+    decided = plan(concerned(declared, wanting), wanting, now)
     if refusal := decided.refusals.get(model):
         return Outcome(verdict="refused", why=f"{refusal.reason}: {refusal.message}")
     if start := next((one for one in decided.actions if isinstance(one, Start) and one.model == model), None):
@@ -145,6 +145,13 @@ def asked(declared: Declaration, observed: Observed, model: str, now: float) -> 
     ready = decided.conditions[model][0]
     verdict = "serves" if ready.status.value == "true" else "waits"
     return Outcome(verdict=verdict, why=ready.message)
+
+
+def concerned(declared: Declaration, observed: Observed) -> Declaration:
+    """Without the models that nobody asks for and that have no server: of thousands, all would be planned for each."""
+    names = {one.model for some in (observed.servers, observed.demands) for one in some} | observed.moving
+    models = {name: model for name, model in declared.models.items() if model.auto_start or name in names}
+    return msgspec.structs.replace(declared, models=models)
 
 
 def _victims(decided: Plan, model: str) -> tuple[str, ...]:

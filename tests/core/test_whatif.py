@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
 from hypothesis import given, settings
@@ -102,6 +103,21 @@ def test_whoever_asks_is_told_what_comes_of_it() -> None:
     assert verdict("b", pinned=frozenset("a")) == ("refused", "", ())
     assert asked(declared, seen, "d", NOW).differs(asked(declared, seen, "c", NOW))
     assert not asked(declared, seen, "d", NOW).differs(whatif.Outcome(verdict="refused", why="told otherwise"))
+
+
+@settings(laws, max_examples=100)
+@given(scenes())
+def test_models_that_nobody_uses_make_no_difference_to_who_asks(scene: Scene) -> None:
+    told = {name: asked(scene.declared, scene.observed, name, NOW) for name in scene.declared.models}
+    with mock.patch.object(whatif, "concerned", lambda declared, _: declared):
+        assert {name: asked(scene.declared, scene.observed, name, NOW) for name in scene.declared.models} == told
+
+
+def test_of_many_models_those_alone_are_looked_at_that_matter() -> None:
+    a = model(600)
+    declared = declare(a=a, b=a, c=a, d=model(600, auto_start=True), e=a)
+    seen = msgspec.structs.replace(observe(gpu(), server("a", a), want("b")), moving=frozenset("c"))
+    assert set(whatif.concerned(declared, seen).models) == set("abcd")
 
 
 @settings(laws, max_examples=40)
