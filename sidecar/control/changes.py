@@ -10,7 +10,7 @@ from sidecar.control.fleet import Fleet
 from sidecar.control.live import LiveServer
 from sidecar.core.manifest import Declaration
 from sidecar.core.observed import ServerState
-from sidecar.core.renames import counterpart, renamed_model
+from sidecar.core.renames import counterpart, managed, renamed_model
 
 
 def take_over_changes(fleet: Fleet, before: Declaration, after: Declaration) -> bool:
@@ -33,6 +33,20 @@ def take_over_changes(fleet: Fleet, before: Declaration, after: Declaration) -> 
             if server.state in (ServerState.STARTING, ServerState.READY):
                 fleet.auto_started.add(server.model)  # it goes on; stopped for another later, it must not come back
     return renamed
+
+
+def renamed_models(fleet: Fleet, before: Declaration, after: Declaration) -> dict[str, str]:
+    """Which models are called otherwise now, with servers or without: those that `take_over_changes` renames, too."""
+    taken = before.models.keys() | {server.model for server in fleet.servers.values()}
+    prints = [(server.model, [server.fingerprint]) for server in fleet.servers.values()]
+    prints += [(name, [one.fingerprint() for one in managed(model)]) for name, model in sorted(before.models.items())]
+    found: dict[str, str] = {}
+    for name, fingerprints in prints:
+        if name not in after.models and name not in found:
+            names = (renamed_model(one, after, taken | set(found.values())) for one in fingerprints)
+            if new := next(filter(None, names), None):
+                found[name] = new
+    return found
 
 
 def _renamed(server: LiveServer, fleet: Fleet, before: Declaration, after: Declaration) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sidecar.control.activator import Activator
-from sidecar.control.changes import take_over_changes
+from sidecar.control.changes import renamed_models, take_over_changes
 from sidecar.control.events import Events
 from sidecar.control.externals import ExternalWatch
 from sidecar.control.fleet import Fleet, Memories
@@ -64,7 +64,9 @@ class Controller:
         self.measurements = Measurements(outside.state)
         memories = Memories(events=self.events, measurements=self.measurements, random=outside.random.random)
         self.fleet = Fleet(self.clock, memories)
-        self.server_logs = ServerLogs(self.fleet, outside.state, outside.hide)
+        self.server_logs = ServerLogs(
+            self.fleet, lambda: self.declaration, outside.machine, outside.state, outside.hide
+        )
         self.generations = Generations(Host(outside.tracer, outside.state))
         self.devices = DeviceWatch(self.clock, outside.machine, self.fleet.changed)
         self.revisions = Revisions()
@@ -110,6 +112,8 @@ class Controller:
         await self.events.open()
         await self._adopt(loaded)
         await self._recovery.run(self.declaration, self.devices.devices)
+        if before is not None:
+            await self._rename_logs(renamed_models(self.fleet, before.declaration, self.declaration))
         await self.reconciler.round()
         self._loops = [
             asyncio.create_task(self.reconciler.run(), name="reconcile"),
@@ -240,11 +244,14 @@ class Controller:
         await self._applied.save(self.root, declaration, now.tables)
         generation = await self.generations.adopt(declaration, now.catalog)
         # In one step with it, or a plan in between would find renamed models undeclared.
+        names = renamed_models(self.fleet, before, declaration) if before is not None else {}
         renamed = before is not None and take_over_changes(self.fleet, before, declaration)
         self.measurements.declare(declaration)
         self.fleet.overrides.keep_only(declaration.models)
         self._tell(declaration)
         log.info("revision %s is in force as generation %d", declaration.revision, generation.number)
+        if names:
+            await self._rename_logs(names)  # before a model that has one of the old names begins a log of its own
         await self._use_generation()
         new = loaded.declaration.settings
         if before is not None and (before.settings.listen, before.settings.state_dir) != (new.listen, new.state_dir):
@@ -308,6 +315,10 @@ class Controller:
             async with asyncio.timeout(self._timing.externals_s):
                 await self._externals_now.wait()
         self._externals_now.clear()
+
+    async def _rename_logs(self, names: dict[str, str]) -> None:
+        await self.server_logs.rename(names)
+        await self._cap_logs()
 
     async def _cap_logs(self) -> None:
         await cap_logs(self.fleet.servers.values(), self.declaration.settings.server_log_limit)

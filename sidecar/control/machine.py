@@ -58,8 +58,8 @@ class Running(Protocol):
     async def last_lines(self) -> list[str]:
         """The end of its output."""
 
-    async def cap_log(self, limit_bytes: int) -> None:
-        """Shorten its output if it has outgrown the limit. Raises OSError."""
+    async def cap_log(self, model: str, limit_bytes: int) -> None:
+        """Have its output under the model's name, and shorten it if it has outgrown the limit. Raises OSError."""
 
 
 class Machine(Protocol):
@@ -85,6 +85,9 @@ class Machine(Protocol):
 
     def take_over(self, record: Record) -> Running | None:
         """The recorded server if it still runs and is proven to be the one, else None."""
+
+    async def rename_log(self, old: str, new: str) -> None:
+        """A model without a server is called otherwise now, and so is its log. Raises OSError."""
 
     async def left_behind(self) -> set[str]:
         """The ids of all servers of this sidecar, and of those before it, that have living processes."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from sidecar.control.fleet import Fleet
+from sidecar.control.machine import Machine
+from sidecar.core.manifest import Declaration, Variant
 from sidecar.mechanism import logreader
 from sidecar.mechanism.logreader import Found, Place, Wanted
 from sidecar.mechanism.redaction import NOTHING, Redactor
 from sidecar.mechanism.serverlog import ServerLog
 
+log = logging.getLogger(__name__)
+
 AT_ONCE = 2  # readings, in threads that others need, too
 FOLLOWERS = 64
+REMEMBERED = 1000  # models
 
 T = TypeVar("T")
 
@@ -25,23 +31,62 @@ class TooManyFollowersError(Exception):
 
 
 class ServerLogs:
-    """The logs of all models. state: None = servers' output is not kept. hide: what nobody is shown of it."""
+    """The logs of all models. declared: what is in force. state: None = servers' output is not kept.
 
-    def __init__(self, fleet: Fleet, state: Path | None, hide: Redactor = NOTHING) -> None:
-        self._hide = hide
+    hide: what nobody is shown of it, beside what the servers are given.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        declared: Callable[[], Declaration],
+        machine: Machine,
+        state: Path | None,
+        hide: Redactor = NOTHING,
+    ) -> None:
         self.followers = 0
         self._fleet = fleet
+        self._declared = declared
+        self._machine = machine
         self._folder = state / "logs" if state is not None else None
+        self._hide = hide
+        self._names: dict[str, str] = {}  # what models are called now that were called otherwise before
+        self._redactors: dict[str, tuple[tuple[Variant, ...], Redactor]] = {}
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     def of(self, model: str) -> ServerLog | None:
-        """A model's log, whether or not there is any: of the server that is up, or of one by the model's name."""
+        """A model's log, whether or not there is any; None if servers' output is not kept.
+
+        The name may be one of before, if no other model has it now.
+        """
         if self._folder is None:
             return None
-        server = self._fleet.server_of(model)
-        if server is not None:
-            return ServerLog.of(self._folder, server.id, self._hide)
-        return ServerLog(self._folder, model, self._hide)
+        models = self._declared().models
+        while model not in models and model in self._names:
+            model = self._names[model]
+        return ServerLog(self._folder, model, self._hidden(model))
+
+    async def rename(self, names: Mapping[str, str]) -> None:
+        """Models are called otherwise now. Those who follow go on; logs of servers that are up go along with them."""
+        for old, new in names.items():
+            self._names.pop(new, None)
+            self._names[old] = new
+            if self._fleet.server_of(new) is None:
+                try:
+                    await self._machine.rename_log(old, new)
+                except OSError as error:
+                    log.error("the log of %s cannot be found as that of %s: %s", old, new, error)
+
+    def _hidden(self, model: str) -> Redactor:
+        declared, server = self._declared().models.get(model), self._fleet.server_of(model)
+        variants = (*(declared.variants if declared else ()), *((server.variant,) if server else ()))
+        known = self._redactors.get(model)
+        if known is None or known[0] != variants:
+            self._redactors.pop(model, None)
+            if len(self._redactors) >= REMEMBERED:
+                self._redactors.clear()
+            known = self._redactors[model] = (variants, without_keys(self._hide, variants))
+        return known[1]
 
     async def exists(self, log: ServerLog, *, previous: bool = False) -> bool:
         """Whether there has been such a run."""
@@ -73,3 +118,10 @@ class ServerLogs:
     async def _off_the_loop(self, work: Callable[[], T]) -> T:
         async with self._turn:
             return await asyncio.to_thread(work)
+
+
+def without_keys(hide: Redactor, variants: Iterable[Variant]) -> Redactor:
+    """What else nobody is shown of the output of such servers: what they are given, and need not stand elsewhere."""
+    found = list(variants)
+    keys = [one.api_key.reveal() for one in found if one.api_key is not None]
+    return hide.also(*(one.env for one in found), others=keys)

@@ -20,6 +20,7 @@ from plugin_sdk import Upstream
 from sidecar.control.fleet import Fleet
 from sidecar.control.live import LiveServer
 from sidecar.control.machine import Outside, Running
+from sidecar.control.serverlogs import without_keys
 from sidecar.core.lifecycle import Cause
 from sidecar.core.manifest import PortRange
 from sidecar.core.observed import Device, ServerState
@@ -28,7 +29,7 @@ from sidecar.mechanism.journal import Record
 from sidecar.mechanism.machine import Job
 from sidecar.mechanism.ports import NoPortError
 from sidecar.mechanism.readiness import NeverReadyError, Wait
-from sidecar.mechanism.redaction import Redactor
+from sidecar.mechanism.redaction import NOTHING
 from sidecar.mechanism.runner import SpawnError
 
 log = logging.getLogger(__name__)
@@ -241,8 +242,7 @@ class Servers:
     async def _with_output(self, server: LiveServer, message: str) -> str:
         if server.process is None:
             return message
-        key = server.variant.api_key
-        hide = Redactor({}, [key.reveal()] if key is not None else [])  # others stand in variables: see LocalMachine
+        hide = without_keys(NOTHING, [server.variant])  # others stand in variables: see LocalMachine
         lines = [hide(line) for line in await server.process.last_lines()]
         return "\n".join([f"{message}; the last lines of its output:", *lines[-_TOLD_LINES:]]) if lines else message
 

@@ -153,12 +153,12 @@ def _observed(family: dict[int, int], devices: tuple[Device, ...], server: LiveS
 
 
 async def cap_logs(servers: Iterable[LiveServer], limit_bytes: int) -> None:
-    """Cut the logs of running servers that have outgrown the limit."""
+    """Have the logs of running servers under their models' names, and cut those that have outgrown the limit."""
 
     async def cap(model: str, process: Running) -> None:
         try:
-            await process.cap_log(limit_bytes)
+            await process.cap_log(model, limit_bytes)
         except OSError as error:
-            log.error("%s: its log cannot be shortened: %s", model, error)
+            log.error("%s: its log cannot be renamed or shortened: %s", model, error)
 
     await asyncio.gather(*(cap(server.model, server.process) for server in servers if server.process is not None))

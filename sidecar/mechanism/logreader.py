@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import re2
 
-from sidecar.mechanism.logrun import LINE_BYTES, Run, Stream
+from sidecar.mechanism.logrun import Run, Stream, shown
 from sidecar.mechanism.serverlog import ServerLog
 
 LINES_MOST = 10_000
@@ -129,7 +129,7 @@ def news(log: ServerLog, place: Place, wanted: Wanted) -> Found:
 def _next_run(log: ServerLog, run: Run, place: Place, wanted: Wanted) -> Found:
     with Run(log.previous, log.hide) as before:
         known = place.run == before.id
-        if known and (rest := _after(before, place, wanted)).lines:
+        if known and ((rest := _after(before, place, wanted)).lines or rest.given_up):
             return rest
     fresh = _after(run, Place(run.id), wanted)
     return msgspec.structs.replace(fresh, gone=fresh.gone or (place.run != 0 and not known))
@@ -182,7 +182,7 @@ def _after(run: Run, place: Place, wanted: Wanted) -> Found:
             places.append(Place(run.id, tuple(ends)))
         if len(lines) >= _PORTION or patience.is_over():
             break
-    return Found(lines, places, Place(run.id, tuple(ends)), gone)
+    return Found(lines, places, Place(run.id, tuple(ends)), gone, patience.was_over)
 
 
 class _Kept:
@@ -214,10 +214,7 @@ def _merged(run: Run, begins: dict[int, int], *, whole: bool) -> Iterator[tuple[
 
 def _labelled(run: Run, stream: Stream, begin: int, whole: bool) -> Iterator[tuple[int, int, Line]]:
     for end, content in stream.lines(begin, whole=whole):
-        text = run.hide(content[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r"))
-        if len(content) > LINE_BYTES:
-            text += " [...]"
-        yield stream.index, end, Line(stream.at(end), stream.name, text)
+        yield stream.index, end, Line(stream.at(end), stream.name, shown(content, run.hide))
 
 
 class _Patience:

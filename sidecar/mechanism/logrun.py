@@ -122,21 +122,31 @@ class Stream:
         """
         torn = self.begin > 0 and begin < self.begin
         at, line = max(self.begin, begin - LINE_BYTES), bytearray()
+        most = LINE_BYTES + 1 + self._run.hide.longest
         for block in self.blocks(at):
             *ended, rest = block.split(b"\n")
             for part in ended:
-                _add(line, part)
+                _add(line, part, most)
                 at += len(part) + 1
                 if at > begin and not torn:
                     yield at, bytes(line)
                 torn = False
                 line.clear()
-            _add(line, rest)
+            _add(line, rest, most)
             at += len(rest)
         if line and not (whole or torn):
             yield at, bytes(line)
 
 
-def _add(line: bytearray, part: bytes) -> None:
-    if len(line) <= LINE_BYTES:
-        line += part[: LINE_BYTES + 1 - len(line)]
+def shown(content: bytes, hide: Redactor) -> str:
+    """A line as it is shown: without keys, at most LINE_BYTES long, and no part of a key at the end of that."""
+    text = hide(content.decode("utf-8", "replace").rstrip("\r"))
+    if len(content) <= LINE_BYTES:
+        return text
+    cut = hide.longest if len(content) > LINE_BYTES + hide.longest else 0
+    return text[: min(LINE_BYTES, len(text) - cut)] + " [...]"
+
+
+def _add(line: bytearray, part: bytes, most: int) -> None:
+    if len(line) < most:
+        line += part[: most - len(line)]

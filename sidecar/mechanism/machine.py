@@ -75,9 +75,14 @@ class LocalServer:
         """The end of its output."""
         return await asyncio.to_thread(self._process.log.tail)
 
-    async def cap_log(self, limit_bytes: int) -> None:
-        """Shorten its output if it has outgrown the limit. Raises OSError."""
-        await asyncio.to_thread(self._process.log.look, limit_bytes)
+    async def cap_log(self, model: str, limit_bytes: int) -> None:
+        """Have its output under the model's name, and shorten it if it has outgrown the limit. Raises OSError."""
+        await asyncio.to_thread(self._cap_log, model, limit_bytes)
+
+    def _cap_log(self, model: str, limit_bytes: int) -> None:
+        if self._process.log.name != model:
+            self._process.log = self._process.log.renamed(model)
+        self._process.log.look(limit_bytes)
 
 
 class LocalMachine:
@@ -121,16 +126,19 @@ class LocalMachine:
             env=environment,
             cwd=job.cwd.expanduser(),
             marker=self._marker(job.server),
-            log=ServerLog.of(self._logs, job.server, Redactor(environment)),
+            log=ServerLog(self._logs, job.model, Redactor(environment)),
         )
         loading = Loading(partial(modelfiles.named, job.argv, launch.cwd, launch.env))
         return self._watched(await runner.spawn(launch), loading)
 
     def take_over(self, record: Record) -> LocalServer | None:
         """The recorded server if it still runs and is proven to be the one, else None."""
-        log = ServerLog.of(self._logs, record.id, Redactor(os.environ))
-        process = runner.take_over(record.pid, record.started, self._marker(record.id), log)
+        process = runner.take_over(record.pid, record.started, self._marker(record.id), self._log_of(record))
         return None if process is None else self._watched(process)
+
+    async def rename_log(self, old: str, new: str) -> None:
+        """A model without a server is called otherwise now, and so is its log. Raises OSError."""
+        await asyncio.to_thread(ServerLog(self._logs, old).renamed, new)
 
     async def left_behind(self) -> set[str]:
         """The ids of all servers of this sidecar, and of those before it, that have living processes."""
@@ -152,6 +160,12 @@ class LocalMachine:
     def _watched(self, process: ServerProcess, loading: Loading | None = None) -> LocalServer:
         self._running[process.pid] = process
         return LocalServer(process, self._looks, loading)
+
+    def _log_of(self, record: Record) -> ServerLog:
+        """The files that a recorded server writes, as far as can be told: its model may have got another name since."""
+        names = (record.model, record.id.rpartition("-")[0])
+        logs = [ServerLog(self._logs, name, Redactor(os.environ)) for name in names]
+        return next((one for one in logs if one.is_written_by(record.pid)), logs[0])
 
     def _left_behind(self) -> set[str]:
         marked = procfs.marked(f"{MARKER}={self._marker('')}").keys()

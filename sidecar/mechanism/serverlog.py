@@ -22,7 +22,6 @@ from sidecar.mechanism.redaction import NOTHING, Redactor
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 20
 STREAMS = ("out", "err")
-_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 _BLOCK = 256 * 1024
 _ROUNDS = 3  # of copying what comes while the rest is copied
 
@@ -65,14 +64,11 @@ class LogFiles:
 class ServerLog:
     """The log of a model's servers: of the run that is, or was the last, and of the one before in `previous/`."""
 
-    @classmethod
-    def of(cls, folder: Path, server_id: str, hide: Redactor = NOTHING) -> ServerLog:
-        """The log of a server. Its id, `MODEL-8f3a...`, says what the model was called when it was started."""
-        return cls(folder, _SUFFIX.sub("", server_id), hide)
-
     def __init__(self, folder: Path, name: str, hide: Redactor = NOTHING) -> None:
-        """hide: what is taken out of lines before anybody is shown them."""
+        """name: the model's. hide: what is taken out of lines before anybody is shown them."""
+        self.name = name
         self.hide = hide
+        self._folder = folder
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
         if safe != name:
             safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]  # "a/b" and "a_b" are two models
@@ -88,10 +84,31 @@ class ServerLog:
         self.now.times.begin()
         return self.out.open("ab", buffering=0), self.err.open("ab", buffering=0)
 
+    def is_written_by(self, pid: int) -> bool:
+        """Whether a process's stdout or stderr is one of these files."""
+        return any(_same(Path(f"/proc/{pid}/fd/{number}"), path) for number, path in enumerate(self.now.streams, 1))
+
+    def renamed(self, name: str) -> ServerLog:
+        """The log under another name of the model: all that there is goes along, and whoever writes goes on in it.
+
+        What the name had before becomes its run before. Without any run of ours everything stays. Raises OSError.
+        """
+        other = ServerLog(self._folder, name, self.hide)
+        if name == self.name or not self.now.exist():
+            return other
+        with left_alone(self.now, fcntl.LOCK_EX):
+            if other.now.exist():
+                other.now.move(other.previous)
+            elif self.previous.exist():
+                self.previous.move(other.previous)
+            self.now.move(other.now)
+        return other
+
     def look(self, limit_bytes: int) -> None:
         """Note how long the files are, and cut those that have outgrown the limit. Raises OSError."""
         with left_alone(self.now, fcntl.LOCK_EX):
-            self._look(limit_bytes)
+            if self.now.exist():  # they may have got another name while we waited
+                self._look(limit_bytes)
 
     def _look(self, limit_bytes: int) -> None:
         before = self.now.times.last
@@ -110,8 +127,11 @@ class ServerLog:
     def tail(self) -> list[str]:
         """The last lines of stderr, or of stdout if stderr is empty; [] if there are none."""
         for path in (self.err, self.out):
-            text = _last(path, TAIL_BYTES).decode("utf-8", "replace")
-            if lines := [line.rstrip() for line in self.hide(text).splitlines() if line.strip()]:
+            content = _last(path, TAIL_BYTES)
+            text = self.hide(content.decode("utf-8", "replace"))
+            if len(content) == TAIL_BYTES:
+                text = text[self.hide.longest :]  # it may begin in the middle of a key
+            if lines := [line.rstrip() for line in text.splitlines() if line.strip()]:
                 return lines[-TAIL_LINES:]
         return []
 
@@ -134,6 +154,13 @@ def left_alone(files: LogFiles, how: int = fcntl.LOCK_SH) -> Iterator[None]:
 def older(path: Path) -> Path:
     """Where what is cut from a file goes."""
     return path.with_name(path.name + ".1")
+
+
+def _same(link: Path, path: Path) -> bool:
+    try:
+        return link.samefile(path)
+    except OSError:  # there is none, or it is not ours to look into
+        return False
 
 
 def _size(path: Path) -> int:

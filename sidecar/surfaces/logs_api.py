@@ -153,6 +153,7 @@ async def follow(
         more = True
         while await _go_on(events, 0.0 if more else POLL_S):
             more = False
+            log = logs.of(log.name) or log  # the model may be called otherwise by now, or its server have other keys
             try:
                 now = await logs.stamp(log)
                 found = await _more(logs, log, asked, place) if now != seen else None
@@ -163,7 +164,7 @@ async def follow(
                 for message in _messages(found):
                     yield message
                     spoke = time.monotonic()
-                place, more = found.place, bool(found.lines)
+                place, more = found.place, bool(found.lines) or found.given_up
                 seen = None if more else now
             elif time.monotonic() - spoke >= keep_alive_s:
                 spoke = time.monotonic()

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from plugin_sdk import Duration
-from sidecar.control.changes import take_over_changes
+from sidecar.control.changes import renamed_models, take_over_changes
 from sidecar.control.clock import Clock
 from sidecar.control.events import Events
 from sidecar.control.fleet import Fleet, Memories
@@ -40,3 +40,12 @@ async def test_a_server_that_goes_on_is_not_started_by_itself_again_when_it_is_s
 async def test_a_server_that_must_restart_starts_by_itself_again(fleet: Fleet) -> None:
     edited(fleet, msgspec.structs.replace(MODEL, variants=(Variant(name="one", command=("serve", "other")),)))
     assert "m" not in fleet.auto_started
+
+
+async def test_models_are_called_otherwise_with_servers_or_without(fleet: Fleet) -> None:
+    idle = Model(variants=(Variant(name="one", command=("other",)),), mode="chat")
+    before = Declaration(models={"m": MODEL, "idle": idle, "twin": idle, "stays": idle})
+    after = Declaration(models={"n": MODEL, "still": idle, "stays": idle})
+    assert renamed_models(fleet, before, after) == {"m": "n", "idle": "still"}
+    assert renamed_models(fleet, before, before) == {}
+    assert renamed_models(fleet, before, Declaration(models={"m": MODEL})) == {}

@@ -177,6 +177,16 @@ def test_a_renamed_model_keeps_its_server(run: Run) -> None:
     assert sidecar.pid("after") == pid
     assert sidecar.ask("after").startswith("before")
     assert sidecar.starts("before") + sidecar.starts("after") == 1
+    said = sidecar.cli("logs", "after").stdout
+    assert said
+    sidecar.write("model-1.toml", stub("before"))  # another one, with a log of its own
+    until(lambda: any(model["name"] == "before" for model in sidecar.status()["models"]), "it is declared")
+    sidecar.cli("stop", "after")
+    assert sidecar.cli("logs", "after").stdout.startswith(said)
+    assert "no run of a server of before" in sidecar.cli("logs", "before", check=False).stderr
+    sidecar.write("model-0.toml", stub("before").replace("models.before", "models.third"))
+    until(lambda: any(model["name"] == "third" for model in sidecar.status()["models"]), "it has its third name")
+    assert sidecar.cli("logs", "third").stdout.startswith(said)  # though no server of it is up
 
 
 @pytest.mark.parametrize("allowed", [False, True])

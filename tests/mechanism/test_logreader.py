@@ -15,6 +15,7 @@ from sidecar.mechanism import logreader
 from sidecar.mechanism.logreader import Found, PatternError, Place, Wanted, matcher, news, read, stamp
 from sidecar.mechanism.logrun import LINE_BYTES, Stream
 from sidecar.mechanism.logtimes import Times
+from sidecar.mechanism.redaction import Redactor
 from sidecar.mechanism.serverlog import ServerLog, left_alone, older
 
 
@@ -155,6 +156,15 @@ def test_ten_megabytes_in_a_line_are_shown_in_short_and_the_next_line_is_found(s
     server.says(err="x" * 10_000_000 + "\nnext\n")
     long, following = texts(read(server.log, Wanted()))
     assert (len(long), long[-6:], following) == (LINE_BYTES + 6, " [...]", "next")
+
+
+@pytest.mark.parametrize("before", range(LINE_BYTES - 60, LINE_BYTES + 3, 15))
+def test_no_part_of_a_key_stands_where_a_line_is_cut(server: Server, before: int) -> None:
+    key = "".join(map(chr, range(ord("A"), ord("Z"))))
+    server.log.hide = Redactor({"A_KEY": key})
+    server.says(err=f"{key} {key}{'x' * (before - 2 * len(key))}{key}{'x' * 100}\n{'x' * (LINE_BYTES - 3)}{key}\n")
+    for text in texts(read(server.log, Wanted())):
+        assert text == text.lower(), text[-100:]
 
 
 def test_bytes_that_are_no_text_are_replaced(server: Server) -> None:

@@ -86,6 +86,19 @@ async def test_a_family_has_also_those_who_left_the_session(machine: Machine) ->
     assert families[2**22 - 1] == {}
 
 
+async def test_a_log_goes_by_the_models_name_and_the_next_sidecar_finds_it(machine: Machine) -> None:
+    server, _ = await machine.start("before-0123abcd", PROCESS)
+    await server.cap_log("after", 10**6)
+    log = ServerLog(machine.state.logs, "after")
+    assert "ready" in log.out.read_text()
+    assert not ServerLog(machine.state.logs, "before-0123abcd").now.exist()
+    assert await server.last_lines() == log.tail() != []
+    stale = record("before-0123abcd", server)
+    for found in (msgspec.structs.replace(stale, model="after"), msgspec.structs.replace(stale, id="after-0123abcd")):
+        again = machine.next()._log_of(found)
+        assert again.name == "after"
+
+
 async def test_a_family_is_counted_and_stopped_though_its_leader_has_died(machine: Machine) -> None:
     server, pids = await machine.start("a", TITLED, "child", "daemon")
     await machine.local.families({server.pid})

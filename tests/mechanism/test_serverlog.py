@@ -10,7 +10,8 @@ from typing import BinaryIO
 import pytest
 
 from sidecar.mechanism import serverlog
-from sidecar.mechanism.serverlog import TAIL_LINES, ServerLog, older
+from sidecar.mechanism.redaction import Redactor
+from sidecar.mechanism.serverlog import TAIL_BYTES, TAIL_LINES, ServerLog, older
 
 
 @pytest.fixture
@@ -51,8 +52,31 @@ def test_what_was_cut_from_the_run_before_is_not_taken_for_the_new_ones(log: Ser
     assert not older(log.previous.err).exists()
 
 
-def test_a_servers_log_is_called_as_its_model_was_when_it_was_started(tmp_path: Path) -> None:
-    assert ServerLog.of(tmp_path, "qwen3-8b-0123abcd").err == ServerLog(tmp_path, "qwen3-8b").err
+def test_under_another_name_there_is_all_of_it_and_the_writer_goes_on(log: ServerLog) -> None:
+    run(log, err=b"before\n")
+    stdout, stderr = log.open()
+    with stdout, stderr:
+        stderr.write(b"x" * 200)
+        log.look(100)
+        new = log.renamed("new")
+        stderr.write(b"more\n")
+    assert (new.err.read_bytes(), older(new.err).exists()) == (b"more\n", True)
+    assert new.now.times.last.bases == (0, 200)
+    assert new.previous.err.read_bytes() == b"before\n"
+    assert not log.now.exist()
+    assert not log.previous.exist()
+    log.look(100)  # somebody who has not heard of it yet
+    assert not log.now.times.path.exists()
+
+
+def test_what_a_name_had_before_becomes_the_run_before(log: ServerLog) -> None:
+    new = ServerLog(log.out.parent, "new")
+    run(new, err=b"an old run of the new name\n")
+    assert log.renamed("new").err.read_bytes().startswith(b"an old run")  # there is nothing to come in its place
+    run(log, err=b"the run\n")
+    assert log.renamed("qwen3-8b").err.read_bytes() == b"the run\n"
+    assert log.renamed("new").err.read_bytes() == b"the run\n"
+    assert new.previous.err.read_bytes() == b"an old run of the new name\n"
 
 
 def test_a_name_stays_in_the_folder(tmp_path: Path) -> None:
@@ -201,6 +225,13 @@ def test_the_tail_of_one_endless_line_is_short(log: ServerLog) -> None:
     run(log, err=b"x" * 1_000_000)
     [line] = log.tail()
     assert len(line) <= 16 * 1024
+
+
+def test_the_tail_does_not_begin_in_the_middle_of_a_key(log: ServerLog) -> None:
+    hiding = ServerLog(log.out.parent, "qwen3-8b", Redactor({"A_KEY": "abcdefghijklmnop"}))
+    run(hiding, err=b"key abcdefghijklmnop" + b"x" * (TAIL_BYTES - 8))
+    [line] = hiding.tail()
+    assert set(line) == {"x"}
 
 
 def test_the_tail_survives_bytes_that_are_no_text(log: ServerLog) -> None:

@@ -111,6 +111,9 @@ class VirtualMachine:
             return None
         return VirtualRunning(self, record.id, record.pid, record.started, group, child=False)
 
+    async def rename_log(self, old: str, new: str) -> None:
+        await self.step(f"before it renames the log of {old}")
+
     async def left_behind(self) -> set[str]:
         await self.step("before it looks for what was left behind")
         return set(self.world.groups)
@@ -209,7 +212,7 @@ class VirtualRunning:
         await self._machine.step(f"before it reads the log of {self._server}")
         return ["boom"]
 
-    async def cap_log(self, limit_bytes: int) -> None:
+    async def cap_log(self, model: str, limit_bytes: int) -> None:
         await self._machine.step(f"before it caps the log of {self._server}")
 
 

@@ -10,12 +10,18 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from plugin_sdk import Secret
 from sidecar.control.clock import Clock
 from sidecar.control.events import Events
 from sidecar.control.fleet import Fleet, Memories
 from sidecar.control.measurements import Measurements
 from sidecar.control.serverlogs import FOLLOWERS, ServerLogs, TooManyFollowersError
+from sidecar.core.manifest import Declaration, Model, Variant
+from sidecar.mechanism import logreader
+from sidecar.mechanism.lock import StateDir
 from sidecar.mechanism.logreader import LINES_MOST, Place
+from sidecar.mechanism.machine import LocalMachine
+from sidecar.mechanism.redaction import Redactor
 from sidecar.mechanism.serverlog import ServerLog
 from sidecar.surfaces import logs_api
 from sidecar.surfaces.dataplane.errors import ApiError
@@ -28,9 +34,16 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.events = Events(Clock())
         memories = Memories(events=self.events, measurements=Measurements(None), random=lambda: 0.5)
-        self.logs = ServerLogs(Fleet(Clock(), memories), folder)
+        self.fleet = Fleet(Clock(), memories)
+        self.declared = Declaration()
+        self.state = StateDir(folder)
+        self.logs = self.kept_in(folder)
         self.log = ServerLog(folder / "logs", "m")
         self.err: BinaryIO | None = None
+
+    def kept_in(self, state: Path | None) -> ServerLogs:
+        hide = Redactor({"HF_TOKEN": "hf_of_the_sidecar"})
+        return ServerLogs(self.fleet, lambda: self.declared, LocalMachine(self.state), state, hide)
 
     def starts(self) -> None:
         """The server, anew."""
@@ -57,6 +70,12 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     world = World(tmp_path)
     yield world
     world.stops()
+    world.state.close()
+
+
+def declaring(*names: str) -> Declaration:
+    variants = (Variant(name="one", command=("serve",)),)
+    return Declaration(models={name: Model(variants=variants, mode="chat") for name in names})
 
 
 async def hear(messages: AsyncIterator[Any], count: int) -> list[str]:
@@ -194,6 +213,53 @@ async def test_a_log_that_cannot_be_read_is_told_and_tried_again(world: World) -
     assert heard == ["one"]
 
 
+async def test_a_search_that_takes_long_goes_on_though_nothing_is_written_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.starts()
+    world.says("nothing\n" * 50 + "an error\n")
+    monkeypatch.setattr(logreader, "SEARCH_S", 0.0)
+    assert await hear(world.follow(grep="error"), 1) == ["an error"]
+
+
+async def test_who_follows_a_model_that_gets_another_name_goes_on(world: World) -> None:
+    world.starts()
+    world.says("one\n")
+    messages = world.follow()
+    assert await hear(messages, 1) == ["one"]
+    world.declared = declaring("new")
+    world.says("two\n")
+    await world.logs.rename({"m": "new"})
+    assert await hear(messages, 1) == ["two"]
+    world.log = ServerLog(world.log.out.parent, "new")
+    world.starts()
+    world.says("three\n")
+    assert await hear(messages, 1) == ["three"]
+    [old] = [log for log in [world.logs.of("m")] if log is not None]
+    assert old.err == world.log.err  # by the name that it had as well, until another model has that
+    world.declared = declaring("new", "m")
+    assert [log.name for log in [world.logs.of("m")] if log is not None] == ["m"]
+
+
+async def test_names_may_go_round(world: World) -> None:
+    for old, new in (("a", "b"), ("b", "c"), ("c", "a")):
+        await world.logs.rename({old: new})
+    assert [log.name for log in map(world.logs.of, "abc") if log is not None] == ["a", "a", "a"]
+
+
+async def test_keys_that_only_the_manifest_gives_to_a_server_are_not_shown_either(world: World) -> None:
+    world.starts()
+    world.says("hf_of_the_sidecar hf_of_the_server sk-of-the-upstream\n")
+    variant = Variant(
+        name="one", command=("x",), env={"HF_TOKEN": "hf_of_the_server"}, api_key=Secret("sk-of-the-upstream")
+    )
+    world.declared = Declaration(models={"m": Model(variants=(variant,), mode="chat")})
+    log = world.logs.of("m")
+    assert log is not None
+    [line] = (await world.logs.read(log, question({}, None).wanted)).lines
+    assert line.text == "[redacted] [redacted] [redacted]"
+
+
 async def test_only_so_many_may_follow(world: World) -> None:
     world.logs.followers = FOLLOWERS
     with pytest.raises(ApiError, match="64 follow") as caught:
@@ -218,4 +284,4 @@ async def test_a_model_that_is_no_longer_declared_has_its_log_still(world: World
         await log_of(world.logs, "new", known, asked)
     assert await log_of(world.logs, "new", known, question({"follow": "true"}, None))
     with pytest.raises(ApiError, match="keeps no state"):
-        await log_of(ServerLogs(world.logs._fleet, None), "new", known, asked)
+        await log_of(world.kept_in(None), "new", known, asked)
