@@ -164,6 +164,8 @@ def test_the_file_can_be_read_beside_it(sidecar: Sidecar) -> None:
     assert json.loads(cli("usage", "--database", file, "--json").stdout)["total"]["requests"] == 7
     absent = cli("usage", "--database", f"{file}.not", check=False)
     assert (absent.returncode, "nothing was recorded yet" in absent.stderr) == (1, True)
+    for more in (["--plugin", "usage"], [str(sidecar.folder)]):
+        assert cli("usage", "--database", file, *more, check=False).returncode == 2
 
 
 def test_killed_and_taken_over_it_has_lost_no_loaded_time_and_can_be_asked_when_none_runs(tmp_path: Path) -> None:

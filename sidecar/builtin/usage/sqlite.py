@@ -225,6 +225,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         raise
     if version < tables.VERSION:
         database.close()
+        if not version:
+            raise PluginError(f"there are no tables in {path}: nothing was recorded yet, or it is another file")
         raise PluginError(f"{path} has version {version}: the next sidecar that writes to it brings it up to date")
     late = time.monotonic() + LATE_S
     database.set_progress_handler(lambda: time.monotonic() > late, STEPS)

@@ -63,6 +63,8 @@ def usage(
     """
     if with_commas and as_json:
         raise click.UsageError("--csv and --json do not go together")
+    if database is not None and (directory is not None or asked["plugin"]):
+        raise click.UsageError("--database is read as it is: it takes neither a DIRECTORY nor --plugin")
     question = Question(by=",".join(by) or DEFAULT_BY, **asked)
     found = _of_file(database, question) if database is not None else _found(directory, question, remote)
     if as_json:

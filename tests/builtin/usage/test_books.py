@@ -285,6 +285,15 @@ async def test_several_nodes_are_told_apart_and_have_prices_of_their_own(setting
     }
 
 
+async def test_the_shortest_retention_counts_for_all_that_share_a_database(settings: Make) -> None:
+    await recorded(settings(node="long"), [outcome(at_s=NOW_S - 9 * DAY_S)])
+    plugin = Usage(settings(node="short", retention=Duration(DAY_S)), name="usage")
+    await plugin.open()
+    await until(lambda: ask(settings(), f"SELECT id FROM {table(settings())}") == [], "it is gone")  # noqa: S608 - a constant
+    await plugin.close()
+    assert (await total(settings())).requests == 1
+
+
 def _many(count: int) -> list[Outcome]:
     return [outcome(f"m{number % 7}", tokens=(1, 0), at_s=NOW_S) for number in range(count)]
 

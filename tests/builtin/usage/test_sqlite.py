@@ -179,6 +179,13 @@ async def test_where_nothing_was_recorded_nothing_is_made(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
+async def test_an_empty_file_is_told_as_one(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM")  # so that there is a file
+    with pytest.raises(PluginError, match=r"no tables in .*: nothing was recorded yet, or it is another"):
+        await rows(Settings(path=str(path)))
+
+
 async def test_a_question_that_takes_too_long_is_broken_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await recorded(Settings(path=str(path)), [outcome()])
     monkeypatch.setattr(sqlite, "LATE_S", 0.0)
