@@ -19,7 +19,7 @@ from sidecar.core.review import Fault, Review
 from sidecar.mechanism import gittree, loader, source
 from sidecar.mechanism.gittree import GitTreeError
 from sidecar.mechanism.placeholders import ForeignEnvironment
-from sidecar.surfaces.cli.labels import label_option, node_of
+from sidecar.surfaces.cli.labels import node_of, other_label_option
 from sidecar.surfaces.cli.output import NO, fail, format_option, print_json, print_table
 from sidecar.surfaces.cli.plan import machine
 from sidecar.surfaces.cli.review_markdown import MOST_CHARS, markdown
@@ -56,9 +56,10 @@ class Operand(msgspec.Struct, frozen=True):
     "--fail-on",
     type=click.Choice(["problem", "interruption", "change", "nothing"]),
     default="problem",
+    show_default=True,
     help="When to exit 1: B has a new problem, or else some server stops or restarts, or else anything changes.",
 )
-@label_option
+@other_label_option
 def diff(
     a: str,
     b: str | None,

@@ -14,10 +14,21 @@ from sidecar.mechanism.labels import LabelError, this_node
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_TEXT = "A label of the node, for `nodes` of models; may be given several times."
+
+
 def label_option(command: F) -> F:
     """Adds --label, and hands the command the `labels` as they were given."""
-    text = "A label of the node, for `nodes` of models; may be given several times. [env var: SIDECAR_LABELS, A=B,C=D]"
-    return click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help=text)(command)
+    return _option(f"{_TEXT} [env var: SIDECAR_LABELS, A=B,C=D]")(command)
+
+
+def other_label_option(command: F) -> F:
+    """The same for a command that is never about this machine, whose variable says nothing then."""
+    return _option(_TEXT)(command)
+
+
+def _option(text: str) -> Callable[[F], F]:
+    return click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help=text)
 
 
 def node_of(labels: tuple[str, ...], known: Mapping[str, str] | None = None) -> Node:

@@ -126,7 +126,9 @@ def test_it_is_tried_on_the_machine_that_is_meant(repo: Path) -> None:
     assert (on_another["no_op"], list(on_another["elsewhere"])) == (True, ["m"])
 
 
-def test_labels_choose_the_node_without_a_machine_too(repo: Path) -> None:
+def test_labels_choose_the_node_without_a_machine_too(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECAR_LABELS", "gpu=h200,rack=here")  # this machine's, which it is not about
+    assert "SIDECAR_LABELS" not in diff("--help").stdout
     assert "on gpu = a100\n" in diff("--git", "HEAD~1", "HEAD", "--label", "gpu=a100", "--fail-on", "change").stdout
 
 
