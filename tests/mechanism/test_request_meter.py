@@ -9,7 +9,7 @@ import pytest
 
 from plugin_sdk import End, Outcome, Usage
 from sidecar.mechanism.metrics import Point, Spread, label_name
-from sidecar.mechanism.request_meter import RequestMeter
+from sidecar.mechanism.request_meter import AT_ONCE, RequestMeter
 from sidecar.mechanism.request_metrics import METRICS
 
 USAGE = Usage(input_tokens=900, output_tokens=101, cached_tokens=700, reasoning_tokens=20)
@@ -161,6 +161,19 @@ def test_what_is_never_the_same_twice_is_counted_together() -> None:
     assert sum(found["sidecar.requests"].values()) == 500
     tokens = found["sidecar.tokens"]
     assert sum(value for labels, value in tokens.items() if "gen_ai_token_type=input" in labels) == 500 * 900
+
+
+def test_many_are_added_up_in_steps_that_hold_nobody_up() -> None:
+    meter = RequestMeter()
+    meter.by_principal = True
+    for number in range(3 * AT_ONCE):
+        meter.count(msgspec.structs.replace(WELL, principal=f"p-{number}"), "chat")
+    *paused, sums = meter.steps()
+    assert paused == [None, None]
+    assert sums is not None
+    for _ in range(2):  # two who ask at the same time share them
+        durations = next(sums.families())
+        assert [sum(one.counts) for one in durations.series if isinstance(one, Spread)] == [3 * AT_ONCE]
 
 
 def test_totals_of_models_are_those_of_the_metrics() -> None:

@@ -14,6 +14,7 @@ from sidecar.mechanism.exposition import SLICE
 from sidecar.mechanism.metric_exports import Push
 from sidecar.mechanism.metrics import Family, Labels, Point, Spread
 from sidecar.mechanism.own_usage import OwnUsage, own_usage
+from sidecar.mechanism.request_sums import RequestSums
 from sidecar.mechanism.telemetry import Telemetry
 from sidecar.surfaces import source_api
 from sidecar.surfaces.dataplane.plane import Plane
@@ -41,14 +42,20 @@ class Metrics:
         self._telemetry = telemetry
         self._push = push
         self._engines = Engines(controller.fleet, controller.client)
+        self._requests: RequestSums | None = None
         self._usage: OwnUsage | None = None
         self._source: SourceReport | None = None
 
     async def refresh(self) -> None:
-        """Find out what has to be asked for: by a moment at most."""
+        """Find out what has to be asked for, or added up: by a moment at most, and while the event loop turns."""
         self._usage = await asyncio.to_thread(_own_usage)
         self._source = await source_api.report(self._controller)
         await self._engines.refresh(self._controller.declaration)
+        for sums in self._plane.meter.steps():
+            if sums is None:
+                await asyncio.sleep(0)
+            else:
+                self._requests = sums
 
     def families(self) -> Iterator[Family]:
         """Everything, one metric at a time. No series comes twice, which receivers would not take."""
@@ -56,7 +63,8 @@ class Metrics:
 
     def _families(self) -> Iterator[Family]:
         controller, plane = self._controller, self._plane
-        yield from plane.meter.families()
+        if self._requests is not None:
+            yield from self._requests.families()
         yield from models.families(controller)
         yield from engines.families(self._engines.numbers())
         yield from devices.families(controller)
