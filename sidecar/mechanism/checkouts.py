@@ -21,6 +21,7 @@ from sidecar.core.sourcing import GitDeclaration
 from sidecar.mechanism.git import Git, GitError, TooMuchError, printable
 
 MOST_FILES = 50_000
+_LIVE, _FOLDER = "live", "checkouts"
 _DRAFT = ".draft-"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LINK, _SUBMODULE = "120000", "160000"
@@ -43,8 +44,8 @@ class Checkouts:
     """The checkouts in a folder, of the clone beside them. Everything raises GitError or OSError."""
 
     def __init__(self, folder: Path, clone: Path, declared: GitDeclaration, git: Git) -> None:
-        self.live = folder / "live"
-        self._folder = folder / "checkouts"
+        self.live = folder / _LIVE
+        self._folder = folder / _FOLDER
         self._clone = clone
         self._declared = declared
         self._git = git
@@ -163,6 +164,15 @@ class Checkouts:
             if "invalid path" in str(error):  # "..", or into ".git", by whatever name a file system knows it
                 raise UnfitError(f"has a file that may not be: {error}") from None
             raise
+
+
+def commit_of(path: Path) -> str:
+    """The commit in whose checkout, by whichever sidecar, the path is; "" if it is in none. All links resolved."""
+    for folder in path.parents:
+        above = folder.parent
+        if above.name == _FOLDER and (above.parent / _LIVE).is_symlink():
+            return folder.name
+    return ""
 
 
 def is_lfs_pointer(content: bytes) -> bool:

@@ -16,7 +16,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Integer, SingleKey, Trivia
 
-from sidecar.mechanism import durable, loader
+from sidecar.mechanism import checkouts, durable, loader
 from sidecar.mechanism.source import Snapshot
 
 
@@ -135,8 +135,13 @@ def _managed(path: Path) -> str:
     """Why an edit would be undone by what puts the file there; "" if nothing is known of the kind.
 
     Kubernetes mounts a ConfigMap as a folder `..2026_01_31_...`, which it replaces as a whole. git-sync and the like
-    check out commits; people work on branches.
+    check out commits, and so does the sidecar itself; people work on branches.
     """
+    if commit := checkouts.commit_of(path):
+        return (
+            f"is in the sidecar's own checkout of commit {commit[:12]}, which it would make anew; "
+            "change it in a clone of the repository (give that directory), and push"
+        )
     if any(part.startswith("..") for part in path.parts):
         return "is a mounted ConfigMap or Secret; change that instead"
     for folder in path.parents:

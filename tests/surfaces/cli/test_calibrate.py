@@ -99,6 +99,20 @@ def test_what_is_too_low_is_raised_in_place(manifests: Path) -> None:
     assert CliRunner().invoke(main, ["validate", str(manifests)]).exit_code == 0
 
 
+def test_the_sidecars_own_checkout_of_a_repository_is_left_alone(manifests: Path) -> None:
+    source, commit = manifests.parent / "source", "0123456789" * 4
+    (source / "checkouts").mkdir(parents=True)
+    (source / "live").symlink_to(f"checkouts/{commit}")
+    manifests.rename(source / "checkouts" / commit)
+    before = contents(source / "live")
+    assert calibrate(source / "live").exit_code == 0
+    for named in (source / "live", source / "checkouts" / commit):
+        refused = calibrate(named, "--write", code=1).stderr
+        assert "is in the sidecar's own checkout of commit 012345678901, which it would make anew" in refused
+        assert "change it in a clone of the repository" in refused
+    assert contents(source / "live") == before
+
+
 def test_what_is_written_is_not_suggested_again(manifests: Path) -> None:
     calibrate(manifests, "--write", "--lower")
     after = contents(manifests)
