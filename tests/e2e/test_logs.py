@@ -286,6 +286,9 @@ def test_a_flood_of_requests_that_fail_is_a_few_lines_and_a_count(sidecar: Sidec
     until(lambda: len(told()) == 20, "so many are told")
     assert told()[0]["level"] == "warning"
     assert sidecar.status()["log"] == {"lost": 0, "suppressed": 10}
+    numbers = httpx.get(f"{sidecar.url}/metrics", trust_env=False).text
+    assert "\nsidecar_log_suppressed_total 10" in numbers
+    assert "\nsidecar_log_lost_total 0" in numbers
     assert len(told()) == 20
 
 

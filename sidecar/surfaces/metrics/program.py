@@ -10,156 +10,75 @@ import msgspec
 from sidecar import __version__
 from sidecar.control.controller import Controller
 from sidecar.control.tallies import ROUND_BOUNDS_S
+from sidecar.mechanism import logs
 from sidecar.mechanism.metrics import Family, Kind, Metric, Point
 from sidecar.mechanism.own_usage import OwnUsage
 from sidecar.surfaces.dataplane.plane import Plane
 
-BUILD = Metric(
-    name="sidecar.build",
-    kind=Kind.INFO,
-    help="The version of the sidecar, and of Python.",
-    labels=("sidecar.version", "sidecar.python"),
+BUILD = info("sidecar.build", "The version of the sidecar, and of Python.", "sidecar.version", "sidecar.python")
+GENERATION = gauge(
+    "sidecar.generation",
+    "",
+    "The number of the generation in force; it rises with each change of manifests or plugins.",
 )
-GENERATION = Metric(
-    name="sidecar.generation",
-    kind=Kind.GAUGE,
-    help="The number of the generation in force; it rises with each change of manifests or plugins.",
+MODELS = gauge("sidecar.models", "{model}", "Models that are declared.")
+ROUNDS = histogram(
+    "sidecar.reconcile.duration", "s", "What rounds of the reconciler took: observe, plan, act.", bounds=ROUND_BOUNDS_S
 )
-MODELS = Metric(name="sidecar.models", kind=Kind.GAUGE, unit="{model}", help="Models that are declared.")
-ROUNDS = Metric(
-    name="sidecar.reconcile.duration",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="What rounds of the reconciler took: observe, plan, act.",
-    bounds=ROUND_BOUNDS_S,
+ACTED = counter("sidecar.reconcile.acted", "{round}", "Rounds in which anything was done.")
+ERRORS = counter(
+    "sidecar.reconcile.errors",
+    "{error}",
+    "Rounds, and other standing tasks of the control floor, that failed and were tried again.",
 )
-ACTED = Metric(
-    name="sidecar.reconcile.acted",
-    kind=Kind.COUNTER,
-    unit="{round}",
-    help="Rounds in which anything was done.",
+ACCEPTED = counter(
+    "sidecar.requests.accepted", "{request}", "Requests for inference, and for the list of models, that came in."
 )
-ERRORS = Metric(
-    name="sidecar.reconcile.errors",
-    kind=Kind.COUNTER,
-    unit="{error}",
-    help="Rounds, and other standing tasks of the control floor, that failed and were tried again.",
-)
-ACCEPTED = Metric(
-    name="sidecar.requests.accepted",
-    kind=Kind.COUNTER,
-    unit="{request}",
-    help="Requests for inference, and for the list of models, that came in.",
-)
-IN_FLIGHT = Metric(
-    name="sidecar.requests.in_flight",
-    kind=Kind.GAUGE,
-    unit="{request}",
-    help="Of them, those that have not ended.",
-)
-UNSERVED = Metric(
-    name="sidecar.requests.unserved",
-    kind=Kind.COUNTER,
-    unit="{request}",
-    help="Those of which no model was asked: listed (for the list of models), refused_early (for how they were sent, or"
+IN_FLIGHT = gauge("sidecar.requests.in_flight", "{request}", "Of them, those that have not ended.")
+UNSERVED = counter(
+    "sidecar.requests.unserved",
+    "{request}",
+    "Those of which no model was asked: listed (for the list of models), refused_early (for how they were sent, or"
     " where to), abandoned (the client left before), malformed (no request, or not in time).",
-    labels=("sidecar.reason",),
+    "sidecar.reason",
 )
-CONNECTIONS = Metric(
-    name="sidecar.connections", kind=Kind.GAUGE, unit="{connection}", help="Connections of clients, now."
+CONNECTIONS = gauge("sidecar.connections", "{connection}", "Connections of clients, now.")
+CONNECTIONS_REFUSED = counter("sidecar.connections.refused", "{connection}", "Connections beyond max_connections.")
+POOL_IDLE = gauge(
+    "sidecar.upstream.connections.idle", "{connection}", "Connections to servers that are kept for the next request."
 )
-CONNECTIONS_REFUSED = Metric(
-    name="sidecar.connections.refused",
-    kind=Kind.COUNTER,
-    unit="{connection}",
-    help="Connections beyond max_connections.",
+POOL_OPENED = counter("sidecar.upstream.connections.opened", "{connection}", "Connections to servers that were made.")
+POOL_FAILED = counter(
+    "sidecar.upstream.connections.failed", "{connection}", "Connections to servers that could not be made."
 )
-POOL_IDLE = Metric(
-    name="sidecar.upstream.connections.idle",
-    kind=Kind.GAUGE,
-    unit="{connection}",
-    help="Connections to servers that are kept for the next request.",
+SPANS_LOST = counter("sidecar.telemetry.spans.lost", "{span}", "Spans that were dropped, or could not be delivered.")
+PUSHES_FAILED = counter("sidecar.telemetry.exports.failed", "{export}", "Exports of metrics that came to nothing.")
+EVENTS_DROPPED = counter("sidecar.events.dropped", "{event}", "Events that did not come to disk.")
+LOG_LOST = counter(
+    "sidecar.log.lost", "{line}", "Lines of the sidecar's own log that could not be written, or not fast enough."
 )
-POOL_OPENED = Metric(
-    name="sidecar.upstream.connections.opened",
-    kind=Kind.COUNTER,
-    unit="{connection}",
-    help="Connections to servers that were made.",
+LOG_SUPPRESSED = counter(
+    "sidecar.log.suppressed", "{line}", "Lines of it that were left out, since there were too many of the same kind."
 )
-POOL_FAILED = Metric(
-    name="sidecar.upstream.connections.failed",
-    kind=Kind.COUNTER,
-    unit="{connection}",
-    help="Connections to servers that could not be made.",
+UPTIME = gauge("sidecar.uptime", "s", "Since the sidecar was started.")
+CPU = counter("process.cpu.time", "s", "CPU time of the sidecar, without its servers.", exposed="process_cpu_seconds")
+RSS = gauge(
+    "process.memory.usage", "By", "Memory of the sidecar, without its servers.", exposed="process_resident_memory_bytes"
 )
-SPANS_LOST = Metric(
-    name="sidecar.telemetry.spans.lost",
-    kind=Kind.COUNTER,
-    unit="{span}",
-    help="Spans that were dropped, or could not be delivered.",
+VIRTUAL = gauge("process.memory.virtual", "By", "Its address space.", exposed="process_virtual_memory_bytes")
+FDS = gauge(
+    "process.open_file_descriptor.count", "{file_descriptor}", "Its open files and sockets.", exposed="process_open_fds"
 )
-PUSHES_FAILED = Metric(
-    name="sidecar.telemetry.exports.failed",
-    kind=Kind.COUNTER,
-    unit="{export}",
-    help="Exports of metrics that came to nothing.",
+MOST_FDS = gauge(
+    "process.open_file_descriptor.limit", "{file_descriptor}", "How many it may have.", exposed="process_max_fds"
 )
-EVENTS_DROPPED = Metric(
-    name="sidecar.events.dropped",
-    kind=Kind.COUNTER,
-    unit="{event}",
-    help="Events that did not come to disk.",
-)
-UPTIME = Metric(name="sidecar.uptime", kind=Kind.GAUGE, unit="s", help="Since the sidecar was started.")
-CPU = Metric(
-    name="process.cpu.time",
-    kind=Kind.COUNTER,
-    unit="s",
-    help="CPU time of the sidecar, without its servers.",
-    exposed="process_cpu_seconds",
-)
-RSS = Metric(
-    name="process.memory.usage",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="Memory of the sidecar, without its servers.",
-    exposed="process_resident_memory_bytes",
-)
-VIRTUAL = Metric(
-    name="process.memory.virtual",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="Its address space.",
-    exposed="process_virtual_memory_bytes",
-)
-FDS = Metric(
-    name="process.open_file_descriptor.count",
-    kind=Kind.GAUGE,
-    unit="{file_descriptor}",
-    help="Its open files and sockets.",
-    exposed="process_open_fds",
-)
-MOST_FDS = Metric(
-    name="process.open_file_descriptor.limit",
-    kind=Kind.GAUGE,
-    unit="{file_descriptor}",
-    help="How many it may have.",
-    exposed="process_max_fds",
-)
-THREADS = Metric(
-    name="process.thread.count", kind=Kind.GAUGE, unit="{thread}", help="Its threads.", exposed="process_threads"
-)
-STARTED = Metric(
-    name="process.start_time",
-    kind=Kind.GAUGE,
-    unit="s",
-    help="When it was started, unix time.",
-    exposed="process_start_time_seconds",
-)
+THREADS = gauge("process.thread.count", "{thread}", "Its threads.", exposed="process_threads")
+STARTED = gauge("process.start_time", "s", "When it was started, unix time.", exposed="process_start_time_seconds")
 METRICS = (
     *(BUILD, GENERATION, MODELS, ROUNDS, ACTED, ERRORS),
     *(ACCEPTED, IN_FLIGHT, UNSERVED, CONNECTIONS, CONNECTIONS_REFUSED, POOL_IDLE, POOL_OPENED, POOL_FAILED),
-    *(SPANS_LOST, PUSHES_FAILED, EVENTS_DROPPED, UPTIME, CPU, RSS, VIRTUAL, FDS, MOST_FDS, THREADS, STARTED),
+    *(SPANS_LOST, PUSHES_FAILED, EVENTS_DROPPED, LOG_LOST, LOG_SUPPRESSED),
+    *(UPTIME, CPU, RSS, VIRTUAL, FDS, MOST_FDS, THREADS, STARTED),
 )
 
 
@@ -177,6 +96,9 @@ def families(controller: Controller, plane: Plane, losses: Losses, usage: OwnUsa
     yield _one(SPANS_LOST, losses.spans)
     yield _one(PUSHES_FAILED, losses.exports)
     yield _one(EVENTS_DROPPED, controller.events.dropped)
+    told = logs.counts()
+    yield _one(LOG_LOST, told.lost)
+    yield _one(LOG_SUPPRESSED, told.suppressed)
     yield _one(UPTIME, round(controller.clock.monotonic() - controller.opened_at, 3))
     if usage is not None:
         yield from _usage(usage)
