@@ -88,7 +88,7 @@ def test_a_stream_is_gathered_to_the_same_message(pair: Pair) -> None:
     events, whole = same(both(pair), gathered)
     assert "input_json" in events
     assert whole["usage"]["output_tokens"] == 15
-    until(lambda: any("+15 " in line for line in pair.logged("parrot")[-1:]), "the tokens are logged")
+    until(lambda: any(" output_tokens=15 " in line for line in pair.logged("parrot")[-1:]), "the tokens are logged")
 
 
 def test_tokens_are_counted(pair: Pair) -> None:

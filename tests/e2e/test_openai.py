@@ -53,7 +53,7 @@ def test_a_stream_arrives_in_pieces_and_whole(run: Run) -> None:
     assert len(pieces) > 3
     assert "".join(pieces) == SENTENCE
     assert chunks[-1].usage is not None
-    until(lambda: any("tokens=" in line and "tokens=-" not in line for line in sidecar.log), "usage in the log")
+    until(lambda: any("output_tokens=" in line for line in sidecar.log), "usage in the log")
 
 
 async def test_twenty_first_requests_at_once_cause_one_start(run: Run) -> None:

@@ -98,7 +98,7 @@ def test_they_are_served_by_name_by_alias_and_before_they_are_listed(sidecar: Si
     assert said(sidecar, "resolve listed (True) for tester")
     until(lambda: said(sidecar, "resolve unlisted (False) for tester"), "it is told that nobody lists it")
     assert not said(sidecar, "resolve nick")
-    until(lambda: said(sidecar, "model=unlisted variant=far"), "the outcome is recorded")
+    until(lambda: any(" model=unlisted " in line and " variant=far " in line for line in sidecar.log), "it is logged")
     assert sidecar.ask("unlisted", stream=False).startswith("far-0")
 
 

@@ -103,7 +103,7 @@ def test_its_own_path_leads_to_a_server_that_works_and_its_words_are_counted(sid
     with sidecar.http() as http:
         streamed = http.post(PATH, json={"model": "yea", "prompt": "Is it?", "words": 2, "stream": True})
     assert streamed.text.count("data: ") == 3
-    usage = ("tokens=3+3 ", "tokens=2+2 ")
+    usage = ("input_tokens=3 output_tokens=3 ", "input_tokens=2 output_tokens=2 ")
     until(lambda: all(words in "".join(sidecar.log) for words in usage), "both are logged")
 
 
