@@ -68,6 +68,26 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         return self.prometheus_name + {Kind.COUNTER: "_total", Kind.INFO: "_info"}.get(self.kind, "")
 
 
+def counter(name: str, unit: str, meaning: str, labels: Labels = (), *, exposed: str = "") -> Metric:
+    """What only rises."""
+    return Metric(name=name, kind=Kind.COUNTER, unit=unit, help=meaning, labels=labels, exposed=exposed)
+
+
+def gauge(name: str, unit: str, meaning: str, labels: Labels = (), *, exposed: str = "") -> Metric:
+    """What rises and falls."""
+    return Metric(name=name, kind=Kind.GAUGE, unit=unit, help=meaning, labels=labels, exposed=exposed)
+
+
+def histogram(name: str, unit: str, meaning: str, labels: Labels = (), *, bounds: tuple[float, ...]) -> Metric:
+    """What is measured again and again."""
+    return Metric(name=name, kind=Kind.HISTOGRAM, unit=unit, help=meaning, labels=labels, bounds=bounds)
+
+
+def info(name: str, meaning: str, labels: Labels) -> Metric:
+    """What is told by labels alone."""
+    return Metric(name=name, kind=Kind.INFO, help=meaning, labels=labels)
+
+
 def label_name(attribute: str) -> str:
     """What an attribute is called in Prometheus. Our own go without their prefix: `sidecar.model` is `model`."""
     name = _not_in_labels.sub("_", attribute.removeprefix(_OWN)) or "_"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from sidecar.mechanism.metrics import OVERFLOW, Kind, Metric
+from sidecar.mechanism.metrics import OVERFLOW, counter, histogram
 
 _OPERATION = "gen_ai.operation.name"
 _PROVIDER = "gen_ai.provider.name"
@@ -19,82 +19,72 @@ _QUEUED = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 
 
 _GEN_AI = (_OPERATION, _PROVIDER, _MODEL)
 
-SERVER_DURATION = Metric(
-    name="gen_ai.server.request.duration",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="From the first byte of a request to the last one of its answer, the wait for a server included.",
-    labels=(*_GEN_AI, _ERROR, OVERFLOW),
+SERVER_DURATION = histogram(
+    "gen_ai.server.request.duration",
+    "s",
+    "From the first byte of a request to the last one of its answer, the wait for a server included.",
+    (*_GEN_AI, _ERROR, OVERFLOW),
     bounds=_SECONDS,
 )
-CLIENT_DURATION = Metric(
-    name="gen_ai.client.operation.duration",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="The same without the wait: what the model's server took.",
-    labels=(*_GEN_AI, _ERROR, OVERFLOW),
+CLIENT_DURATION = histogram(
+    "gen_ai.client.operation.duration",
+    "s",
+    "The same without the wait: what the model's server took.",
+    (*_GEN_AI, _ERROR, OVERFLOW),
     bounds=_SECONDS,
 )
-FIRST_TOKEN = Metric(
-    name="gen_ai.server.time_to_first_token",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="From the first byte of a request to the first one of its stream, of streams that went well.",
-    labels=(*_GEN_AI, OVERFLOW),
+FIRST_TOKEN = histogram(
+    "gen_ai.server.time_to_first_token",
+    "s",
+    "From the first byte of a request to the first one of its stream, of streams that went well.",
+    (*_GEN_AI, OVERFLOW),
     bounds=_FIRST,
 )
-EACH_TOKEN = Metric(
-    name="gen_ai.server.time_per_output_token",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="Time for each output token after the first, of streams that went well and told their tokens.",
-    labels=(*_GEN_AI, OVERFLOW),
+EACH_TOKEN = histogram(
+    "gen_ai.server.time_per_output_token",
+    "s",
+    "Time for each output token after the first, of streams that went well and told their tokens.",
+    (*_GEN_AI, OVERFLOW),
     bounds=_EACH,
 )
-TOKEN_USAGE = Metric(
-    name="gen_ai.client.token.usage",
-    kind=Kind.HISTOGRAM,
-    unit="{token}",
-    help="Tokens of each request, as the model's server counted them.",
-    labels=(*_GEN_AI, "gen_ai.token.type", OVERFLOW),
+TOKEN_USAGE = histogram(
+    "gen_ai.client.token.usage",
+    "{token}",
+    "Tokens of each request, as the model's server counted them.",
+    (*_GEN_AI, "gen_ai.token.type", OVERFLOW),
     bounds=_TOKENS,
 )
-QUEUE_WAIT = Metric(
-    name="sidecar.queue.duration",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="How long requests waited for their turn, or for their model to load, of those that had to wait.",
-    labels=("sidecar.model", OVERFLOW),
+QUEUE_WAIT = histogram(
+    "sidecar.queue.duration",
+    "s",
+    "How long requests waited for their turn, or for their model to load, of those that had to wait.",
+    ("sidecar.model", OVERFLOW),
     bounds=_QUEUED,
 )
 _WHO = ("sidecar.model", "sidecar.variant", "sidecar.mode", _OPERATION)
-REQUESTS = Metric(
-    name="sidecar.requests",
-    kind=Kind.COUNTER,
-    unit="{request}",
-    help="Requests that have ended, by how. Why they were refused, or failed, is the error type.",
-    labels=(*_WHO, "sidecar.end", "http.response.status_code", _ERROR, "sidecar.cold", "sidecar.principal", OVERFLOW),
+REQUESTS = counter(
+    "sidecar.requests",
+    "{request}",
+    "Requests that have ended, by how. Why they were refused, or failed, is the error type.",
+    (*_WHO, "sidecar.end", "http.response.status_code", _ERROR, "sidecar.cold", "sidecar.principal", OVERFLOW),
 )
-TOKENS = Metric(
-    name="sidecar.tokens",
-    kind=Kind.COUNTER,
-    unit="{token}",
-    help="Tokens; cached ones are among the input's, reasoning ones among the output's.",
-    labels=("sidecar.model", "gen_ai.token.type", "sidecar.principal", OVERFLOW),
+TOKENS = counter(
+    "sidecar.tokens",
+    "{token}",
+    "Tokens; cached ones are among the input's, reasoning ones among the output's.",
+    ("sidecar.model", "gen_ai.token.type", "sidecar.principal", OVERFLOW),
 )
-BYTES = Metric(
-    name="sidecar.body.size",
-    kind=Kind.COUNTER,
-    unit="By",
-    help="Bytes of the bodies of requests and answers.",
-    labels=("sidecar.model", "sidecar.direction", OVERFLOW),
+BYTES = counter(
+    "sidecar.body.size",
+    "By",
+    "Bytes of the bodies of requests and answers.",
+    ("sidecar.model", "sidecar.direction", OVERFLOW),
 )
-RETRIES = Metric(
-    name="sidecar.retries",
-    kind=Kind.COUNTER,
-    unit="{attempt}",
-    help="Further attempts for requests of which nothing can have been processed.",
-    labels=("sidecar.model", OVERFLOW),
+RETRIES = counter(
+    "sidecar.retries",
+    "{attempt}",
+    "Further attempts for requests of which nothing can have been processed.",
+    ("sidecar.model", OVERFLOW),
 )
 METRICS = (
     *(SERVER_DURATION, CLIENT_DURATION, FIRST_TOKEN, EACH_TOKEN, TOKEN_USAGE),

@@ -9,57 +9,43 @@ from sidecar.control.controller import Controller
 from sidecar.core.ledger import Ledger
 from sidecar.core.observed import Device, Server
 from sidecar.core.placement import Inventory
-from sidecar.mechanism.metrics import Family, Kind, Metric, Point
+from sidecar.mechanism.metrics import Family, Point, gauge, info
 
 MB = 2**20
 
 _DEVICE = "sidecar.device"
 
-INFO = Metric(
-    name="sidecar.device",
-    kind=Kind.INFO,
-    help="The devices that there are.",
-    labels=(_DEVICE, "sidecar.class", "sidecar.id", "sidecar.name"),
+INFO = info("sidecar.device", "The devices that there are.", (_DEVICE, "sidecar.class", "sidecar.id", "sidecar.name"))
+UP = gauge("sidecar.device.up", "", "Whether the device can be read.", (_DEVICE,))
+READABLE = gauge(
+    "sidecar.device_plugin.up",
+    "",
+    "Whether the last probe of a device plugin went well; a plugin may find any number of devices.",
+    ("sidecar.plugin",),
 )
-UP = Metric(name="sidecar.device.up", kind=Kind.GAUGE, help="Whether the device can be read.", labels=(_DEVICE,))
-READABLE = Metric(
-    name="sidecar.device_plugin.up",
-    kind=Kind.GAUGE,
-    help="Whether the last probe of a device plugin went well; a plugin may find any number of devices.",
-    labels=("sidecar.plugin",),
+SIZE = gauge("sidecar.device.memory.size", "By", "Memory of the device.", (_DEVICE,))
+USABLE = gauge(
+    "sidecar.device.memory.usable",
+    "By",
+    "What servers may reserve of it in all, after headroom_mb and the cap of [devices.NAME].",
+    (_DEVICE,),
 )
-SIZE = Metric(
-    name="sidecar.device.memory.size", kind=Kind.GAUGE, unit="By", help="Memory of the device.", labels=(_DEVICE,)
+RESERVED = gauge(
+    "sidecar.device.memory.reserved",
+    "By",
+    "What is reserved for our servers, whether they take it yet or not.",
+    (_DEVICE,),
 )
-USABLE = Metric(
-    name="sidecar.device.memory.usable",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="What servers may reserve of it in all, after headroom_mb and the cap of [devices.NAME].",
-    labels=(_DEVICE,),
-)
-RESERVED = Metric(
-    name="sidecar.device.memory.reserved",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="What is reserved for our servers, whether they take it yet or not.",
-    labels=(_DEVICE,),
-)
-USED = Metric(
-    name="sidecar.device.memory.usage",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="Who holds it now: our servers (ours), others (foreign), nobody (free). Foreign is left out where the use of"
+USED = gauge(
+    "sidecar.device.memory.usage",
+    "By",
+    "Who holds it now: our servers (ours), others (foreign), nobody (free). Foreign is left out where the use of"
     " one of ours is not known.",
-    labels=(_DEVICE, "sidecar.holder"),
+    (_DEVICE, "sidecar.holder"),
 )
-BUSY = Metric(
-    name="sidecar.device.utilization", kind=Kind.GAUGE, unit="1", help="How busy it is, 0 to 1.", labels=(_DEVICE,)
-)
-TEMPERATURE = Metric(
-    name="sidecar.device.temperature", kind=Kind.GAUGE, unit="Cel", help="Its temperature.", labels=(_DEVICE,)
-)
-POWER = Metric(name="sidecar.device.power", kind=Kind.GAUGE, unit="W", help="What it draws.", labels=(_DEVICE,))
+BUSY = gauge("sidecar.device.utilization", "1", "How busy it is, 0 to 1.", (_DEVICE,))
+TEMPERATURE = gauge("sidecar.device.temperature", "Cel", "Its temperature.", (_DEVICE,))
+POWER = gauge("sidecar.device.power", "W", "What it draws.", (_DEVICE,))
 METRICS = (INFO, UP, READABLE, SIZE, USABLE, RESERVED, USED, BUSY, TEMPERATURE, POWER)
 
 

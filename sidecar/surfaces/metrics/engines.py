@@ -9,50 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sidecar.mechanism.engine_metrics import EngineNumbers
-from sidecar.mechanism.metrics import Family, Kind, Metric, Point
+from sidecar.mechanism.metrics import Family, Point, gauge, info
 
 _WHICH = ("sidecar.model", "sidecar.variant")
 
-WAITING = Metric(
-    name="sidecar.engine.requests.waiting",
-    kind=Kind.GAUGE,
-    unit="{request}",
-    help="Requests that wait in the server (TotalQueuedRequests).",
-    labels=_WHICH,
+WAITING = gauge(
+    "sidecar.engine.requests.waiting", "{request}", "Requests that wait in the server (TotalQueuedRequests).", _WHICH
 )
-RUNNING = Metric(
-    name="sidecar.engine.requests.running",
-    kind=Kind.GAUGE,
-    unit="{request}",
-    help="Requests that the server works on (TotalRunningRequests).",
-    labels=_WHICH,
+RUNNING = gauge(
+    "sidecar.engine.requests.running", "{request}", "Requests that the server works on (TotalRunningRequests).", _WHICH
 )
-KV_CACHE = Metric(
-    name="sidecar.engine.kv_cache.utilization",
-    kind=Kind.GAUGE,
-    unit="1",
-    help="The share of the server's KV cache that is in use, 0 to 1 (KVCacheUtilization).",
-    labels=_WHICH,
+KV_CACHE = gauge(
+    "sidecar.engine.kv_cache.utilization",
+    "1",
+    "The share of the server's KV cache that is in use, 0 to 1 (KVCacheUtilization).",
+    _WHICH,
 )
-BLOCK_SIZE = Metric(
-    name="sidecar.engine.kv_cache.block_size",
-    kind=Kind.GAUGE,
-    unit="{token}",
-    help="Tokens in a block of the KV cache (BlockSize).",
-    labels=_WHICH,
+BLOCK_SIZE = gauge(
+    "sidecar.engine.kv_cache.block_size", "{token}", "Tokens in a block of the KV cache (BlockSize).", _WHICH
 )
-BLOCKS = Metric(
-    name="sidecar.engine.kv_cache.blocks",
-    kind=Kind.GAUGE,
-    unit="{block}",
-    help="Blocks in the KV cache (NumGPUBlocks).",
-    labels=_WHICH,
-)
-LORA = Metric(
-    name="sidecar.engine.lora_requests",
-    kind=Kind.INFO,
-    help="LoRA adapters that run, and that requests wait for.",
-    labels=(*_WHICH, "running_lora_adapters", "waiting_lora_adapters", "max_lora"),
+BLOCKS = gauge("sidecar.engine.kv_cache.blocks", "{block}", "Blocks in the KV cache (NumGPUBlocks).", _WHICH)
+LORA = info(
+    "sidecar.engine.lora_requests",
+    "LoRA adapters that run, and that requests wait for.",
+    (*_WHICH, "running_lora_adapters", "waiting_lora_adapters", "max_lora"),
 )
 METRICS = (WAITING, RUNNING, KV_CACHE, BLOCK_SIZE, BLOCKS, LORA)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sidecar.control.controller import Controller
 from sidecar.control.tallies import LOAD_BOUNDS_S
 from sidecar.core.observed import ServerState, Status
-from sidecar.mechanism.metrics import OVERFLOW, Family, Kind, Metric, Point
+from sidecar.mechanism.metrics import OVERFLOW, Family, Point, counter, gauge, histogram, info
 from sidecar.surfaces.metrics.devices import MB, names_of
 
 EVICTIONS = ("Evicted", "TurnOver")  # reasons for which a server makes room for another model
@@ -17,113 +17,72 @@ _MODEL = "sidecar.model"
 _VARIANT = "sidecar.variant"
 _WHICH = (_MODEL, _VARIANT)
 
-STATE = Metric(
-    name="sidecar.model.state",
-    kind=Kind.GAUGE,
-    help="1 for the state that the model is in, 0 for the others.",
-    labels=(_MODEL, "sidecar.state"),
+STATE = gauge(
+    "sidecar.model.state", "", "1 for the state that the model is in, 0 for the others.", (_MODEL, "sidecar.state")
 )
-VARIANT_STATE = Metric(
-    name="sidecar.variant.state",
-    kind=Kind.INFO,
-    help="The state that a variant of a model is in; each fails for itself.",
-    labels=(*_WHICH, "sidecar.state"),
+VARIANT_STATE = info(
+    "sidecar.variant.state",
+    "The state that a variant of a model is in; each fails for itself.",
+    (*_WHICH, "sidecar.state"),
 )
-READY = Metric(
-    name="sidecar.model.ready",
-    kind=Kind.GAUGE,
-    help="Whether the model can serve at once: its condition Ready.",
-    labels=(_MODEL, "sidecar.reason"),
+READY = gauge(
+    "sidecar.model.ready", "", "Whether the model can serve at once: its condition Ready.", (_MODEL, "sidecar.reason")
 )
-WAITING = Metric(
-    name="sidecar.queue.size",
-    kind=Kind.GAUGE,
-    unit="{request}",
-    help="Requests that wait for their turn, or for their model to load.",
-    labels=(_MODEL,),
+WAITING = gauge(
+    "sidecar.queue.size", "{request}", "Requests that wait for their turn, or for their model to load.", (_MODEL,)
 )
-WAITING_SINCE = Metric(
-    name="sidecar.queue.age",
-    kind=Kind.GAUGE,
-    unit="s",
-    help="For how long somebody has been waiting for the model; 0 = nobody is.",
-    labels=(_MODEL,),
+WAITING_SINCE = gauge(
+    "sidecar.queue.age", "s", "For how long somebody has been waiting for the model; 0 = nobody is.", (_MODEL,)
 )
-IN_FLIGHT = Metric(
-    name="sidecar.model.in_flight",
-    kind=Kind.GAUGE,
-    unit="{request}",
-    help="Requests that a server of the model has now.",
-    labels=_WHICH,
+IN_FLIGHT = gauge("sidecar.model.in_flight", "{request}", "Requests that a server of the model has now.", _WHICH)
+RESERVED = gauge(
+    "sidecar.server.memory.reserved", "By", "What is reserved for a server on a device.", (*_WHICH, "sidecar.device")
 )
-RESERVED = Metric(
-    name="sidecar.server.memory.reserved",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="What is reserved for a server on a device.",
-    labels=(*_WHICH, "sidecar.device"),
+OBSERVED = gauge(
+    "sidecar.server.memory.used",
+    "By",
+    "What a server really takes on a device, where that is known.",
+    (*_WHICH, "sidecar.device"),
 )
-OBSERVED = Metric(
-    name="sidecar.server.memory.used",
-    kind=Kind.GAUGE,
-    unit="By",
-    help="What a server really takes on a device, where that is known.",
-    labels=(*_WHICH, "sidecar.device"),
+EXTERNAL_HEALTHY = gauge(
+    "sidecar.external.healthy", "", "Whether a server that somebody else runs was well when it was last asked.", _WHICH
 )
-EXTERNAL_HEALTHY = Metric(
-    name="sidecar.external.healthy",
-    kind=Kind.GAUGE,
-    help="Whether a server that somebody else runs was well when it was last asked.",
-    labels=_WHICH,
+STARTS = counter("sidecar.server.starts", "{start}", "Servers that were started: cold starts.", (*_WHICH, OVERFLOW))
+RESTARTS = counter(
+    "sidecar.server.restarts",
+    "{start}",
+    "Of them, those that came after a failure of the variant.",
+    (*_WHICH, OVERFLOW),
 )
-STARTS = Metric(
-    name="sidecar.server.starts",
-    kind=Kind.COUNTER,
-    unit="{start}",
-    help="Servers that were started: cold starts.",
-    labels=(*_WHICH, OVERFLOW),
+ADOPTIONS = counter(
+    "sidecar.server.adoptions",
+    "{server}",
+    "Servers that were found running, and taken over from the sidecar before.",
+    (*_WHICH, OVERFLOW),
 )
-RESTARTS = Metric(
-    name="sidecar.server.restarts",
-    kind=Kind.COUNTER,
-    unit="{start}",
-    help="Of them, those that came after a failure of the variant.",
-    labels=(*_WHICH, OVERFLOW),
+FAILURES = counter(
+    "sidecar.server.failures",
+    "{failure}",
+    "Servers that did not come up, or died while they served (reason Exited).",
+    (*_WHICH, "sidecar.reason", OVERFLOW),
 )
-ADOPTIONS = Metric(
-    name="sidecar.server.adoptions",
-    kind=Kind.COUNTER,
-    unit="{server}",
-    help="Servers that were found running, and taken over from the sidecar before.",
-    labels=(*_WHICH, OVERFLOW),
+STOPS = counter(
+    "sidecar.server.stops",
+    "{server}",
+    "Servers that were stopped, or cleared away after a failure.",
+    (*_WHICH, "sidecar.reason", OVERFLOW),
 )
-FAILURES = Metric(
-    name="sidecar.server.failures",
-    kind=Kind.COUNTER,
-    unit="{failure}",
-    help="Servers that did not come up, or died while they served (reason Exited).",
-    labels=(*_WHICH, "sidecar.reason", OVERFLOW),
+EVICTED = counter(
+    "sidecar.server.evictions",
+    "{server}",
+    "Of them, those that made room for another model: idle ones (Evicted), and ones in use (TurnOver).",
+    (*_WHICH, "sidecar.reason", OVERFLOW),
 )
-STOPS = Metric(
-    name="sidecar.server.stops",
-    kind=Kind.COUNTER,
-    unit="{server}",
-    help="Servers that were stopped, or cleared away after a failure.",
-    labels=(*_WHICH, "sidecar.reason", OVERFLOW),
-)
-EVICTED = Metric(
-    name="sidecar.server.evictions",
-    kind=Kind.COUNTER,
-    unit="{server}",
-    help="Of them, those that made room for another model: idle ones (Evicted), and ones in use (TurnOver).",
-    labels=(*_WHICH, "sidecar.reason", OVERFLOW),
-)
-LOADS = Metric(
-    name="sidecar.server.load.duration",
-    kind=Kind.HISTOGRAM,
-    unit="s",
-    help="From the start of a server until it was ready.",
-    labels=(*_WHICH, OVERFLOW),
+LOADS = histogram(
+    "sidecar.server.load.duration",
+    "s",
+    "From the start of a server until it was ready.",
+    (*_WHICH, OVERFLOW),
     bounds=LOAD_BOUNDS_S,
 )
 METRICS = (

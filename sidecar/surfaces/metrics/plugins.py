@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sidecar.control.controller import Controller
 from sidecar.mechanism.instance import Instance
-from sidecar.mechanism.metrics import Family, Kind, Labels, Metric, Point, Spread, label_name
+from sidecar.mechanism.metrics import Family, Kind, Labels, Metric, Point, Spread, counter, gauge, label_name
 from sidecar.mechanism.services import BUCKETS, Counter, Distribution, Numbers
 
 PREFIX = "plugin."
@@ -20,59 +20,40 @@ _PLUGIN = "sidecar.plugin"
 _WHICH = (_PLUGIN, "sidecar.kind")
 _PERCENTILES = (50, 95, 99)
 
-CALLS = Metric(
-    name="sidecar.plugin.calls",
-    kind=Kind.COUNTER,
-    unit="{call}",
-    help="Calls of a plugin's methods, probes included. What is told of a plugin begins anew when it is made anew.",
-    labels=(*_WHICH, "sidecar.result"),
+CALLS = counter(
+    "sidecar.plugin.calls",
+    "{call}",
+    "Calls of a plugin's methods, probes included. What is told of a plugin begins anew when it is made anew.",
+    (*_WHICH, "sidecar.result"),
 )
-TIME = Metric(
-    name="sidecar.plugin.time",
-    kind=Kind.COUNTER,
-    unit="s",
-    help="What the calls that went well took in all.",
-    labels=_WHICH,
+TIME = counter("sidecar.plugin.time", "s", "What the calls that went well took in all.", _WHICH)
+LATENCY = gauge(
+    "sidecar.plugin.latency",
+    "s",
+    "What the latest calls took, up to 512 of them, by percentile.",
+    (*_WHICH, "sidecar.percentile"),
 )
-LATENCY = Metric(
-    name="sidecar.plugin.latency",
-    kind=Kind.GAUGE,
-    unit="s",
-    help="What the latest calls took, up to 512 of them, by percentile.",
-    labels=(*_WHICH, "sidecar.percentile"),
+UP = gauge("sidecar.plugin.up", "", "Whether the plugin can be used.", _WHICH)
+BEHIND = gauge(
+    "sidecar.plugin.behind",
+    "",
+    "Whether it is still the one before, since the newer one cannot be loaded or opened.",
+    _WHICH,
 )
-UP = Metric(
-    name="sidecar.plugin.up",
-    kind=Kind.GAUGE,
-    help="Whether the plugin can be used.",
-    labels=_WHICH,
+DROPPED = counter(
+    "sidecar.plugin.outcomes.dropped",
+    "{request}",
+    "Outcomes that a stats plugin was not told, since it does not keep up.",
+    _WHICH,
 )
-BEHIND = Metric(
-    name="sidecar.plugin.behind",
-    kind=Kind.GAUGE,
-    help="Whether it is still the one before, since the newer one cannot be loaded or opened.",
-    labels=_WHICH,
+BLOCKED = counter(
+    "sidecar.plugin.blocked", "{call}", "How often a plugin held up the event loop for longer than it may.", _WHICH
 )
-DROPPED = Metric(
-    name="sidecar.plugin.outcomes.dropped",
-    kind=Kind.COUNTER,
-    unit="{request}",
-    help="Outcomes that a stats plugin was not told, since it does not keep up.",
-    labels=_WHICH,
-)
-BLOCKED = Metric(
-    name="sidecar.plugin.blocked",
-    kind=Kind.COUNTER,
-    unit="{call}",
-    help="How often a plugin held up the event loop for longer than it may.",
-    labels=_WHICH,
-)
-LOST = Metric(
-    name="sidecar.plugin.series.dropped",
-    kind=Kind.COUNTER,
-    unit="{value}",
-    help="Values of plugins' own metrics that were not counted, since they had too many series or names.",
-    labels=(_PLUGIN,),
+LOST = counter(
+    "sidecar.plugin.series.dropped",
+    "{value}",
+    "Values of plugins' own metrics that were not counted, since they had too many series or names.",
+    (_PLUGIN,),
 )
 METRICS = (CALLS, TIME, LATENCY, UP, BEHIND, DROPPED, BLOCKED, LOST)
 
@@ -123,10 +104,8 @@ class Own:
         self.left_out: dict[str, int] = {}
         self._found: dict[str, tuple[Kind, list[tuple[dict[str, str], Counter | Distribution]]]] = {}
         for plugin, counted in sorted(numbers.items()):
-            for counter in counted.counters():
-                self._take(plugin, counter)
-            for distribution in counted.distributions():
-                self._take(plugin, distribution)
+            for one in (*counted.counters(), *counted.distributions()):
+                self._take(plugin, one)
 
     def _take(self, plugin: str, one: Counter | Distribution) -> None:
         kind = Kind.COUNTER if isinstance(one, Counter) else Kind.HISTOGRAM

@@ -11,11 +11,11 @@ from sidecar import __version__
 from sidecar.control.controller import Controller
 from sidecar.control.tallies import ROUND_BOUNDS_S
 from sidecar.mechanism import logs
-from sidecar.mechanism.metrics import Family, Kind, Metric, Point
+from sidecar.mechanism.metrics import Family, Metric, Point, counter, gauge, histogram, info
 from sidecar.mechanism.own_usage import OwnUsage
 from sidecar.surfaces.dataplane.plane import Plane
 
-BUILD = info("sidecar.build", "The version of the sidecar, and of Python.", "sidecar.version", "sidecar.python")
+BUILD = info("sidecar.build", "The version of the sidecar, and of Python.", ("sidecar.version", "sidecar.python"))
 GENERATION = gauge(
     "sidecar.generation",
     "",
@@ -40,7 +40,7 @@ UNSERVED = counter(
     "{request}",
     "Those of which no model was asked: listed (for the list of models), refused_early (for how they were sent, or"
     " where to), abandoned (the client left before), malformed (no request, or not in time).",
-    "sidecar.reason",
+    ("sidecar.reason",),
 )
 CONNECTIONS = gauge("sidecar.connections", "{connection}", "Connections of clients, now.")
 CONNECTIONS_REFUSED = counter("sidecar.connections.refused", "{connection}", "Connections beyond max_connections.")

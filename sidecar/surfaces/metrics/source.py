@@ -6,46 +6,33 @@ from collections.abc import Iterator
 
 from sidecar.control.revisions import Revisions
 from sidecar.core.sourcing import SourceReport
-from sidecar.mechanism.metrics import Family, Kind, Metric, Point
+from sidecar.mechanism.metrics import Family, Point, gauge, info
 
 STATES = ("in sync", "pinned", "suspended", "rejected", "failing")
 
-REVISION = Metric(
-    name="sidecar.source.revision",
-    kind=Kind.INFO,
-    help="The revision of the manifests in force, and the one that was read last, as hashes of their content; and where"
+REVISION = info(
+    "sidecar.source.revision",
+    "The revision of the manifests in force, and the one that was read last, as hashes of their content; and where"
     " they are from: the commit, if there is one to be known.",
-    labels=("sidecar.applied", "sidecar.attempted", "sidecar.kind", "sidecar.ref", "sidecar.commit"),
+    ("sidecar.applied", "sidecar.attempted", "sidecar.kind", "sidecar.ref", "sidecar.commit"),
 )
-PROBLEMS = Metric(
-    name="sidecar.manifest.problems",
-    kind=Kind.GAUGE,
-    unit="{problem}",
-    help="What is wrong with the revision that was read last.",
+PROBLEMS = gauge("sidecar.manifest.problems", "{problem}", "What is wrong with the revision that was read last.")
+KEPT = gauge(
+    "sidecar.manifest.kept", "{model}", "Models in their last good form, since their manifests are faulty now."
 )
-KEPT = Metric(
-    name="sidecar.manifest.kept",
-    kind=Kind.GAUGE,
-    unit="{model}",
-    help="Models in their last good form, since their manifests are faulty now.",
+STATE = gauge(
+    "sidecar.source.state",
+    "",
+    "Of a git repository that is fetched: 1 for the state that it is in, 0 for the others.",
+    ("sidecar.state",),
 )
-STATE = Metric(
-    name="sidecar.source.state",
-    kind=Kind.GAUGE,
-    help="Of a git repository that is fetched: 1 for the state that it is in, 0 for the others.",
-    labels=("sidecar.state",),
+FAILURES = gauge(
+    "sidecar.source.failures",
+    "{failure}",
+    "Of a git repository that is fetched: how often in a row it could not be had.",
 )
-FAILURES = Metric(
-    name="sidecar.source.failures",
-    kind=Kind.GAUGE,
-    unit="{failure}",
-    help="Of a git repository that is fetched: how often in a row it could not be had.",
-)
-ANSWERED = Metric(
-    name="sidecar.source.last_answer",
-    kind=Kind.GAUGE,
-    unit="s",
-    help="Of a git repository that is fetched: when it last answered, unix time.",
+ANSWERED = gauge(
+    "sidecar.source.last_answer", "s", "Of a git repository that is fetched: when it last answered, unix time."
 )
 METRICS = (REVISION, PROBLEMS, KEPT, STATE, FAILURES, ANSWERED)
 
