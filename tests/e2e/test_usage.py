@@ -145,6 +145,13 @@ def test_the_command_shows_a_table_with_all_that_it_adds_up_to(sidecar: Sidecar)
     assert list(rows) == ["cheap", "dear", "free", "all"]
     assert (rows["cheap"][1], rows["cheap"][-1]) == ("2", "0.5000")
     assert (rows["all"][1], rows["all"][-1]) == ("7", "2")
+    two = sidecar.cli("usage", "--by", "model", "--by", "key").stdout.splitlines()
+    assert [line.split()[:3] for line in two[1:]] == [
+        ["cheap", "-", "2"],
+        ["dear", "-", "2"],
+        ["free", "-", "3"],
+        ["all", "7", "0"],
+    ]
 
 
 def test_the_command_takes_what_the_api_takes(sidecar: Sidecar) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from decimal import Decimal
 
 from plugin_sdk import Config, Duration, Secret
@@ -92,9 +93,9 @@ class Settings(Config):
             raise ValueError("history must be as long as retention, or longer: sums outlive the rows")
         if not (self.currency.isascii() and self.currency.isalpha() and self.currency.isupper()):
             raise ValueError(f'expected currency in capitals, such as "EUR" (ISO 4217), got {self.currency!r:.40}')
-        told = [(price.model, price.since) for price in self.prices]
-        for model, since in told:
-            if told.count((model, since)) > 1:
+        told = Counter((price.model, price.since) for price in self.prices)
+        for (model, since), count in told.items():
+            if count > 1:
                 raise ValueError(f'"{model}" has two prices since {since or "the same time"}: which one holds?')
 
 

@@ -144,7 +144,8 @@ def _show(found: UsageTable) -> None:
     unpriced = bool(found.currencies) and found.total["unpriced"] > 0
     names = [name.upper() for name in found.by]
     columns = [*names, *_COLUMNS, *(f"COST {currency}" for currency in found.currencies)]
-    rows = [_row([row[name] for name in found.by], row, found.currencies, unpriced=unpriced) for row in found.rows]
+    groups = [[_plain(row[name]) or "-" for name in found.by] for row in found.rows]
+    rows = [_row(*one, found.currencies, unpriced=unpriced) for one in zip(groups, found.rows, strict=True)]
     if len(rows) > 1 and found.by:
         rows.append(_row(["all", *[""] * (len(names) - 1)], found.total, found.currencies, unpriced=unpriced))
     print_table("", [*columns, *(["UNPRICED"] if unpriced else [])], rows)
@@ -155,7 +156,7 @@ def _row(group: list[str], row: dict[str, Any], currencies: list[str], *, unpric
     hours = f"{row['loaded_s'] / 3600:.2f}" if row["loaded_s"] else ""
     costs = [_money(row["cost"].get(currency)) for currency in currencies]
     left = [str(row["unpriced"] or "")] if unpriced else []
-    return (*(_plain(name) or "-" for name in group), *(f"{row[name]:,}" for name in counts), hours, *costs, *left)
+    return (*group, *(f"{row[name]:,}" for name in counts), hours, *costs, *left)
 
 
 def _plain(text: str) -> str:
