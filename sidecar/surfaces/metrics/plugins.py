@@ -104,7 +104,8 @@ class Own:
         self.left_out: dict[str, int] = {}
         self._found: dict[str, tuple[Kind, list[tuple[dict[str, str], Counter | Distribution]]]] = {}
         for plugin, counted in sorted(numbers.items()):
-            for one in (*counted.counters(), *counted.distributions()):
+            found: tuple[Counter | Distribution, ...] = (*counted.counters(), *counted.distributions())
+            for one in found:
                 self._take(plugin, one)
 
     def _take(self, plugin: str, one: Counter | Distribution) -> None:
