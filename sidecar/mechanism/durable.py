@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,8 +17,13 @@ def replace(path: Path, content: bytes, mode: int | None = None) -> None:
     mode: its permissions, from before there is anything in it; None = what the process gives to new files.
     """
     draft = path.with_name(path.name + ".new")
-    _fill(draft, content, None, mode)
-    _rename(draft, path)
+    try:
+        _fill(draft, content, None, mode)
+        _rename(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first one is told; on a full disk the draft would be in the way
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def rewrite(path: Path, before: bytes, after: bytes) -> None:

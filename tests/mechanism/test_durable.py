@@ -32,6 +32,13 @@ def test_a_replacement_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert file.read_bytes() == b"1"
 
 
+def test_a_disk_that_is_full_keeps_no_draft(tmp_path: Path) -> None:
+    (tmp_path / "a.json.new").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        durable.replace(tmp_path / "a.json", b"1")
+    assert names(tmp_path) == []
+
+
 def test_a_rewritten_file_keeps_its_mode_and_owner(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_bytes(b"1")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import keyword
+from typing import Any
 
 import click
 
@@ -54,6 +56,14 @@ class Commands(click.Group):
         module = importlib.import_module(f"{__name__}.{MODULES[name]}")
         found: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
         return found
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            raise click.ClickException(f"what there is to say cannot be written: {error.strerror}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

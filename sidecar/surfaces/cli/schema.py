@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import click
@@ -106,7 +107,10 @@ def _tell(faults: Iterable[PluginFault]) -> None:
 
 
 def _is(out: Path, text: str) -> bool:
+    """Whether the file says so already; exits if it is there and no file: a device has no end, a pipe makes us wait."""
     try:
+        if not S_ISREG(out.stat().st_mode):
+            fail(f"{out} is no regular file; without --out it is printed")
         return out.read_bytes() == text.encode()
     except FileNotFoundError:
         return False
@@ -118,6 +122,6 @@ def _write(out: Path, text: str) -> None:
     if _is(out, text):
         return  # editors that watch it need not look again
     try:
-        durable.replace(out, text.encode())
+        durable.replace(out.resolve(), text.encode())  # a link stays one
     except OSError as error:
         fail(f"{out} cannot be written: {error.strerror}")

@@ -111,6 +111,14 @@ def test_plugins_are_checked_and_written_for_programs_too(tmp_path: Path) -> Non
     assert "no_such_thing" in fault["message"]
 
 
+def test_a_disk_that_is_full_is_told_and_ends_with_1() -> None:
+    command = [sys.executable, "-m", "sidecar", "completion", "bash"]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "Error: what there is to say cannot be written: No space left on device\n"
+    assert (found.returncode, found.stderr) == (1, told)
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(sidecar: Canned) -> None:
     command = f"{sys.executable} -m sidecar top --json --interval 0.1 --url {sidecar.url} | head -n 1"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sysconfig
@@ -104,6 +105,21 @@ def test_what_cannot_be_is_refused(here: Path) -> None:
     assert schema("--plugins", "nowhere").exit_code == 2
     result = schema("--out", here / "no" / "s.json")
     assert (result.exit_code, "cannot be written: No such file or directory" in result.stderr) == (1, True)
+
+
+def test_a_link_stays_one_and_what_is_no_file_is_neither_read_nor_replaced(here: Path) -> None:
+    (here / "link.json").symlink_to("real.json")
+    assert schema("--out", "link.json").exit_code == 0
+    assert ((here / "link.json").is_symlink(), (here / "real.json").is_file()) == (True, True)
+    os.mkfifo(here / "pipe")
+    for place in ("pipe", "/dev/zero"):
+        for more in ([], ["--check"]):
+            result = schema("--out", place, *more)
+            assert (result.exit_code, result.stderr) == (
+                1,
+                f"sidecar: {place} is no regular file; without --out it is printed\n",
+            )
+    assert (here / "pipe").is_fifo()
 
 
 def test_bootstrap_files_have_one_of_their_own(here: Path) -> None:
