@@ -16,7 +16,7 @@ from sidecar.core.suggest import suggestion
 from sidecar.mechanism import edits, loader, source
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.names import complete_models
-from sidecar.surfaces.cli.output import NO, UNREACHABLE, fail, print_json, print_problems, print_table
+from sidecar.surfaces.cli.output import NO, UNREACHABLE, fail, print_json, print_problems, print_table, prints_aside
 
 _COLUMNS = ("MODEL", "VARIANT", "DEVICE", "DECLARED", "PEAK", "SUGGESTED")
 _NOT_HERE = "what was measured is not what is declared here: its command, env, cwd or devices differ"
@@ -115,7 +115,8 @@ def _read(directory: Path | None, unreachable: str = "") -> Manifests:
         if unreachable:
             fail(f"{unreachable}; and {error}", UNREACHABLE)
         fail(str(error))
-    loaded = loader.load(snapshot, os.environ)
+    with prints_aside():
+        loaded = loader.load(snapshot, os.environ)
     if not loaded.usable:
         print_problems(loaded.problems)
         fail("[sidecar] is faulty, or may be in a file that is: nothing is calibrated")

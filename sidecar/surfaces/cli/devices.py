@@ -15,7 +15,7 @@ from sidecar.surfaces import snapshot
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.local import probe
-from sidecar.surfaces.cli.output import json_option, print_json, print_table
+from sidecar.surfaces.cli.output import json_option, print_json, print_table, prints_aside
 from sidecar.surfaces.report import DeviceReport
 from sidecar.surfaces.snapshot import Snapshot
 
@@ -34,7 +34,8 @@ def devices(as_json: bool, labels: tuple[str, ...], remote: Remote) -> None:
     except UnreachableError as error:
         click.echo(f"{error}; looking for myself, without reservations", err=True)
         node = node_of(labels)
-        catalog = plugins.load({}, Path("manifests") / PLUGIN_FOLDER)
+        with prints_aside():
+            catalog = plugins.load({}, Path("manifests") / PLUGIN_FOLDER)
         found = snapshot.offline(asyncio.run(probe(catalog)), node)
     else:
         if labels:

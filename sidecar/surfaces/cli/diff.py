@@ -20,7 +20,7 @@ from sidecar.mechanism import gittree, loader, source
 from sidecar.mechanism.gittree import GitTreeError
 from sidecar.mechanism.placeholders import ForeignEnvironment
 from sidecar.surfaces.cli.labels import node_of, other_label_option
-from sidecar.surfaces.cli.output import NO, fail, format_option, print_json, print_table
+from sidecar.surfaces.cli.output import NO, fail, format_option, print_json, print_table, prints_aside
 from sidecar.surfaces.cli.plan import machine
 from sidecar.surfaces.cli.review_markdown import MOST_CHARS, markdown
 from sidecar.surfaces.cli.review_tables import headline, notes, sheets
@@ -157,7 +157,9 @@ def _side(name: str, root: Path | None, node: Node, before: Declaration | None) 
         snapshot = source.read(root)
     except source.SourceError as error:
         fail(str(error))
-    return Side(name=name, snapshot=snapshot, loaded=loader.load(snapshot, ForeignEnvironment(), before, node=node))
+    with prints_aside():
+        loaded = loader.load(snapshot, ForeignEnvironment(), before, node=node)
+    return Side(name=name, snapshot=snapshot, loaded=loaded)
 
 
 def _machine(elsewhere: Snapshot | None) -> Machine | None:

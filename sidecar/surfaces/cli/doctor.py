@@ -16,7 +16,7 @@ import msgspec
 from sidecar.mechanism import loader, source
 from sidecar.surfaces.cli.client import AnswerError, Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.local import probe
-from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table
+from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table, prints_aside
 from sidecar.surfaces.doctor.checks import CHECKS
 from sidecar.surfaces.doctor.examine import examine
 from sidecar.surfaces.doctor.finding import Finding, Level, Patient, Running
@@ -68,7 +68,8 @@ def doctor(directory: Path, patience_s: float, only: tuple[str, ...], as_json: b
 
 def _patient(directory: Path, patience_s: float, remote: Remote) -> Patient:
     root = loader.manifest_folder(str(directory))
-    loaded, unread = _within(patience_s, lambda: loader.load(source.read(root), os.environ))
+    with prints_aside():
+        loaded, unread = _within(patience_s, lambda: loader.load(source.read(root), os.environ))
     devices, unprobed = None, "the manifests cannot be read"
     if loaded is not None:
         catalog = loaded.catalog

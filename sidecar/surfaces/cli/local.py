@@ -12,7 +12,7 @@ from sidecar.core.observed import Device
 from sidecar.mechanism import loader, source
 from sidecar.mechanism.devices import Prober, probe_all
 from sidecar.mechanism.plugins import Catalog
-from sidecar.surfaces.cli.output import fail
+from sidecar.surfaces.cli.output import fail, prints_aside
 
 
 def load(directory: Path, environment: Mapping[str, str] = os.environ, node: Node = EVERY_NODE) -> loader.Loaded:
@@ -21,11 +21,17 @@ def load(directory: Path, environment: Mapping[str, str] = os.environ, node: Nod
         snapshot = source.read(loader.manifest_folder(str(directory)))
     except source.SourceError as error:
         fail(str(error))
-    return loader.load(snapshot, environment, node=node)
+    with prints_aside():
+        return loader.load(snapshot, environment, node=node)
 
 
 async def probe(catalog: Catalog) -> tuple[Device, ...]:
     """The devices of this machine, by the device plugins of the manifests."""
+    with prints_aside():
+        return await _probe(catalog)
+
+
+async def _probe(catalog: Catalog) -> tuple[Device, ...]:
     plugins: list[Any] = [loaded.make() for loaded in catalog.loaded.values() if loaded.kind == "device"]
     probers = [Prober(plugin) for plugin in plugins]
     try:

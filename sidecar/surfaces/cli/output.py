@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +20,11 @@ NO, UNREACHABLE = 1, 3
 _PIPE_WIDTH = 240
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def prints_aside() -> contextlib.AbstractContextManager[object]:
+    """Around what runs plugins: what they print goes to stderr, for stdout is the command's own, and may be JSON."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def json_option(command: F) -> F:

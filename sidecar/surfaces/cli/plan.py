@@ -13,7 +13,7 @@ import msgspec
 from click.core import ParameterSource
 
 from sidecar.core.manifest import Declaration, Problem
-from sidecar.core.names import listed
+from sidecar.core.names import did_you_mean, listed
 from sidecar.core.nodes import Node, counted
 from sidecar.core.observed import Demand, Observed
 from sidecar.core.plan import Plan
@@ -134,8 +134,12 @@ def _wanting(declared: Declaration, observed: Observed, want: str | None, now: f
     found = declared.find(want)
     if found is None:
         nodes = next((one.nodes for name, one in declared.elsewhere.items() if want in (name, *one.aliases)), "")
-        fail(f'"{want}" is for other nodes: {nodes}' if nodes else f'there is no model "{want}"')
+        fail(f'"{want}" is for other nodes: {nodes}' if nodes else f'there is no model "{want}"{_near(declared, want)}')
     return msgspec.structs.replace(observed, demands=(Demand(found[0], now),))
+
+
+def _near(declared: Declaration, name: str) -> str:
+    return did_you_mean(name, [known for model, one in declared.models.items() for known in (model, *one.aliases)])
 
 
 def _show(decided: Plan) -> None:

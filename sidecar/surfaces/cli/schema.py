@@ -16,7 +16,7 @@ from sidecar.mechanism.plugins import Catalog, PluginFault
 from sidecar.mechanism.schema import Names, bootstrap, manifests, offers
 from sidecar.mechanism.source import PLUGIN_FOLDER
 from sidecar.mechanism.sources import Library
-from sidecar.surfaces.cli.output import NO, fail
+from sidecar.surfaces.cli.output import NO, fail, prints_aside
 
 _DEFAULT = Path("manifests")
 
@@ -46,7 +46,8 @@ def schema(
         raise click.UsageError("--check needs --out FILE")
     if of_bootstrap and (directory or folder or strict):
         raise click.UsageError("a bootstrap file knows no plugins and no names: --bootstrap goes with --out alone")
-    text = _as_text(bootstrap()) if of_bootstrap else made(_root(directory), folder, strict)
+    with prints_aside():
+        text = _as_text(bootstrap()) if of_bootstrap else made(_root(directory), folder, strict)
     if out is None:
         click.echo(text, nl=False)
     elif not check:

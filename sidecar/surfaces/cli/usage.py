@@ -19,7 +19,7 @@ from sidecar.mechanism import loader, reports, source
 from sidecar.mechanism.services import Host
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
 from sidecar.surfaces.cli.names import complete_models
-from sidecar.surfaces.cli.output import UNREACHABLE, fail, json_option, print_json, print_table
+from sidecar.surfaces.cli.output import UNREACHABLE, fail, json_option, print_json, print_table, prints_aside
 from sidecar.surfaces.usage import DEFAULT_BY, Question, UsageTable, as_csv, table
 
 _COLUMNS = ("REQUESTS", "FAILED", "REFUSED", "INPUT", "CACHED", "OUTPUT", "HOURS")
@@ -94,7 +94,8 @@ def _left_behind(directory: Path, question: Question, unreachable: str) -> Usage
         snapshot = source.read(loader.manifest_folder(str(directory)))
     except source.SourceError as error:
         fail(f"{unreachable}; and {error}", UNREACHABLE)
-    loaded = loader.load(snapshot, os.environ)
+    with prints_aside():
+        loaded = loader.load(snapshot, os.environ)
     settings, catalog = loaded.declaration.settings, loaded.catalog
     declared = {*settings.chain, *(name for model in loaded.declaration.models.values() for name in model.chain or ())}
     able = [name for name, one in catalog.loaded.items() if name in declared and _can_report(one.cls)]

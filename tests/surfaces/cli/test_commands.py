@@ -111,6 +111,26 @@ def test_plugins_are_checked_and_written_for_programs_too(tmp_path: Path) -> Non
     assert "no_such_thing" in fault["message"]
 
 
+def test_what_a_plugin_prints_is_not_in_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = (
+        'from plugin_sdk import DeviceStatus, device\nprint("read")\n@device("mine")\ndef mine() -> DeviceStatus:\n'
+    )
+    device += '    print("probed")\n    return DeviceStatus(total_mb=1, free_mb=1)\n'
+    write(tmp_path, {"manifests/m.toml": model("m"), "manifests/plugins/mine.py": device})
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        "validate",
+        "plan manifests",
+        "diff manifests manifests",
+        "devices --url http://127.0.0.1:1",
+        "schema",
+    ):
+        found = CliRunner().invoke(main, [*words.split(), *([] if words == "schema" else ["--json"])])
+        assert json.loads(found.stdout), words
+        assert "read\n" in found.stderr, words
+        assert ("probed\n" in found.stderr) == (words[:4] in ("plan", "devi")), words
+
+
 def test_a_disk_that_is_full_is_told_and_ends_with_1() -> None:
     command = [sys.executable, "-m", "sidecar", "completion", "bash"]
     with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device

@@ -62,6 +62,8 @@ def test_another_machine_is_planned_for_by_its_devices_and_labels(folder: Path) 
     assert "1 model is for other nodes: far (this one: hostname = gpu-7, gpu = a100)" in result.stderr
     wanted = plan(folder, "--against", file, "--label", "gpu=a100", "--want", "far", code=1)
     assert '"far" is for other nodes: gpu = h200' in wanted.stderr
+    unknown = plan(folder, "--against", file, "--want", "nera", code=1)
+    assert 'there is no model "nera"; did you mean "near"?' in unknown.stderr
 
 
 def test_its_servers_are_taken_over_and_make_room_when_they_have_to(folder: Path) -> None:
