@@ -155,7 +155,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One finished request, for Stats plugins. Times are seconds; started_s is unix time; None = did not happen.
 
     path: as it was sent, without the query. client: its address. key: which of the caller's keys, if the auth plugin
-    tells them apart by the attribute `key` of its Principal.
+    tells them apart by the attribute `key` of its Principal. request_id: the client's `X-Request-Id`, if it is one.
     """
 
     model: str
@@ -179,6 +179,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int = 0
     usage: Usage | None = None
     trace_id: str = ""
+    request_id: str = ""
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,7 +46,7 @@ class Settings(Config):
 class Log(Stats[Settings]):
     """Write a line for each request: when, what, by whom, how it ended, how long it took, tokens and bytes.
 
-    Neither bodies nor headers, keys or queries are in it.
+    Neither bodies nor keys or queries are in it, nor headers but X-Request-Id. key: the name of the caller's key.
     """
 
     _file: RotatingFile | None = None
@@ -102,7 +102,9 @@ def fields(outcome: Outcome, *, client: bool) -> dict[str, Any]:
     return {
         "time": datetime.fromtimestamp(outcome.started_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "trace_id": outcome.trace_id,
+        "request_id": outcome.request_id,
         "principal": outcome.principal,
+        "key": outcome.key,
         "model": outcome.model,
         "variant": outcome.variant,
         "mode": outcome.mode,

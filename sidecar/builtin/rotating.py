@@ -1,4 +1,7 @@
-"""A file of lines that only grows, until it is put aside: by size, by age, or by somebody else's logrotate."""
+"""A file of lines that only grows, until it is put aside: by size, by age, or by somebody else's logrotate.
+
+What is no file, as /dev/stdout may be none, is never put aside, and whoever reads there too slowly misses lines.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import errno
 import fcntl
 import os
 import re
+import select
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +23,7 @@ import msgspec
 # The first line's first time says when the file was begun, which the file system does not.
 _FIRST_TIME = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 _HEAD_BYTES = 200
+PATIENCE_MS = 500  # with a reader
 
 
 class Rotation(msgspec.Struct, frozen=True):
@@ -36,17 +42,20 @@ class RotatingFile:
         self._rotation = rotation
         self._unix = unix
         self._descriptor = -1
+        self._is_file = True
         self._begun = 0.0
         self._turn = threading.RLock()  # a call that has run into its deadline may be still at it
 
     def open(self) -> None:
         """Raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(self.path, flags, 0o640)
         with self._turn:
             self.close()
             self._descriptor = descriptor
-            self._begun = self._beginning()
+            self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            self._begun = self._beginning() if self._is_file else self._unix()
 
     def close(self) -> None:
         """May be repeated."""
@@ -65,14 +74,26 @@ class RotatingFile:
             self._write(lines)
 
     def _write(self, lines: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
-        try:
-            if os.write(self._descriptor, lines) < len(lines):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        except OSError:
-            with contextlib.suppress(OSError):  # then half a line stays
-                os.ftruncate(self._descriptor, size)
-            raise
+        if not self._is_file:
+            self._pass_on(lines)
+            return
+        written = os.write(self._descriptor, lines)
+        if written == len(lines):
+            return
+        with contextlib.suppress(OSError):  # then half a line stays
+            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            if end == os.fstat(self._descriptor).st_size:  # or it is another's lines that would go
+                os.ftruncate(self._descriptor, end - written)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _pass_on(self, lines: bytes) -> None:
+        """Line by line: so much is taken whole or not at all, by pipe(7) up to 4 KiB."""
+        room = select.poll()
+        room.register(self._descriptor, select.POLLOUT)
+        for line in lines.splitlines(keepends=True):
+            if not room.poll(PATIENCE_MS):
+                raise OSError(errno.EAGAIN, "nobody reads", str(self.path))
+            os.write(self._descriptor, line)
 
     def _is_ours(self) -> bool:
         """Whether the file that we have open is still the one of that name."""
@@ -86,6 +107,8 @@ class RotatingFile:
         return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _is_due(self, more: int) -> bool:
+        if not self._is_file:
+            return False
         size, rotation = os.fstat(self._descriptor).st_size, self._rotation
         too_large = rotation.size > 0 and size + more > rotation.size
         too_old = rotation.age_s > 0 and self._unix() - self._begun > rotation.age_s

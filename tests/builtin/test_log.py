@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from plugin_sdk import ByteSize, Duration, End, Outcome, Usage
 from plugin_sdk.testing.host import Host
+from sidecar.builtin import rotating
 from sidecar.builtin.log import Log, Settings
 from sidecar.builtin.rotating import RotatingFile, Rotation
 from sidecar.mechanism.logformat import JsonFormatter, TextFormatter
@@ -36,11 +38,15 @@ OUTCOME = Outcome(
     bytes_out=2000,
     usage=Usage(input_tokens=7, output_tokens=4),
     trace_id="0af7",
+    request_id="req-17",
+    key="laptop",
 )
 TOLD = {
     "time": "2023-11-14T22:13:20.250000Z",
     "trace_id": "0af7",
+    "request_id": "req-17",
     "principal": "team-a",
+    "key": "laptop",
     "model": "qwen",
     "variant": "one-gpu",
     "mode": "chat",
@@ -106,7 +112,10 @@ def test_without_a_file_of_its_own_it_is_in_the_sidecars_log_in_the_format_of_th
     }
     text = TextFormatter().format(record)
     assert text.endswith("input_tokens=7 output_tokens=4 cached_tokens=0 reasoning_tokens=0")
-    assert " POST /v1/chat/completions 200  trace_id=0af7 model=qwen principal=team-a variant=one-gpu " in text
+    assert (
+        " POST /v1/chat/completions 200  trace_id=0af7 model=qwen request_id=req-17 principal=team-a key=laptop "
+        in text
+    )
 
 
 def test_what_did_not_happen_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -135,13 +144,19 @@ async def test_a_file_has_an_object_a_line_with_the_same_names_in_each(tmp_path:
     assert (second["first_byte_s"], second["input_tokens"], second["code"]) == (None, None, "missing_api_key")
 
 
+def test_its_names_are_those_that_are_documented() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "manifests" / "README.md").read_text(encoding="utf-8")
+    listed = readme.partition("**The request log** is the plugin `log`: ")[2].partition(". Bodies")[0]
+    assert re.findall(r"`(\w+)`", listed) == list(TOLD)
+
+
 async def test_for_people_it_has_pairs(tmp_path: Path) -> None:
     [line] = await written(tmp_path, OUTCOME, format="text")
     assert line == (
-        "2023-11-14T22:13:20.250000Z trace_id=0af7 principal=team-a model=qwen variant=one-gpu mode=chat method=POST "
-        "path=/v1/chat/completions status=200 end=ok streamed=False cold=True queue_s=0.25 first_byte_s=0.5 "
-        "duration_s=1.234568 bytes_in=100 bytes_out=2000 input_tokens=7 output_tokens=4 cached_tokens=0 "
-        "reasoning_tokens=0"
+        "2023-11-14T22:13:20.250000Z trace_id=0af7 request_id=req-17 principal=team-a key=laptop model=qwen "
+        "variant=one-gpu mode=chat method=POST path=/v1/chat/completions status=200 end=ok streamed=False cold=True "
+        "queue_s=0.25 first_byte_s=0.5 duration_s=1.234568 bytes_in=100 bytes_out=2000 input_tokens=7 "
+        "output_tokens=4 cached_tokens=0 reasoning_tokens=0"
     )
 
 
@@ -159,7 +174,7 @@ async def test_the_clients_address_is_told_only_if_that_is_wanted(
 async def test_no_name_can_pretend_to_be_a_line_or_a_pair(name: str, tmp_path: Path) -> None:
     [line] = await written(tmp_path, msgspec.structs.replace(OUTCOME, principal=name), format="text")
     shown = name if name.isascii() or name == "a\u2028b" else "\\ud800"
-    assert f" principal={shown!a} model=qwen " in line
+    assert f" principal={shown!a} key=laptop " in line
     assert line.isprintable()
     (tmp_path / "requests.log").unlink()
     [line] = await written(tmp_path, msgspec.structs.replace(OUTCOME, principal=name))
@@ -273,10 +288,50 @@ def test_what_logrotate_has_moved_or_somebody_has_removed_is_begun_anew(tmp_path
 
 
 def write_many(path: Path, first: int) -> None:
-    file = RotatingFile(path, Rotation(2000, 0, 1000))
-    for number in range(first, first + 1000):
+    file = RotatingFile(path, Rotation(1000, 0, 1000))
+    for number in range(first, first + 300):
         file.append(line(number))
     file.close()
+
+
+def test_a_pipe_is_written_to_and_one_that_nobody_reads_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "r")
+    monkeypatch.setattr(rotating, "PATIENCE_MS", 1)
+    reader = os.open(tmp_path / "r", os.O_RDONLY | os.O_NONBLOCK)
+    file = RotatingFile(tmp_path / "r", Rotation(100, 1, 2))
+    file.append(b"".join(map(line, range(50))))
+    assert os.read(reader, 10_000) == b"".join(map(line, range(50)))
+    with pytest.raises(OSError, match="nobody reads"):
+        file.append(line(1) * 10_000)
+    assert set(os.read(reader, 2**20).splitlines(keepends=True)) == {line(1)}
+    file.append(line(2))
+    assert os.read(reader, 10_000) == line(2)
+    file.close()
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_half_a_batch_is_not_taken_back_when_another_has_written_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = RotatingFile(tmp_path / "r", Rotation(0, 0, 1))
+    file.append(line(1))
+    write = os.write
+
+    def half(descriptor: int, content: bytes) -> int:
+        written = write(descriptor, content[:5])
+        with (tmp_path / "r").open("ab") as other:
+            other.write(line(7))
+        return written
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match="No space left"):
+        file.append(line(2))
+    monkeypatch.undo()
+    file.close()
+    assert line(7) in (tmp_path / "r").read_bytes()
 
 
 def test_several_writers_lose_nothing(tmp_path: Path) -> None:
@@ -287,7 +342,7 @@ def test_several_writers_lose_nothing(tmp_path: Path) -> None:
     for writer in writers:
         writer.join(30)
     numbers = sorted(number for path in tmp_path.iterdir() for number in lines_of(path))
-    assert numbers == list(range(2000))
+    assert numbers == [*range(300), *range(1000, 1300)]
 
 
 def test_half_a_batch_on_a_full_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,14 +277,15 @@ def test_a_flood_of_requests_that_fail_is_a_few_lines_and_a_count(sidecar: Sidec
 
     def fail(_: int) -> None:
         with pytest.raises(httpx.RemoteProtocolError), sidecar.http() as http:
-            http.post("/v1/chat/completions", json={"model": "flaky", "messages": [], "stream": True})
+            asked = {"model": "flaky", "messages": [], "stream": True}
+            http.post("/v1/chat/completions", json=asked, headers={"x-request-id": "req-18"})
 
     with ThreadPoolExecutor(
         30
     ) as threads:  # each waits for half a second, in case that its server says why it has ended
         list(threads.map(fail, range(30)))
     until(lambda: len(told()) == 20, "so many are told")
-    assert told()[0]["level"] == "warning"
+    assert (told()[0]["level"], told()[0]["fields"]["request_id"]) == ("warning", "req-18")
     assert sidecar.status()["log"] == {"lost": 0, "suppressed": 10}
     numbers = httpx.get(f"{sidecar.url}/metrics", trust_env=False).text
     assert "\nsidecar_log_suppressed_total 10" in numbers
@@ -299,13 +300,18 @@ def test_the_request_log_is_in_a_file_of_its_own_as_well(sidecar: Sidecar) -> No
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     httpx.get(f"{sidecar.url}/v1/chat/completions", trust_env=False)
-    httpx.post(f"{sidecar.url}/v1/chat/completions", json={"model": "m"}, trust_env=False)
+    named = {"x-request-id": "req-17"}
+    httpx.post(f"{sidecar.url}/v1/chat/completions", json={"model": "m"}, headers=named, trust_env=False)
     until(lambda: any(one["status"] == 401 for one in requests()), "it is written down")
     served = next(one for one in requests() if one["status"] == 200)
     assert (served["model"], served["principal"], served["method"], served["mode"]) == ("m", "tester", "POST", "chat")
     assert served["output_tokens"] > 0
     assert served["bytes_in"] > 0
     assert "client" not in served
+    assert (served["request_id"], next(one for one in requests() if one["status"] == 401)["request_id"]) == (
+        "",
+        "req-17",
+    )
 
 
 def test_nobody_who_reads_the_log_slowly_slows_the_sidecar(tmp_path: Path) -> None:

@@ -47,6 +47,17 @@ def test_what_matters_is_noted_and_the_rest_is_passed_on_in_its_order() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("sent", "noted"),
+    [(b"req-17/A", "req-17/A"), (b"a b", ""), (b"x" * 129, ""), (b"", ""), (b"caf\xe9", ""), (b'{"a\x1b":1}', "")],
+)
+def test_what_a_client_calls_its_request_is_noted_if_it_can_be_written_and_passed_on_as_it_is(
+    sent: bytes, noted: str
+) -> None:
+    facts = read("1.1", [HOST, (b"X-Request-ID", sent)])
+    assert (facts.request_id, facts.passed_on) == (noted, [(b"X-Request-ID", sent)])
+
+
 @pytest.mark.parametrize("named", [b"X-Secret", b"close, x-secret ,", b"keep-alive,X-SECRET"])
 def test_what_connection_names_ends_here(named: bytes) -> None:
     headers = [HOST, (b"X-Secret", b"1"), (b"Connection", named), (b"X-Kept", b"2"), (b"x-secret", b"3")]

@@ -404,6 +404,7 @@ class Call:
             "trace_id": self._trace.id,
             "span_id": self._trace.span_id,
             "model": self._admission.name if target is not None else self._admission.known_name,
+            **({"request_id": self._incoming.request_id} if self._incoming.request_id else {}),
             **({"variant": target.variant} if target is not None else {}),
         }
 
@@ -495,4 +496,5 @@ class Call:
             bytes_out=response.tail.total,
             usage=self._usage(),
             trace_id=self._trace.id,
+            request_id=self._incoming.request_id,
         )

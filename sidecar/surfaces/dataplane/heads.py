@@ -29,7 +29,10 @@ class BadRequestError(Exception):
 
 
 class Facts:
-    """What matters of a head. named: what Connection names. passed_on: the headers for a server, in their order."""
+    """What matters of a head. named: what Connection names. passed_on: the headers for a server, in their order.
+
+    request_id: what the client calls the request, if that can be written anywhere.
+    """
 
     __slots__ = (
         "content_type",
@@ -39,6 +42,7 @@ class Facts:
         "length",
         "named",
         "passed_on",
+        "request_id",
         "traced",
         "upgrade",
     )
@@ -51,6 +55,7 @@ class Facts:
         self.content_type = ""
         self.expects_continue = False
         self.traced = False
+        self.request_id = ""
         self.upgrade = b""
         self.passed_on: list[Pair] = []
 
@@ -152,6 +157,12 @@ def _traced(facts: Facts, pair: Pair) -> None:
     facts.passed_on.append(pair)
 
 
+def _request_id(facts: Facts, pair: Pair) -> None:
+    if _ID.fullmatch(pair[1]):
+        facts.request_id = pair[1].decode("ascii")
+    facts.passed_on.append(pair)
+
+
 def _upgrade(facts: Facts, pair: Pair) -> None:
     facts.upgrade = pair[1].lower()
 
@@ -172,6 +183,8 @@ _NOTES: dict[bytes, _Note] = dict.fromkeys(DROPPED, _nothing) | {
     b"content-type": _content_type,
     b"traceparent": _traced,
     b"upgrade": _upgrade,
+    b"x-request-id": _request_id,
 }
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _SPACES = (b" ", b"\t")
 _PLAIN = frozenset((b",close", b",keep-alive"))  # which name no other headers

@@ -17,7 +17,7 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
     """A request as it came.
 
     target: path and query. path, query: undecoded, without the "?". passed_on: the headers for a server. traced: it is
-    part of somebody's trace.
+    part of somebody's trace. request_id: what the client calls it, or "".
     """
 
     method: str
@@ -29,6 +29,7 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
     passed_on: list[tuple[bytes, bytes]] = []
     content_type: str = ""
     traced: bool = False
+    request_id: str = ""
 
 
 class Found(msgspec.Struct, frozen=True):

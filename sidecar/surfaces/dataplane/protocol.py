@@ -194,6 +194,7 @@ class EdgeProtocol(InTurn):
             facts.passed_on,
             facts.content_type,
             facts.traced,
+            facts.request_id,
         )
         wire = Wire(self.transport, self._hang_up, self._answered, http11=facts.http11)
         wire.keep_alive = facts.http11 and parser.should_keep_alive()
