@@ -107,33 +107,46 @@ def _left_behind(directory: Path, question: Question, unreachable: str) -> Usage
     click.echo(f"{unreachable}; reading what the plugin {name} has left", err=True)
     host = Host(state=Path(settings.state_dir).expanduser())
     try:
-        return _ask(catalog.loaded[name].make(host.of(name)), question)
-    finally:
-        asyncio.run(host.close())
+        plugin = catalog.loaded[name].make(host.of(name))
+    except Exception as error:  # noqa: BLE001 - as in _ask
+        fail(f"the plugin {name} cannot be made: {type(error).__name__}: {error}")
+    return _ask(plugin, question, host)
 
 
 def _can_report(cls: type[Plugin[Any]]) -> bool:
     return issubclass(cls, Stats) and cls.report is not Stats.report
 
 
-def _ask(plugin: Plugin[Any], question: Question) -> UsageTable:
-    """What a plugin reports that nobody has opened; exits if there is nothing."""
+def _ask(plugin: Plugin[Any], question: Question, host: Host | None = None) -> UsageTable:
+    """What a plugin reports that nobody has opened; exits if there is nothing. host: what it asks others by."""
     try:
         query = question.query(time.time())
-        return table(plugin.name, query, asyncio.run(_report(plugin, query)))
     except ValueError as error:
         fail(str(error))
+    try:
+        return table(plugin.name, query, asyncio.run(_report(plugin, query, host)))
     except Reject as reject:
         fail(f"{reject.message} ({reject.code})")
     except PluginError as error:
         fail(str(error))
+    except TimeoutError:
+        fail(f"the plugin {plugin.name} did not answer within {reports.DEADLINE_S:g} s: ask for a shorter time")
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+        fail(f"the plugin {plugin.name} failed: {type(error).__name__}: {error}")
 
 
-async def _report(plugin: Plugin[Any], query: UsageQuery) -> UsageReport:
+async def _report(plugin: Plugin[Any], query: UsageQuery, host: Host | None) -> UsageReport:
+    """What is used of the host is closed in the same loop, since it belongs to that."""
     if not isinstance(plugin, Stats):
         raise PluginError(f"{plugin.name} cannot report")
-    found = plugin.report(query)
-    return reports.report(await found if inspect.isawaitable(found) else found, query)
+    try:
+        found = plugin.report(query)
+        if inspect.isawaitable(found):
+            found = await asyncio.wait_for(found, reports.DEADLINE_S)
+        return reports.report(found, query)
+    finally:
+        if host is not None:
+            await host.close()
 
 
 def _show(found: UsageTable) -> None:
