@@ -40,6 +40,17 @@ class LogOptions(msgspec.Struct, frozen=True):
     levels: Mapping[str, str] = {}
 
 
+def hold_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr was closed (`2>&-`), or the log would go into the next file that is
+    opened, and what is printed too.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+
+
 def counts() -> LogCounts:
     """What the log of this process has not told so far."""
     ours = [handler for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler)]

@@ -390,3 +390,14 @@ def test_logging_is_left_as_it_was() -> None:
     with Logs(LogOptions("text", "debug", {"httpx": "debug"}), 2):
         assert root.level == logging.DEBUG
     assert (root.level, list(root.handlers), sys.excepthook, logging.getLogger("httpx").level) == before
+
+
+def test_closed_streams_become_nobodys_file() -> None:
+    child = os.fork()
+    if child == 0:
+        os.closerange(0, 3)
+        logs.hold_standard_streams()
+        logs.hold_standard_streams()
+        held = [str(Path(f"/proc/self/fd/{number}").readlink()) for number in range(3)]
+        os._exit(0 if held == [os.devnull] * 3 and os.get_inheritable(2) else 1)
+    assert os.waitpid(child, 0)[1] == 0

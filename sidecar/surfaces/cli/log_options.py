@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from sidecar.mechanism.logs import FORMATS, LEVELS, LogOptions, Logs, levels
+from sidecar.mechanism.logs import FORMATS, LEVELS, LogOptions, Logs, hold_standard_streams, levels
 from sidecar.surfaces.cli.output import NO
 
 log = logging.getLogger("sidecar")
@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 @contextlib.contextmanager
 def logged(options: LogOptions) -> Iterator[None]:
     """While the log is written so. What nobody has caught ends in it, and not beside it."""
+    hold_standard_streams()
     with Logs(options):
         try:
             yield
