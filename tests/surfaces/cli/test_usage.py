@@ -82,7 +82,7 @@ def test_a_plugin_may_ask_others_over_http(tmp_path: Path, url: str) -> None:
             "ours failed: AttributeError: 'Ours' object has no",
         ),
         (
-            "    def __init__(self, *_, **__):\n        raise OSError('no')\n    def report(self, query):\n        ...\n",
+            "    def __init__(self, *_, **k):\n        raise OSError('no')\n    def report(self, query):\n        0\n",
             "ours cannot be made: OSError: no",
         ),
         ("    def report(self, query):\n        return 3\n", "ours failed: TypeError: expected a UsageReport, got int"),
