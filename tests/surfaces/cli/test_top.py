@@ -216,15 +216,7 @@ async def test_it_fits_any_terminal(sidecar: Canned, size: tuple[int, int]) -> N
         assert len(text(app).splitlines()) <= size[1]
 
 
-async def test_help_is_whole_on_a_narrow_screen(sidecar: Canned) -> None:
-    async with watching(sidecar, size=(64, 40)) as (app, pilot):
-        await pilot.press("question_mark")
-        await until(
-            lambda: "until the sidecar ends." in " ".join(text(app).replace("│", " ").split()), "its end is there"
-        )
-
-
-async def test_why_the_chosen_model_is_not_ready_is_told_where_the_table_has_no_room(sidecar: Canned) -> None:
+async def test_a_narrow_screen_tells_why_the_chosen_model_is_not_ready_and_all_of_the_help(sidecar: Canned) -> None:
     why = "variant default needs 4,000,000 MB on cpu, which has 24,105"
     broken = TopModel(name="a-model-with-a-very-long-name", state="stopped", because=why)
     sidecar.report = msgspec.structs.replace(REPORT, models=(broken, TopModel(name="b", state="ready")))
@@ -232,6 +224,10 @@ async def test_why_the_chosen_model_is_not_ready_is_told_where_the_table_has_no_
         assert f"{broken.name}: {why}" in text(app)
         await pilot.press("down")
         await until(lambda: why not in text(app), "the other one is well")
+        await pilot.resize_terminal(64, 40)
+        await pilot.press("question_mark")
+        end = "until taken back, or until the sidecar ends."
+        await until(lambda: end in " ".join(text(app).replace("│", " ").split()), "the help is there, to its end")
 
 
 async def answer(app: TopApp, pilot: Pilot[None], key: str, reply: str) -> None:
@@ -256,11 +252,13 @@ async def test_keys_do_to_the_chosen_model_what_they_say_and_ask_before_they_sto
         assert sorted(sidecar.asked[4:]) == ["old-model/undrain", "qwen3-32b/unpin"]
 
 
-async def test_a_refusal_is_told_with_its_reason(sidecar: Canned) -> None:
-    sidecar.no = "nvidia:0 has 5 MB too little"
+async def test_a_refusal_and_a_lack_of_logs_are_told_with_their_reasons(sidecar: Canned) -> None:
+    sidecar.no, sidecar.lines = "nvidia:0 has 5 MB too little", None
     async with watching(sidecar) as (app, pilot):
         await pilot.press("s")
         await until(lambda: "5 MB too little (insufficient_memory)" in text(app), "the reason is told")
+        await pilot.press("l")
+        await until(lambda: "there is nothing to show: there is no such path" in text(app), "it says so")
 
 
 async def test_a_filter_and_an_order_hold_until_they_are_taken_back(sidecar: Canned) -> None:
@@ -300,13 +298,6 @@ async def test_the_log_of_a_model_is_shown_as_it_comes(sidecar: Canned) -> None:
         await until(lambda: "a line with  [31mcolours" in text(app), "the next line, without what steers terminals")
         await pilot.press("escape")
         assert "qwen3-32b" in table(app)
-
-
-async def test_a_sidecar_without_logs_is_told(sidecar: Canned) -> None:
-    sidecar.lines = None
-    async with watching(sidecar) as (app, pilot):
-        await pilot.press("l")
-        await until(lambda: "there is nothing to show: there is no such path" in text(app), "it says so")
 
 
 async def test_it_outlives_the_sidecar_and_says_so(sidecar: Canned) -> None:
