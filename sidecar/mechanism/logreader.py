@@ -108,7 +108,7 @@ def read(log: ServerLog, wanted: Wanted, *, previous: bool = False, whole: bool 
     for _ in range(_ATTEMPTS):
         with Run(files, log.hide) as run:
             found = _read(run, wanted, whole)
-        if not run.torn:
+        if not run.torn or found.given_up:
             break
     return found
 
@@ -121,7 +121,7 @@ def news(log: ServerLog, place: Place, wanted: Wanted) -> Found:
     for _ in range(_ATTEMPTS):
         with Run(log.now, log.hide) as run:
             found = _after(run, place, wanted) if place.run == run.id else _next_run(log, run, place, wanted)
-        if not run.torn:
+        if not run.torn or found.given_up:
             break
     return found
 

@@ -23,7 +23,8 @@ _BLOCK = 64 * 1024
 class Run:
     """A run's files, while `with` lasts. id: its first moment, unix ms; 0 = there is no such run.
 
-    torn: there was less in a file than there was when it was opened, so that what was read is not to be relied upon.
+    torn: a file was cut meanwhile, or there was less in it than there was when it was opened, so that what was read is
+    not to be relied upon.
     """
 
     def __init__(self, files: LogFiles, hide: Redactor) -> None:
@@ -47,6 +48,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         for stream in self.streams:
+            self.torn = self.torn or stream.was_cut()
             stream.close()
 
 
@@ -61,6 +63,8 @@ class Stream:
         self._at = [look.at_ms / 1000 for look in looks]
         base = looks[-1].bases[index] if looks else 0
         self._parts: list[tuple[int, int, BinaryIO]] = []  # first byte, one beyond the last, file
+        self._older = older(path)
+        self._cut = _stamp(self._older)
         for place, begin in ((older(path), None), (path, base)):
             try:
                 file = place.open("rb")
@@ -71,6 +75,10 @@ class Stream:
             self._parts.append((first, first + size, file))
         self.begin = self._parts[0][0] if self._parts else 0
         self.end = self._parts[-1][1] if self._parts else 0
+
+    def was_cut(self) -> bool:
+        """Whether it has been since it was opened: then other bytes stand where these stood."""
+        return _stamp(self._older) != self._cut
 
     def close(self) -> None:
         """May be repeated."""
@@ -136,6 +144,14 @@ class Stream:
             at += len(rest)
         if line and not (whole or torn):
             yield at, bytes(line)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:  # there is none; whatever else it is shows when it is opened
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def shown(content: bytes, hide: Redactor) -> str:

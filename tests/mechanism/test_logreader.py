@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +46,17 @@ class Server:
     def close(self) -> None:
         self.out.close()
         self.err.close()
+
+
+class Hiding(Redactor):
+    """Calls what it is given for each line."""
+
+    def __init__(self, hide: Callable[[str], str]) -> None:
+        super().__init__({})
+        self._hide = hide
+
+    def __call__(self, text: str) -> str:
+        return self._hide(text)
 
 
 @pytest.fixture
@@ -232,6 +243,25 @@ def test_a_log_that_is_cut_as_it_is_read_is_read_again(server: Server, monkeypat
     heard = texts(read(server.log, Wanted(stream="err")))
     assert len(runs) == 2
     assert heard[-2:] == ["line 49999", "afterwards"]
+
+
+def test_lines_of_before_and_after_a_cut_are_never_mixed(server: Server) -> None:
+    server.limit = 400_000
+    for text in "ab":
+        server.says(err=f"{text * 99}\n" * 4_001)  # each is cut at once, and leaves as much as the other
+    old = server.log.hide
+    seen: list[str] = []
+
+    def hide(text: str) -> str:
+        seen.append(text)
+        if len(seen) == 10:
+            server.says(err=f"{'c' * 99}\n" * 4_001)
+        return old(text)
+
+    server.log.hide = Hiding(hide)
+    lines = texts(read(server.log, Wanted(stream="err")))
+    assert set(lines) == {"c" * 99}
+    assert seen[0] == "b" * 99
 
 
 def test_nobody_reads_while_a_log_is_cut(server: Server) -> None:
