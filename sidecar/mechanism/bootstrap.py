@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,14 @@ from sidecar.core import sourcing
 from sidecar.core.manifest import Problem
 from sidecar.core.names import did_you_mean
 from sidecar.core.sourcing import GitDeclaration
-from sidecar.mechanism import checker
+from sidecar.mechanism import checker, toml
 from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.places import Places, shown
+from sidecar.mechanism.toml import TomlError
 
 MOST_BYTES = 2**20
 _FILES = ("allowed_signers", "ssh_key", "known_hosts", "ca_file")
 _PLACES = (*_FILES, "gpg_home", "state_dir")
-_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 
 class BootstrapError(Exception):
@@ -37,13 +35,11 @@ def read(path: Path, instead: dict[str, Any]) -> GitDeclaration:
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES)
-        raw = tomllib.loads(content.decode("utf-8"))
+        raw = toml.parsed(content)
     except OSError as error:
         raise BootstrapError((Problem(file=str(path), message=f"cannot be read: {error.strerror}"),)) from None
-    except ValueError as error:  # no TOML, or no UTF-8
-        match = _LINE.search(str(error))
-        line = int(match.group(1)) if match else 0
-        raise BootstrapError((Problem(file=str(path), line=line, message=f"is not TOML: {error}"),)) from None
+    except TomlError as error:
+        raise BootstrapError((Problem(file=str(path), line=error.line, message=str(error)),)) from None
     places, name = Places(content), str(path)
     problems: list[Problem] = []
 

@@ -6,18 +6,17 @@ Comments that were below each other stay so. A result that would mean something 
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Iterable, Iterator
 
 import msgspec
 import tree_sitter_toml
 from tree_sitter import Language, Node, Parser
 
+from sidecar.mechanism.toml import TomlError, parsed
+
 _LANGUAGE = Language(tree_sitter_toml.language())
 _LEAVES = {"bare_key", "quoted_key", "string", "integer", "float", "boolean", "comment"}  # dates have no children
 _TABLES = ("table", "table_array_element")
-_LINE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
 _INDENT = "  "
 
 
@@ -50,32 +49,24 @@ class Line(msgspec.Struct):
 
 def formatted(content: bytes) -> bytes:
     """The manifest, laid out. Raises FormatError if it is no TOML, or cannot be laid out without a loss."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise FormatError(f"is not UTF-8 text: {error.reason}", line) from None
+    before = _meaning(content)
+    text = content.decode("utf-8")
     plain = text.replace("\r\n", "\n")
-    before = _meaning(plain)
     try:
         after = _Layout(plain).text()
     except RecursionError:
         raise FormatError("is nested too deep") from None
-    if after != plain and (_meaning(after) != before or _comments(after) != _comments(plain)):
+    if after != plain and (_meaning(after.encode()) != before or _comments(after) != _comments(plain)):
         raise FormatError("would mean something else after this; lay it out by hand")
     return after.replace("\n", "\r\n" if text.partition("\n")[0].endswith("\r") else "\n").encode()
 
 
-def _meaning(text: str) -> str:
+def _meaning(content: bytes) -> str:
     """What it says, and in which order; as text, since nan is not the same as nan."""
     try:
-        return repr(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        match = _LINE.search(str(error))
-        line = int(match.group(1)) if match and match.group(1) else text.count("\n") + 1
-        raise FormatError(f"is not TOML: {_LINE.sub('', str(error)).strip()}", line) from None
-    except ValueError as error:  # such as a number of thousands of digits
-        raise FormatError(f"is not a manifest: {error}") from None
+        return repr(parsed(content))
+    except TomlError as error:
+        raise FormatError(str(error), error.line) from None
     except RecursionError:
         raise FormatError("is nested too deep") from None
 

@@ -7,8 +7,6 @@ leave nothing to run with, since they may be about who is let in.
 from __future__ import annotations
 
 import contextlib
-import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,18 @@ from plugin_sdk.config import secrets_may_be_absent
 from sidecar.core.manifest import Declaration, DeviceDeclaration, Model, PluginDeclaration, Problem, Settings
 from sidecar.core.names import did_you_mean
 from sidecar.core.nodes import EVERY_NODE, Elsewhere, Node, told
-from sidecar.mechanism import checker, plugins, rules
+from sidecar.mechanism import checker, plugins, rules, toml
 from sidecar.mechanism.places import Path as Place
 from sidecar.mechanism.places import Places, shown
 from sidecar.mechanism.source import PLUGIN_FOLDER, Snapshot
 from sidecar.mechanism.sources import Library
+from sidecar.mechanism.toml import TomlError
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "plugins": PluginDeclaration,
     "devices": DeviceDeclaration,
     "models": Model,
 }
-_LINE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -168,18 +166,10 @@ class _Loader:
 
     def _parse(self, file: str, content: bytes) -> dict[str, Any]:
         try:
-            return tomllib.loads(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            self._broken(file, f"is not UTF-8 text: {error.reason}", line=content[: error.start].count(b"\n") + 1)
-        except tomllib.TOMLDecodeError as error:
-            match = _LINE.search(str(error))
-            line = int(match.group(1)) if match and match.group(1) else content.count(b"\n") + 1
-            self._broken(file, f"is not TOML: {_LINE.sub('', str(error)).strip()}", line=line)
-        except ValueError as error:  # such as a number of thousands of digits
-            self._broken(file, f"is not a manifest: {error}", line=0)
-        except RecursionError:
-            self._broken(file, "is not a manifest: nested too deep", line=0)
-        return {}
+            return toml.parsed(content)
+        except TomlError as error:
+            self._broken(file, str(error), line=error.line)
+            return {}
 
     def _collect(self, file: str, tables: dict[str, Any]) -> None:
         for key, value in tables.items():
