@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from sidecar.control.controller import Controller
 from sidecar.mechanism.instance import Instance
@@ -132,6 +133,7 @@ class Own:
             yield Family(metric, _merged(labels, series))
 
 
+@lru_cache(MOST_NAMES)  # the names of thousands of series are but few
 def own_name(told: str) -> str:
     """What a plugin's metric is called: below `plugin.`, in characters that all receivers take.
 
@@ -147,10 +149,14 @@ def own_labels(told: Mapping[str, str]) -> dict[str, str]:
     """Its labels, by names that are taken by nobody else, and no more than there may be."""
     found: dict[str, str] = {}
     for key, value in sorted(told.items())[:MOST_LABELS]:
-        name = label_name(_text(key)[:MOST_NAME_CHARS])
-        name = f"exported_{name.lstrip('_')}" if name in ("plugin", "le") or name.startswith("__") else name
-        found.setdefault(name, _text(value))
+        found.setdefault(_own_label(_text(key)[:MOST_NAME_CHARS]), _text(value))
     return found
+
+
+@lru_cache(MOST_NAMES)
+def _own_label(told: str) -> str:
+    name = label_name(told)
+    return f"exported_{name.lstrip('_')}" if name in ("plugin", "le") or name.startswith("__") else name
 
 
 def _text(told: object) -> str:
