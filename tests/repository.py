@@ -27,8 +27,8 @@ class Repository:
         self.bare = folder / "manifests.git"
         self.work = folder / "work"
         folder.mkdir(parents=True, exist_ok=True)
-        self._run("init", "--quiet", "--bare", "--initial-branch=main", str(self.bare))
-        self._run("init", "--quiet", "--initial-branch=main", str(self.work))
+        self._run("init", "--quiet", "--template=", "--bare", "--initial-branch=main", str(self.bare))
+        self._run("init", "--quiet", "--template=", "--initial-branch=main", str(self.work))
         self.git("remote", "add", "origin", str(self.bare))
 
     def push(

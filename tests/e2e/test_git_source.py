@@ -10,15 +10,17 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from sidecar.surfaces.cli import main
 from tests.e2e.conftest import free_block
-from tests.e2e.harness import Sidecar, cli, running, settings, stub, until
+from tests.e2e.harness import NO_TLS, Sidecar, cli, running, settings, stub, until
 from tests.repository import AUTHOR, Repository, allow, ssh_key
 from tests.servers import GIT_SERVER
 from tests.support import Program, free_port, serving
@@ -76,16 +78,24 @@ class Asked:
 
     def __call__(self, verb: str = "sync", status: int = 200, **params: str) -> dict[str, Any]:
         url = f"{self.sidecar.url}/-/source/{verb}"
-        answer = httpx.post(url, params=params, trust_env=False, timeout=30)
+        answer = httpx.post(url, params=params, trust_env=False, verify=NO_TLS, timeout=30)
         assert answer.status_code == status, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
     def history(self) -> list[dict[str, Any]]:
         """What came of the last commits."""
-        answer = httpx.get(f"{self.sidecar.url}/-/source/history", trust_env=False, timeout=30)
+        answer = httpx.get(f"{self.sidecar.url}/-/source/history", trust_env=False, verify=NO_TLS, timeout=30)
         found: list[dict[str, Any]] = answer.json()["history"]
         return found
+
+
+def said(sidecar: Sidecar, *arguments: str, code: int = 0) -> str:
+    """What a command of the command line says of the sidecar; in this process, as starting one takes long."""
+    done = CliRunner().invoke(main, [*arguments, "--url", sidecar.url])
+    assert done.exit_code == code, done.output
+    sidecar.told[" ".join(arguments)] = done.output
+    return done.stdout
 
 
 class Flow:
@@ -118,7 +128,7 @@ class Flow:
                     self.answered += 1
                 else:
                     self.lost.append(answer.text)
-                self._stop.wait(0.02)
+                self._stop.wait(0.05)
 
     def _stream(self) -> None:
         body = {"model": self._model, "messages": [], "stream": True, "max_tokens": 100000}
@@ -142,23 +152,25 @@ def test_a_repository_is_followed_through_all_that_may_become_of_it_and_no_reque
     own = settings(world.state, free_block())
     steady = stub("steady", "--interval", "0.05")
     first = world.push("Begin", {"sidecar.toml": own, "steady.toml": steady, "other.toml": stub("other")})
-    with world.served(), world.running() as sidecar:
-        asked = Asked(sidecar)
-        assert sidecar.ask("steady")
-        pid = sidecar.pid("steady")
-        with Flow(sidecar, "steady") as flow:
-            _good_and_bad(world, sidecar, asked)
-            _signatures(world, sidecar, asked)
-            _rewritten(world, sidecar, asked, first)
-            _emptied_and_rolled_back(world, sidecar, asked, first)
-        assert not flow.lost
-        assert flow.answered > 20
-        assert len(flow.streamed) > 1000
-        assert sidecar.pid("steady") == pid
-        assert not any(secret in "".join(sidecar.log) for secret in (SECRET, TOKEN))
-        assert not any(secret in json.dumps(sidecar.status()) for secret in (SECRET, TOKEN))
-    world.push("While nobody looks", {"other.toml": stub("other", model='aliases = ["late"]')})
-    _without_a_server(world)
+    with ExitStack() as server:
+        server.enter_context(world.served())
+        with world.running() as sidecar:
+            asked = Asked(sidecar)
+            assert sidecar.ask("steady")
+            pid = sidecar.pid("steady")
+            with Flow(sidecar, "steady") as flow:
+                _good_and_bad(world, sidecar, asked)
+                _signatures(world, sidecar, asked)
+                _rewritten(world, sidecar, asked, first)
+                _emptied_and_rolled_back(world, sidecar, asked, first)
+                server.close()
+                _without_a_server(world, sidecar, asked)
+            assert not flow.lost
+            assert flow.answered > 20
+            assert len(flow.streamed) > 1000
+            assert sidecar.pid("steady") == pid
+            assert not any(secret in "".join(sidecar.log) for secret in (SECRET, TOKEN))
+            assert not any(secret in json.dumps(sidecar.status()) for secret in (SECRET, TOKEN))
 
 
 def _good_and_bad(world: World, sidecar: Sidecar, asked: Asked) -> None:
@@ -182,10 +194,10 @@ def _good_and_bad(world: World, sidecar: Sidecar, asked: Asked) -> None:
     assert (last["commit"]["id"], last["outcome"], last["trigger"]) == (bad, "rejected", "command")
     assert (last["commit"]["author"], last["commit"]["subject"]) == (AUTHOR, "A typo")
     assert last["reasons"] == report["messages"]
-    assert f"from git {report['place']} main:deploy @ {good[:12]}, rejected" in sidecar.cli("status").stdout
-    shown = sidecar.cli("source", "history").stdout
+    assert f"from git {report['place']} main:deploy @ {good[:12]}, rejected" in said(sidecar, "status")
+    shown = said(sidecar, "source", "history")
     assert f"{bad[:12]} deploy/other.toml:8: models.other" in shown
-    events = sidecar.cli("events", "--json").stdout.splitlines()
+    events = said(sidecar, "events", "--json").splitlines()
     rejected = [event for event in map(json.loads, events) if event["type"] == "RevisionRejected"]
     assert "deploy/other.toml:8" in rejected[-1]["message"]
     assert "A typo" in rejected[-1]["message"]
@@ -212,20 +224,20 @@ def _signatures(world: World, sidecar: Sidecar, asked: Asked) -> None:
     }
     url = f"{sidecar.url}/-/source/sync"
     for _ in range(3):
-        answer = httpx.post(url, content=body, headers=headers, trust_env=False)
+        answer = httpx.post(url, content=body, headers=headers, trust_env=False, verify=NO_TLS)
         assert (answer.status_code, answer.json()["accepted"]) == (202, True)
     until(lambda: sidecar.model("other")["aliases"] == ["third"], "the webhook's commit is in force")
     last = asked.history()[-1]
     assert (last["commit"]["id"], last["trigger"]) == (signed, "webhook")
     assert last["signed_by"].startswith("alice@example.com SHA256:")
-    forged = httpx.post(url, content=body + b" ", headers=headers, trust_env=False)
+    forged = httpx.post(url, content=body + b" ", headers=headers, trust_env=False, verify=NO_TLS)
     assert (forged.status_code, forged.json()["error"]["code"]) == (401, "invalid_signature")
-    with httpx.Client(trust_env=False) as http:
+    with httpx.Client(trust_env=False, verify=NO_TLS) as http:
         large = [http.post(url, content=bytes(2**18 + 1), headers=headers).status_code for _ in range(35)]
         assert (large[0], large[-1]) == (401, 429)
         assert http.post(url, content=body + b" ", headers=headers).status_code == 401
         assert http.post(url, content=body, headers=headers).status_code == 202  # whoever floods it keeps nobody out
-    unnamed = httpx.post(url, headers={"x-forwarded-for": "203.0.113.7"}, trust_env=False)
+    unnamed = httpx.post(url, headers={"x-forwarded-for": "203.0.113.7"}, trust_env=False, verify=NO_TLS)
     assert (unnamed.status_code, unnamed.json()["error"]["code"]) == (403, "not_loopback")
 
 
@@ -263,26 +275,35 @@ def _emptied_and_rolled_back(world: World, sidecar: Sidecar, asked: Asked, first
     assert sidecar.model("other")["aliases"] == ["fifth"]
 
 
-def _without_a_server(world: World) -> None:
-    """It starts on what it had, goes on without the server, and takes up what comes when it is back."""
+def _without_a_server(world: World, sidecar: Sidecar, asked: Asked) -> None:
+    """It goes on without the server, and takes up what comes when it is back."""
+    world.push("While nobody looks", {"other.toml": stub("other", model='aliases = ["late"]')})
+    report = asked()
+    assert report["state"] == "failing"
+    assert "Failed to connect to 127.0.0.1" in report["messages"][0]
+    assert asked("pin", 503, commit="0123456789" * 4)["error"]["code"] == "source_failed"
+    assert said(sidecar, "source", code=1)
+    assert sidecar.model("other")["aliases"] == ["fifth"]
+    with world.served():
+        assert asked()["state"] == "in sync"
+    assert sidecar.model("other")["aliases"] == ["late"]
+    kinds = {json.loads(line)["type"] for line in said(sidecar, "events", "--json").splitlines()}
+    assert {"SourceFailed", "SourceRecovered", "SourcePinned", "SourceSuspended", "CommitApplied"} <= kinds
+
+
+@pytest.mark.soak
+def test_a_sidecar_without_its_server_starts_on_what_it_had(world: World) -> None:
+    world.push("Begin", {"sidecar.toml": settings(world.state, free_block()), "m.toml": stub("m")})
+    with world.served(), world.running() as sidecar:
+        bad = world.push("Bad", {"m.toml": "no toml"})
+        assert Asked(sidecar)()["attempted"] == bad
     with world.running() as sidecar:
-        asked = Asked(sidecar)
-        with Flow(sidecar, "steady") as flow:
-            assert sidecar.model("other")["aliases"] == ["fifth"]
-            report = asked()
-            assert report["state"] == "failing"
-            assert asked("pin", 503, commit="0123456789" * 4)["error"]["code"] == "source_failed"
-            assert "Failed to connect to 127.0.0.1" in report["messages"][0]
-            assert sidecar.cli("source", check=False).returncode == 1
-            with world.served():
-                assert asked()["state"] == "in sync"
-            assert sidecar.model("other")["aliases"] == ["late"]
-            until(lambda: flow.answered > 5, "requests are answered")
-        assert not flow.lost
-        assert [one["outcome"] for one in asked.history()].count("rejected") >= 5  # of the sidecar before
-        assert sidecar.cli("reload").returncode == 0
-        kinds = {json.loads(line)["type"] for line in sidecar.cli("events", "--json").stdout.splitlines()}
-        assert {"SourceFailed", "SourceRecovered", "SourcePinned", "SourceSuspended", "CommitApplied"} <= kinds
+        assert sidecar.ask("m")
+        assert Asked(sidecar)()["state"] == "failing"
+        assert [one["outcome"] for one in Asked(sidecar).history()] == ["applied", "rejected"]  # of the sidecar before
+        assert said(sidecar, "reload")
+        with world.served():
+            assert Asked(sidecar)()["state"] == "rejected"
 
 
 def test_a_first_commit_that_is_bad_starts_nothing_and_says_where(world: World) -> None:
