@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from sidecar.control.fleet import Fleet
 from sidecar.control.machine import Machine
@@ -52,6 +53,7 @@ class ServerLogs:
         self._hide = hide
         self._names: dict[str, str] = {}  # what models are called now that were called otherwise before
         self._redactors: dict[str, tuple[tuple[Variant, ...], Redactor]] = {}
+        self._shared: WeakValueDictionary[str, ServerLog] = WeakValueDictionary()  # by those who follow
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     def of(self, model: str) -> ServerLog | None:
@@ -64,7 +66,10 @@ class ServerLogs:
         models = self._declared().models
         while model not in models and model in self._names:
             model = self._names[model]
-        return ServerLog(self._folder, model, self._hidden(model))
+        hide, log = self._hidden(model), self._shared.get(model)
+        if log is None or log.hide is not hide:
+            log = self._shared[model] = ServerLog(self._folder, model, hide)
+        return log
 
     async def rename(self, names: Mapping[str, str]) -> None:
         """Models are called otherwise now. Those who follow go on; logs of servers that are up go along with them."""

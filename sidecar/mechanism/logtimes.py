@@ -32,6 +32,17 @@ class Look(msgspec.Struct, frozen=True):
 NEVER = Look(0)
 
 
+class _Known(msgspec.Struct, frozen=True):
+    """What was read of the file: up to which byte, and the last line, by which the file is known again."""
+
+    looks: list[Look] = []
+    end: int = 0
+    last: bytes = b""
+
+
+_NOTHING = _Known()
+
+
 class Times:
     """The looks at the files of one run. last: the latest, by whoever it was."""
 
@@ -40,6 +51,7 @@ class Times:
         self._unix = unix
         self._last: Look | None = None
         self._size = 0
+        self._known = _NOTHING
 
     def begin(self) -> None:
         """A new run, of which nothing is written yet. Raises OSError."""
@@ -65,12 +77,25 @@ class Times:
                 self._thin()
 
     def read(self) -> list[Look]:
-        """All, oldest first; [] if there is no such run. Raises OSError."""
+        """All, oldest first; [] if there is no such run. Raises OSError.
+
+        Those who follow ask twice a second, so that only what has been added is read. Threads may ask at once.
+        """
+        known = self._known
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                file.seek(known.end - len(known.last))
+                if file.read(len(known.last)) != known.last:
+                    known = _NOTHING
+                    file.seek(0)
+                content = file.read()
         except FileNotFoundError:
             return []
-        return [look for line in content.split(b"\n") if (look := _look(line)) is not None]
+        *lines, rest = content.split(b"\n")
+        if lines:
+            looks = known.looks + [look for line in lines if (look := _look(line)) is not None]
+            known = self._known = _Known(looks, known.end + len(content) - len(rest), lines[-1] + b"\n")
+        return known.looks
 
     def _now(self) -> int:
         return int(self._unix() * 1000)

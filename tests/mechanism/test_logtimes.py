@@ -66,16 +66,40 @@ def test_without_a_file_there_are_none(tmp_path: Path) -> None:
     assert times.last.ends == (0, 0)
 
 
-def test_a_long_file_is_thinned_and_still_names_its_run_and_its_end(times: Times) -> None:
+def test_a_long_file_is_thinned_and_still_names_its_run_and_its_end(
+    times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logtimes, "MOST_BYTES", 4096)
     first = times.read()[0]
-    for number in range(1, 20_000):
+    for number in range(1, 500):
         times.note((number, number), (0, 0))
         assert times.path.stat().st_size <= logtimes.MOST_BYTES + 100
     looks = times.read()
     assert looks[0] == first
-    assert looks[-1].ends == (19_999, 19_999)
+    assert looks[-1].ends == (499, 499)
     assert looks == sorted(looks, key=lambda look: look.at_ms)
-    assert looks[-2].ends == (19_998, 19_998)  # the newest are not thinned
+    assert looks[-2].ends == (498, 498)  # the newest are not thinned
+
+
+def test_who_reads_again_and_again_finds_what_anybody_finds(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logtimes, "MOST_BYTES", 1000)
+    reader = Times(times.path)
+    for number in range(1, 200):
+        times.note((number, 0), (0, 0))
+        if number % 70 == 0:
+            times.begin()
+        if number % 3 == 0:
+            with times.path.open("ab") as file:
+                file.write(b"nonsense\n" if number % 2 else b"")
+        if number % 7:
+            assert reader.read() == Times(times.path).read()
+    with times.path.open("ab") as file:
+        file.write(b"3000000 9 9 0")  # and as it is being written
+    before = reader.read()
+    with times.path.open("ab") as file:
+        file.write(b" 0\n")
+    assert reader.read() == [*before, Look(3_000_000, (9, 9), (0, 0))]
+    assert reader.read() is reader.read()  # nothing new is nothing to do
 
 
 def test_half_a_line_on_a_full_disk_is_taken_back(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:

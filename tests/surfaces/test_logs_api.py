@@ -241,6 +241,14 @@ async def test_who_follows_a_model_that_gets_another_name_goes_on(world: World) 
     assert [log.name for log in [world.logs.of("m")] if log is not None] == ["m"]
 
 
+async def test_those_who_follow_share_what_is_known_of_a_log(world: World) -> None:
+    first, second = world.logs.of("m"), world.logs.of("m")
+    assert first is second
+    variant = Variant(name="one", command=("serve",), env={"HF_TOKEN": "hf_of_the_server"})
+    world.declared = Declaration(models={"m": Model(variants=(variant,), mode="chat")})
+    assert world.logs.of("m") is not first  # or it would be shown
+
+
 async def test_names_may_go_round(world: World) -> None:
     for old, new in (("a", "b"), ("b", "c"), ("c", "a")):
         await world.logs.rename({old: new})
