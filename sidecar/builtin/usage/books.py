@@ -100,8 +100,9 @@ class Books:
                 self._database.run(tables.sum_up(some, self._database.hour, "-"), ids)
                 self._database.run_many(tables.FILL.format(requests=requests), costs)
                 self._database.run(tables.sum_up(some, self._database.hour), ids)
-                self._database.run(tables.EMPTY)
             filled = found[-1][0] if len(found) == FILL_ROWS else DONE
+            if filled == DONE:  # not before: all sums are looked at
+                self._database.run(tables.EMPTY)
             self._database.run(tables.FILLED, (filled, config.node, self._since_s))
         self._filled = filled
         return filled == DONE

@@ -141,6 +141,7 @@ async def test_a_price_of_a_past_day_is_for_what_had_none_since_that_day(setting
     found = await total(settings())
     assert (found.requests, found.unpriced, found.cost) == (7, 3, eur("4.000000000"))
     assert found.input_tokens == 7_000_000
+    assert ask(settings(), "SELECT COUNT(*), MIN(requests) FROM usage_totals") == [(7, 1)]  # and no empty ones
 
 
 async def test_what_has_a_cost_keeps_it_whatever_is_told_later(settings: Make) -> None:
