@@ -29,7 +29,7 @@ def test_validate_prints_every_problem_with_its_place_and_exits_1(faulty: Path) 
         "known: base, chat, classifier, embedding, image, messages, realtime, "
         "reranker, responses, speech, transcription",
         f"{faulty}/bad.toml:8: models.bad.variants[0].memory_mb: expected int | table, got str",
-        "1 models are fine, 2 problems",
+        "1 model is fine, 2 problems",
     ]
     assert [
         problem["line"]

@@ -152,7 +152,7 @@ def test_a_good_change_is_reviewed_on_each_machine(repo: Path) -> None:
     assert codes == {"Install": 0, "Validate": 0, "Diff": 0}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"pip install {project['name']}\n" in said
-    assert "1 models are fine, 0 problems" in said
+    assert "1 model is fine, 0 problems" in said
     assert (repo.parent / "summary.md").read_text(encoding="utf-8") == comment
     first, second = comment.split("<!-- sidecar diff -->\n")[1:]
     assert "on `gpu-7`\n\n**1 restarts.**" in first
@@ -257,7 +257,7 @@ def test_pre_commit_lays_out_what_is_committed(repo: Path) -> None:
 def test_git_sync_is_told_by_the_exit_code(repo: Path) -> None:
     hook = GITOPS / "validate-hook"
     good = subprocess.run([hook], cwd=repo, env=environment(repo), capture_output=True, text=True, check=False)
-    assert (good.returncode, good.stdout) == (0, "1 models are fine, 0 problems\n")
+    assert (good.returncode, good.stdout) == (0, "1 model is fine, 0 problems\n")
     (repo / "manifests").rename(repo / "moved")
     moved = environment(repo, SIDECAR_MANIFESTS="moved", GITSYNC_HASH="abc")
     write(repo, {"moved/m.toml": on_gpu(0)})

@@ -94,7 +94,9 @@ def _summarize(loaded: loader.Loaded) -> None:
     only_some = sum(any(any(parts) for parts in model.selectors()) for model in declared.models.values())
     some = f", {only_some} of them for some nodes only" if only_some else ""
     left_out = f"; {told}" if (told := counted(declared.elsewhere)) else ""
-    text = f"{len(declared.models)} models are fine{some}, {len(loaded.problems)} problems{left_out}"
+    fine, problems = len(declared.models), len(loaded.problems)
+    are = "model is" if fine == 1 else "models are"
+    text = f"{fine} {are} fine{some}, {problems} problem{'' if problems == 1 else 's'}{left_out}"
     click.echo(text, err=bool(loaded.problems))
 
 

@@ -73,7 +73,7 @@ def test_what_stands_there_commented_out_is_valid_too(tmp_path: Path) -> None:
     )
     settings_file.write_text(opened.replace("sha256:...", "sha256:" + "8c" * 32).replace('["log"]', '["keys", "log"]'))
     result = sidecar("validate", tmp_path)
-    assert (result.exit_code, result.output) == (0, "1 models are fine, 0 problems\n")
+    assert (result.exit_code, result.output) == (0, "1 model is fine, 0 problems\n")
     assert len(tomllib.loads(model.read_text())["models"]["example"]["variants"]) == 2
 
 

@@ -48,7 +48,7 @@ def test_files_stand_for_the_directory_that_they_belong_to(repo: Path, arguments
     write(repo, GOOD)
     (repo / "manifests/models/b.toml").unlink()
     left = [one for one in arguments if not one.endswith("b.toml")]
-    assert validate(*left).stdout == "1 models are fine, 0 problems\n"
+    assert validate(*left).stdout == "1 model is fine, 0 problems\n"
 
 
 def test_files_below_manifests_need_no_settings_and_others_do(repo: Path) -> None:
@@ -92,7 +92,7 @@ def test_json_has_the_problems_and_what_is_elsewhere(repo: Path) -> None:
 def test_models_are_checked_whatever_their_nodes_and_those_of_others_are_counted(repo: Path) -> None:
     write(repo, {**GOOD, "manifests/c.toml": model("c", 'nodes = { gpu = "h200" }')})
     assert validate().stdout == "2 models are fine, 1 of them for some nodes only, 0 problems\n"
-    assert validate("--label", "gpu=a").stdout == "1 models are fine, 0 problems; 1 model is for other nodes: c\n"
+    assert validate("--label", "gpu=a").stdout == "1 model is fine, 0 problems; 1 model is for other nodes: c\n"
     bad = model("c", 'nodes = { gpu = "h200" }').replace('"cpu"', '"cpx"')
     write(repo, {"manifests/c.toml": bad})
     assert 'unknown device "cpx"' in validate("--label", "gpu=a", code=1).stderr
@@ -103,4 +103,4 @@ def test_variables_and_secrets_of_another_machine_need_not_be_here(repo: Path) -
     secret = '[sidecar]\nadmin_token = { env = "NOT_SET" }\n'
     write(repo, {"manifests/sidecar.toml": secret, "manifests/m.toml": model("m", variant='cwd = "{env.NOT_SET}"')})
     assert len(validate(code=1).stderr.splitlines()) == 3
-    assert validate("--elsewhere").stdout == "1 models are fine, 0 problems\n"
+    assert validate("--elsewhere").stdout == "1 model is fine, 0 problems\n"
