@@ -53,7 +53,7 @@ class Checkouts:
     @property
     def root(self) -> Path:
         """The manifests in force; always the same path, whatever the link points to."""
-        return self.live / self._declared.path if self._declared.path else self.live
+        return live_manifests(self.live.parent, self._declared)
 
     @property
     def commit(self) -> str:
@@ -164,6 +164,12 @@ class Checkouts:
             if "invalid path" in str(error):  # "..", or into ".git", by whatever name a file system knows it
                 raise UnfitError(f"has a file that may not be: {error}") from None
             raise
+
+
+def live_manifests(folder: Path, declared: GitDeclaration) -> Path:
+    """The manifests in force, in the folder that has the checkouts."""
+    live = folder / _LIVE
+    return live / declared.path if declared.path else live
 
 
 def commit_of(path: Path) -> str:

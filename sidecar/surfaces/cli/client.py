@@ -63,9 +63,12 @@ class Remote:
                 response = http.request(method, self.url + path, params=params, headers=self.headers)
         except httpx.HTTPError as error:
             raise UnreachableError(f"no sidecar answers at {self.url}: {error}") from error
-        if response.is_success:
+        if not response.is_success:
+            raise AnswerError(reason(response))
+        try:
             return response.json()
-        raise AnswerError(reason(response))
+        except ValueError:
+            raise AnswerError(f"what answers at {self.url} is no sidecar: {path} is not JSON there") from None
 
     def lines(self, path: str, params: dict[str, str], silence_s: float) -> Iterator[str]:
         """The lines of an answer, as they come, until it ends.

@@ -13,10 +13,15 @@ from typing import TypeVar
 import click
 import msgspec
 
-from sidecar.mechanism import loader, source
-from sidecar.surfaces.cli.client import AnswerError, Remote, UnreachableError, remote_options
+from sidecar.core.nodes import Node
+from sidecar.mechanism import bootstrap, loader, source
+from sidecar.mechanism.bootstrap import BootstrapError
+from sidecar.mechanism.checkouts import live_manifests
+from sidecar.surfaces.cli.client import DEFAULT_URL, AnswerError, Remote, UnreachableError, declared_url, remote_options
+from sidecar.surfaces.cli.git_options import FOLDER
+from sidecar.surfaces.cli.labels import label_option, node_of
 from sidecar.surfaces.cli.local import probe
-from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table, prints_aside
+from sidecar.surfaces.cli.output import NO, json_option, print_json, print_problems, print_table, prints_aside
 from sidecar.surfaces.doctor.checks import CHECKS
 from sidecar.surfaces.doctor.examine import examine
 from sidecar.surfaces.doctor.finding import Finding, Level, Patient, Running
@@ -45,16 +50,20 @@ class _Status(msgspec.Struct, frozen=True):
     type=click.FloatRange(0.1, 3600),
     help="Seconds, after which a check is given up.",
 )
+@label_option
 @click.option("--only", multiple=True, type=click.Choice(list(CHECKS)), help="Only this check; may be repeated.")
 @json_option
 @remote_options
-def doctor(directory: Path, patience_s: float, only: tuple[str, ...], as_json: bool, remote: Remote) -> None:
+def doctor(
+    directory: Path, patience_s: float, labels: tuple[str, ...], only: tuple[str, ...], as_json: bool, remote: Remote
+) -> None:
     """Look for whatever keeps a sidecar with the manifests in DIRECTORY from doing well here, and say what would help.
 
-    Exits 1 if anything fails. A check that hangs is given up and told as unknown.
+    A bootstrap file instead of DIRECTORY means the commit of its repository that was in force here last. Exits 1 if
+    anything fails. A check that hangs is given up and told as unknown.
     """
     checks = {name: check for name, check in CHECKS.items() if not only or name in only}
-    findings = examine(_patient(directory, patience_s, remote), checks)
+    findings = examine(_patient(directory, node_of(labels), patience_s, remote), checks)
     if as_json:
         print_json({"findings": findings, "counts": _counts(findings)})
     else:
@@ -66,14 +75,20 @@ def doctor(directory: Path, patience_s: float, only: tuple[str, ...], as_json: b
     os._exit(0)
 
 
-def _patient(directory: Path, patience_s: float, remote: Remote) -> Patient:
-    root = loader.manifest_folder(str(directory))
+def _patient(directory: Path, node: Node, patience_s: float, remote: Remote) -> Patient:
+    try:
+        root = _root(directory)
+    except BootstrapError as error:
+        print_problems(error.problems)
+        sys.exit(NO)
     with prints_aside():
-        loaded, unread = _within(patience_s, lambda: loader.load(source.read(root), os.environ))
+        loaded, unread = _within(patience_s, lambda: loader.load(source.read(root), os.environ, node=node))
     devices, unprobed = None, "the manifests cannot be read"
     if loaded is not None:
         catalog = loaded.catalog
         devices, unprobed = _within(patience_s, lambda: asyncio.run(probe(catalog)))
+    if directory.is_file() and remote.url == DEFAULT_URL:  # it was looked for in manifests, which stand elsewhere
+        remote.url = declared_url(root) or DEFAULT_URL
     running, refusal = _running(remote, patience_s)
     return Patient(
         root=root,
@@ -86,6 +101,14 @@ def _patient(directory: Path, patience_s: float, remote: Remote) -> Patient:
         refusal=refusal,
         patience_s=patience_s,
     )
+
+
+def _root(directory: Path) -> Path:
+    """Where the manifests are. Raises BootstrapError."""
+    if not directory.is_file():
+        return loader.manifest_folder(str(directory))
+    declared = bootstrap.read(directory, {})
+    return live_manifests(Path(declared.state_dir) / FOLDER, declared)
 
 
 def _running(remote: Remote, patience_s: float) -> tuple[Running | None, str]:

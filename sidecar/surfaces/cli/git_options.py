@@ -27,6 +27,7 @@ from sidecar.surfaces.cli.output import fail, print_problems
 F = TypeVar("F", bound=Callable[..., Any])
 
 TOKEN, WEBHOOK_SECRET = "SIDECAR_GIT_TOKEN", "SIDECAR_WEBHOOK_SECRET"
+FOLDER = "source"  # of the state directory, for clone and checkouts
 _OPTIONS = ("git", "ref", "path", "interval", "state_dir")
 
 
@@ -74,7 +75,7 @@ def git_source(runner: asyncio.Runner, declared: GitDeclaration, node: Node) -> 
         return loader.load(snapshot, os.environ, before, library, node)
 
     try:
-        state = StateDir(Path(declared.state_dir) / "source")
+        state = StateDir(Path(declared.state_dir) / FOLDER)
         found = GitSource(declared, state.path, Git(declared, os.environ), check)
         runner.run(_first(found))
     except StateDirError as error:

@@ -82,6 +82,12 @@ def test_what_the_sidecar_refuses_ends_with_1_and_the_reason(sidecar: Canned) ->
         assert found.stderr == "sidecar: nvidia:0 has 5 MB too little (insufficient_memory)\n"
 
 
+def test_what_is_no_sidecar_is_told_and_ends_with_1(sidecar: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Canned, "get", lambda *_: (200, b"<html>hello</html>"))
+    said = CliRunner().invoke(main, ["status", "--url", sidecar.url])
+    assert (said.exit_code, "is no sidecar" in said.output) == (1, True)
+
+
 def test_what_is_done_ends_with_0_and_is_told_as_json(sidecar: Canned) -> None:
     for verb in ("start", "stop", "drain", "undrain", "pin", "unpin"):
         found = CliRunner().invoke(main, [verb, "m", "--url", sidecar.url, "--json"])

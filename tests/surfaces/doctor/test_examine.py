@@ -64,9 +64,18 @@ def test_the_command_tells_all_and_fails_when_something_does(tmp_path: Path) -> 
     assert sick.returncode == 1  # there is no program "serve"
     assert {finding["check"] for finding in report["findings"]} == set(CHECKS)
     assert report["counts"]["fail"] == sum(finding["level"] == "fail" for finding in report["findings"]) > 0
-    people = doctor(tmp_path, "--only", "commands", "--only", "clock")
+
+
+def test_people_are_told_of_the_checkout_that_a_bootstrap_file_means_and_of_what_is_for_this_node(
+    tmp_path: Path,
+) -> None:
+    here, elsewhere = (model(name, f'nodes = {{ gpu = "{name}" }}') for name in ("here", "elsewhere"))
+    write(tmp_path, {"b.toml": f'[source]\ngit = "https://git.example/m.git"\nstate_dir = "{tmp_path}/state"\n'})
+    write(tmp_path / "state" / "source" / "live", {"here.toml": here, "elsewhere.toml": elsewhere})
+    people = doctor(tmp_path / "b.toml", "--label", "gpu=here", "--only", "commands", "--only", "clock")
     assert people.returncode == 1
-    assert '"serve" is not found' in people.stdout
+    assert 'here (default): "serve" is not found' in people.stdout
+    assert "elsewhere" not in people.stdout
     assert "commands: install it, or name its path" in people.stdout
 
 
