@@ -115,9 +115,7 @@ class Clone:
 
     async def descends(self, commit: str, ancestor: str) -> bool:
         """Whether `ancestor` is in the commit's history, as far as that is here. It is not after a force-push."""
-        if not await self.has(ancestor):
-            return False
-        return (await self._run("merge-base", "--is-ancestor", ancestor, commit, ok=(0, 1))).status == 0
+        return (await self._run("merge-base", "--is-ancestor", ancestor, commit, ok=(0, 1, 128))).status == 0
 
     async def signer(self, commit: str) -> str:
         """Who has signed it, of those who are trusted. Raises UnsignedError."""

@@ -34,7 +34,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.repository = Repository(folder)
+        self.repository = Repository(folder, really=True)
         self.key = ssh_key(folder / "key")
         self.port = free_port()
         self.env = {"GIT_TOKEN": TOKEN, "HOOK_SECRET": SECRET}
