@@ -31,3 +31,8 @@ def listed(names: Iterable[str]) -> str:
 def an(noun: str) -> str:
     """The noun behind its article: `an auth`, `a device`."""
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
+def printable(text: str) -> str:
+    """On one line, and without what would steer a terminal: servers, clients and authors may write what they like."""
+    return "".join(character if character.isprintable() else " " for character in text)

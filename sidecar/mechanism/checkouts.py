@@ -17,8 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from sidecar.core.names import printable
 from sidecar.core.sourcing import GitDeclaration
-from sidecar.mechanism.git import Git, GitError, TooMuchError, printable
+from sidecar.mechanism.git import Git, GitError, TooMuchError
 
 MOST_FILES = 50_000
 _LIVE, _FOLDER = "live", "checkouts"

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from sidecar.core.names import printable
 from sidecar.core.sourcing import Commit, GitDeclaration
-from sidecar.mechanism.git import Git, GitError, Output, printable
+from sidecar.mechanism.git import Git, GitError, Output
 
 log = logging.getLogger(__name__)
 

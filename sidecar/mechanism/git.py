@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from sidecar.core.names import printable
 from sidecar.core.sourcing import SCHEMES, GitDeclaration
 
 LEAST_VERSION = (2, 32)  # GIT_CONFIG_GLOBAL
@@ -199,11 +200,6 @@ class Git:
         if declared.ssh_key:
             words += ["-oIdentitiesOnly=yes", "-i", declared.ssh_key]
         return shlex.join(words)
-
-
-def printable(text: str) -> str:
-    """Without what would steer a terminal: servers and authors may write what they like."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _limit(process: Process, size: int) -> None:

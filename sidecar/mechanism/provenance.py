@@ -12,6 +12,7 @@ from pathlib import Path
 from sidecar.core.sourcing import SourceReport
 
 MOST_BYTES = 4 * 2**20  # of packed-refs
+MOST_TEXT = 4096  # bytes of all else: a name, or an id
 MOST_LINKS = 5  # from one name of a branch to the next
 
 _OBJECT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -53,15 +54,15 @@ def _git_folder(work_tree: Path) -> Path:
     git = work_tree / ".git"
     if git.is_dir():
         return git
-    return work_tree / git.read_text("utf-8").partition(":")[2].strip()
+    return work_tree / _text(git).partition(":")[2].strip()
 
 
 def _head(git: Path) -> tuple[str, str]:
     """(branch, commit) that HEAD is; no branch if it is a commit by itself, no commit if there is none yet."""
     common = git
     if (git / "commondir").is_file():
-        common = git / (git / "commondir").read_text("utf-8").strip()
-    text, branch = (git / "HEAD").read_text("utf-8").strip(), ""
+        common = git / _text(git / "commondir")
+    text, branch = _text(git / "HEAD"), ""
     for _ in range(MOST_LINKS):
         if not text.startswith("ref:"):
             break
@@ -71,11 +72,19 @@ def _head(git: Path) -> tuple[str, str]:
     return branch, text if _OBJECT.fullmatch(text) else ""
 
 
+def _text(path: Path) -> str:
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe would hold us until somebody writes
+    try:
+        return os.read(file, MOST_TEXT).decode("utf-8").strip()
+    finally:
+        os.close(file)
+
+
 def _reference(git: Path, common: Path, name: str) -> str:
     """What a name below refs/ says: in a file of its own, or packed with others."""
     for folder in (git, common):
         try:
-            return (folder / name).read_text("utf-8").strip()
+            return _text(folder / name)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
     try:

@@ -56,5 +56,14 @@ def test_anything_else_is_a_directory(tmp_path: Path) -> None:
     assert provenance(tmp_path / "missing").kind == "directory"
     (tmp_path / ".git").write_bytes(b"\xff\xff no repository")
     assert (provenance(tmp_path).kind, provenance(tmp_path).commit) == ("directory", "")
-    subprocess.run(["mkfifo", str(tmp_path / "..data")], check=True)
+    (tmp_path / ".git").unlink()
+    (tmp_path / ".git").mkdir()
+    for text in ("ref: /dev/zero", "ref: " + 9000 * "x"):  # nobody waits for it, nor reads all of it
+        (tmp_path / ".git" / "HEAD").write_text(text)
+        assert provenance(tmp_path).commit == ""
+    (tmp_path / ".git" / "HEAD").unlink()
+    subprocess.run(["mkfifo", str(tmp_path / "..data"), str(tmp_path / ".git" / "HEAD")], check=True)
+    assert provenance(tmp_path).commit == ""
+    (tmp_path / ".git" / "HEAD").unlink()
+    (tmp_path / ".git").rmdir()
     assert provenance(tmp_path).kind == "directory"

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from sidecar.control.events import Event
+from sidecar.core.names import printable
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.following import Frame, follow, until_nobody_reads
 from sidecar.surfaces.cli.names import complete_models
@@ -45,7 +46,7 @@ def row(event: Event) -> tuple[str, ...]:
     message = event.message
     if event.count > 1:
         message += f" ({event.count} times since {_time(event.first_at)})"
-    return tuple(map(_plain, (_time(event.at), event.type, event.model or "-", event.reason, message)))
+    return tuple(map(printable, (_time(event.at), event.type, event.model or "-", event.reason, message)))
 
 
 def _show(found: list[Event], as_json: bool) -> None:
@@ -67,10 +68,6 @@ def _tell(frame: Frame, *, as_json: bool) -> None:
 
 def _line(cells: Iterable[str]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
-
-
-def _plain(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _time(unix: float) -> str:

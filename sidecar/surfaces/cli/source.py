@@ -7,6 +7,7 @@ from datetime import datetime
 import click
 import msgspec
 
+from sidecar.core.names import printable
 from sidecar.core.sourcing import Attempt, HistoryReport, SourceReport
 from sidecar.surfaces.cli.client import Remote, remote_options
 from sidecar.surfaces.cli.output import NO, json_option, print_json, print_table
@@ -39,7 +40,7 @@ def history(limit: int, as_json: bool, remote: Remote) -> None:
     print_table("", ("", "COMMIT", "TIME", "BY", "OUTCOME", "AUTHOR", "SUBJECT"), rows)
     for one in shown:
         for reason in one.reasons:
-            click.echo(f"{one.commit.id[:_SHORT]} {reason}")
+            click.echo(printable(f"{one.commit.id[:_SHORT]} {reason}"))
 
 
 @source.command()
@@ -101,7 +102,7 @@ def _tell(answer: object, as_json: bool) -> None:
     else:
         click.echo(described(found))
         for line in _details(found):
-            click.echo(f"  {line}")
+            click.echo(f"  {printable(line)}")
     if found.state in ("failing", "rejected"):
         raise SystemExit(NO)
 
@@ -132,11 +133,7 @@ def _row(one: Attempt, live: str) -> tuple[str, ...]:
     signed = f" (signed: {one.signed_by})" if one.signed_by else ""
     mark = "*" if one.commit.id == live and one.outcome == "applied" else ""
     texts = (mark, one.commit.id[:_SHORT], _time(one.at), one.trigger, outcome, one.commit.author + signed)
-    return tuple(map(_plain, (*texts, one.commit.subject)))
-
-
-def _plain(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    return tuple(map(printable, (*texts, one.commit.subject)))
 
 
 def _time(unix: float) -> str:

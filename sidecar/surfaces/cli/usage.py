@@ -15,6 +15,7 @@ import msgspec
 
 from plugin_sdk import Plugin, PluginError, Reject, Stats, UsageQuery, UsageReport
 from sidecar.builtin.usage import Settings, Usage
+from sidecar.core.names import printable
 from sidecar.mechanism import loader, reports, source
 from sidecar.mechanism.services import Host
 from sidecar.surfaces.cli.client import Remote, UnreachableError, remote_options
@@ -158,7 +159,7 @@ def _show(found: UsageTable) -> None:
     unpriced = bool(found.currencies) and found.total["unpriced"] > 0
     names = [name.upper() for name in found.by]
     columns = [*names, *_COLUMNS, *(f"COST {currency}" for currency in found.currencies)]
-    groups = [[_plain(row[name]) or "-" for name in found.by] for row in found.rows]
+    groups = [[printable(row[name]) or "-" for name in found.by] for row in found.rows]
     rows = [_row(*one, found.currencies, unpriced=unpriced) for one in zip(groups, found.rows, strict=True)]
     if len(rows) > 1 and found.by:
         rows.append(_row(["all", *[""] * (len(names) - 1)], found.total, found.currencies, unpriced=unpriced))
@@ -171,11 +172,6 @@ def _row(group: list[str], row: dict[str, Any], currencies: list[str], *, unpric
     costs = [_money(row["cost"].get(currency)) for currency in currencies]
     left = [str(row["unpriced"] or "")] if unpriced else []
     return (*group, *(f"{row[name]:,}" for name in counts), hours, *costs, *left)
-
-
-def _plain(text: str) -> str:
-    """On one line: names may come from tokens and clients that make up anything."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _money(amount: str | None) -> str:

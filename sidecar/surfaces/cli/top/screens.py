@@ -15,6 +15,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, RichLog, Static
 
+from sidecar.core.names import printable
 from sidecar.surfaces.cli.client import AnswerError, UnreachableError
 from sidecar.surfaces.cli.top.link import Link
 
@@ -126,8 +127,7 @@ class Log(ModalScreen[None]):
 
     def _write(self, at: float, stream: str, text: str) -> None:
         when = datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S")
-        plain = "".join(character if character.isprintable() else " " for character in text)
-        line = Text(f"{when} ", "dim").append(plain, "default not dim" if stream == "err" else "cyan not dim")
+        line = Text(f"{when} ", "dim").append(printable(text), "default not dim" if stream == "err" else "cyan not dim")
         self.query_one(RichLog).write(line)
 
     def _say(self, text: str) -> None:
