@@ -44,7 +44,9 @@ class Sidecar:
                 client=VirtualClient(world),
                 tracer=NoOpTracer(),
                 clock=Clock(_strictly_rising(world.loop), world.unix),
-                timing=Timing(resync_s=RESYNC_S, externals_s=RESYNC_S, logs_s=3600.0, loads_s=600.0, residence_s=3600.0),
+                timing=Timing(
+                    resync_s=RESYNC_S, externals_s=RESYNC_S, logs_s=3600.0, loads_s=600.0, residence_s=3600.0
+                ),
                 random=self._random,
             ),
         )
