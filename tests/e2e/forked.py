@@ -88,18 +88,18 @@ def as_usual(env: Mapping[str, str]) -> bool:
     )
 
 
-def spawn(arguments: Sequence[str], env: Mapping[str, str], *program: str) -> AnyProcess:
+def spawn(arguments: Sequence[str], env: Mapping[str, str], *program: str, out: int | None = None) -> AnyProcess:
     """`sidecar ARGUMENTS`, of which one hears what it says on stderr. env: all of its variables.
 
-    program: a module, and arguments that come first, in the place of `sidecar`.
+    program: a module, and arguments that come first, in the place of `sidecar`. out: where stdout goes; else nowhere.
     """
     if as_usual(env) or program not in ((), ("sidecar",)):
         command = [sys.executable, "-m", *(program or ("sidecar",)), *arguments]
-        pipe, unheard = subprocess.PIPE, subprocess.DEVNULL
-        return subprocess.Popen(command, stderr=pipe, stdout=unheard, text=True, env=dict(env))
+        stdout = subprocess.DEVNULL if out is None else out
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=stdout, text=True, env=dict(env))
     reading, writing = os.pipe()
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - of the descriptor alone
-        process = _start(arguments, env, nowhere.fileno(), writing)
+        process = _start(arguments, env, nowhere.fileno() if out is None else out, writing)
     os.close(writing)
     return Forked(process, os.fdopen(reading, encoding="utf-8", errors="replace"))
 

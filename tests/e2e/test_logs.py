@@ -7,9 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e import forked
 from tests.e2e.conftest import Run, free_block
-from tests.e2e.harness import KEY, PATIENCE_S, Sidecar, cli, running, settings, stub, until
+from tests.e2e.harness import KEY, PATIENCE_S, Sidecar, cli, running, settings, stub, until, write
 
 # Serves as the stub does, and says each line that stands in a file, as it comes.
 PARROT = """
@@ -51,38 +49,30 @@ def parrot(name: str, words: Path, **options: Any) -> str:
 
 
 class Output:
-    """What a command says, as it says it."""
+    """What a command says on stdout, as it says it."""
 
-    def __init__(self, *arguments: str) -> None:
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+    def __init__(self, path: Path, *arguments: str) -> None:
+        self._path = path
+        with path.open("wb") as out:
+            self.process = forked.spawn(arguments, os.environ, out=out.fileno())
 
-    def _read(self) -> None:
-        for line in self.process.stdout or ():
-            self.lines.append(line.rstrip("\n"))
+    @property
+    def lines(self) -> list[str]:
+        return self._path.read_text().splitlines()
 
     def has(self, text: str) -> bool:
-        return any(text in line for line in list(self.lines))
+        return any(text in line for line in self.lines)
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(PATIENCE_S) == 0
-        self._reader.join(PATIENCE_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 @contextmanager
-def saying(*arguments: str) -> Iterator[Output]:
-    output = Output(*arguments)
+def saying(path: Path, *arguments: str) -> Iterator[Output]:
+    output = Output(path, *arguments)
     try:
         yield output
     finally:
@@ -180,7 +170,7 @@ def test_who_follows_hears_over_restarts_of_the_server_and_of_the_sidecar(tmp_pa
     with running_and_kept(tmp_path, manifests) as one:
         one.ask("m")
         pid = one.pid("m")
-        with saying("logs", "m", "--follow", "--url", one.url) as output:
+        with saying(tmp_path / "said", "logs", "m", "--follow", "--url", one.url) as output:
             until(lambda: output.has("one"), "what there was is heard")
             append(words, "two\n")
             until(lambda: output.has("two"), "what comes is heard")
@@ -198,7 +188,7 @@ def test_who_follows_hears_over_restarts_of_the_server_and_of_the_sidecar(tmp_pa
                 until(lambda: output.has("another run"), "the new server is heard")
                 assert texts(logs(two, stream="err", previous="true"))[-1] == "three"
                 two.cli("stop", "m")
-            said = [line for line in output.lines if not line.startswith(("listening", "no sidecar", "sidecar:"))]
+            said = [line for line in output.lines if not line.startswith("listening")]  # the server says so
     assert said == ["one", "two", "while nobody looked", "three", "another run"]
 
 
@@ -315,24 +305,18 @@ def test_the_request_log_is_in_a_file_of_its_own_as_well(sidecar: Sidecar) -> No
 
 
 def test_nobody_who_reads_the_log_slowly_slows_the_sidecar(tmp_path: Path) -> None:
-    for name, text in {"sidecar.toml": settings(tmp_path / "state", free_block()), "m.toml": stub("m")}.items():
-        (tmp_path / "manifests").mkdir(exist_ok=True)
-        (tmp_path / "manifests" / name).write_text(text)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar", "run", str(tmp_path / "manifests")], stderr=subprocess.PIPE, text=True
-    )
-    sidecar = Sidecar.__new__(Sidecar)
+    write(tmp_path / "manifests" / "sidecar.toml", settings(tmp_path / "state", free_block()))
+    process = forked.spawn(["run", str(tmp_path / "manifests")], os.environ)
     assert process.stderr is not None
-    for line in process.stderr:
-        if match := re.search(r"(http://[\d.]+:\d+) serves", line):
-            sidecar.url = match[1]
-            break
-    # From here on nobody reads. Each request is a line, and the pipe holds twelve of them.
-    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
-    with sidecar.http() as http:
-        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-        for _ in range(50):
-            assert http.post("/v1/chat/completions", json=body).status_code == 200
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE_S) == 0
-    process.stderr.close()
+    try:
+        found = next(filter(None, (re.search(r"(http://[\d.]+:\d+) serves", line) for line in process.stderr)))
+        # From here on nobody reads. Each request is a line, and the pipe holds twelve of them.
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        with httpx.Client(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, timeout=PATIENCE_S) as http:
+            for _ in range(50):
+                assert http.post(f"{found[1]}/v1/chat/completions", json={"model": "none"}).status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.stderr.close()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e import leaks
+from tests.e2e import forked, leaks
 from tests.e2e.conftest import free_block
 from tests.e2e.harness import KEY, PATIENCE_S, Sidecar, cli, settings, stub, until, write
 from tests.servers import HTTP_SERVER
@@ -110,13 +108,8 @@ class World:
         levels = "debug,httpx=debug,httpcore=debug,asyncio=debug,uvicorn=debug"
         command = ["run", str(folder / "manifests"), "--log-format", "json", "--log-level", levels]
         self.spans = (folder / "spans").open("wb")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar", *command],
-            stdout=self.spans,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ENV, "OTEL_TRACES_EXPORTER": "console"},
-        )
+        env = {**os.environ, **ENV, "OTEL_TRACES_EXPORTER": "console"}
+        process = forked.spawn(command, env, out=self.spans.fileno())
         self.sidecar = Sidecar(folder, process)
         self.sidecar.wait_until_listening()
         self.said: dict[str, str] = {}
