@@ -211,7 +211,7 @@ def _url_faults(declared: GitDeclaration) -> Iterator[tuple[str, str]]:
     if password is not None:
         yield "git", "a password never stands in an address: give it as token = { env = ... } or { file = ... }"
     elif parts.username is not None and parts.scheme in ("https", "http"):  # many a token is given as one
-        yield "git", "no name stands in an address: give it as username, and what is secret as token"
+        yield "git", "no name stands in an address, as many a token is one: [source] has username and token"
     if declared.token is not None and parts.scheme != "https" and not (parts.scheme == "http" and host in _LOOPBACK):
         yield "token", f"is for https:// only: over {parts.scheme}:// everybody on the way could read it"
 

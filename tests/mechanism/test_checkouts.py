@@ -285,6 +285,18 @@ async def test_only_commits_that_are_signed_by_the_right_key_are_trusted(
         await mine.fetch()
         with pytest.raises(UnsignedError):
             await mine.clone.signer(commit)
+    signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}")
+    repository.git(*signing, "tag", "-s", "v1", "-m", "A tag vouches for no commit")
+    repository.git("push", "--quiet", "origin", "v1")
+    tagged = Local(tmp_path / "tagged", GitDeclaration(git=str(repository.bare), ref="v1", allowed_signers=signers))
+    with pytest.raises(UnsignedError, match="it has no signature"):
+        await tagged.clone.signer(await tagged.fetch())
+    raw = repository.git("cat-file", "commit", good).replace("Good", "Forged") + "\n"
+    forged = repository.git("hash-object", "-t", "commit", "-w", "--stdin", text=raw)
+    repository.git("push", "--quiet", "--force", "origin", f"{forged}:refs/heads/main")
+    await mine.fetch()
+    with pytest.raises(UnsignedError, match="Signature verification failed"):
+        await mine.clone.signer(forged)
 
 
 async def test_signatures_of_gpg_are_trusted_if_its_keyring_is_named(tmp_path: Path, repository: Repository) -> None:
