@@ -20,7 +20,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
     resync_s: the reconciler. externals_s: the servers that somebody else runs. logs_s: the size of servers' logs.
     saves_s: what was measured goes to disk. loads_s: how far servers that load have come.
-    residence_s: stats plugins are told which servers hold memory.
+    residence_s: stats plugins are told which servers hold memory. forget_s: logs of models that are long gone.
     """
 
     resync_s: float = 5.0
@@ -29,3 +29,4 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     saves_s: float = 30.0
     loads_s: float = 0.5
     residence_s: float = 10.0
+    forget_s: float = 3600.0

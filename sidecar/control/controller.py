@@ -121,6 +121,7 @@ class Controller:
             asyncio.create_task(self._whenever(self._plugins_opened, self._take_opened), name="plugins"),
             asyncio.create_task(self._whenever(self._externals_due, self._probe_externals), name="externals"),
             asyncio.create_task(self._every(self._timing.logs_s, self._cap_logs), name="server logs"),
+            asyncio.create_task(self._every(self._timing.forget_s, self.server_logs.forget), name="old logs"),
             asyncio.create_task(self._whenever(self.loads.due, self.loads.look), name="loads"),
             asyncio.create_task(self._every(self._timing.saves_s, self.measurements.save), name="measurements"),
             asyncio.create_task(self._every(self._timing.residence_s, self._residence.tell), name="residence"),

@@ -13,7 +13,8 @@ from weakref import WeakValueDictionary
 from sidecar.control.fleet import Fleet
 from sidecar.control.machine import Machine
 from sidecar.core.manifest import Declaration, Variant
-from sidecar.mechanism import logreader
+from sidecar.core.names import listed
+from sidecar.mechanism import logreader, serverlog
 from sidecar.mechanism.logreader import Found, Place, Wanted
 from sidecar.mechanism.redaction import NOTHING, Redactor
 from sidecar.mechanism.serverlog import ServerLog
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # readings, in threads that others need, too
 FOLLOWERS = 64
+FORGOTTEN_AFTER_S = 30 * 86400.0  # without a line, of models that are no longer declared
 REMEMBERED = 1000  # models
 
 T = TypeVar("T")
@@ -92,6 +94,16 @@ class ServerLogs:
                 self._redactors.clear()
             known = self._redactors[model] = (variants, without_keys(self._hide, variants))
         return known[1]
+
+    async def forget(self) -> None:
+        """Delete the logs of models that are long gone, which would fill the disk in the end."""
+        folder = self._folder
+        if folder is not None:
+            models = {*self._declared().models, *(server.model for server in self._fleet.servers.values())}
+            before = self._fleet.clock.unix() - FORGOTTEN_AFTER_S
+            gone = await asyncio.to_thread(serverlog.forget, folder, models, before)
+            if gone:
+                log.info("the logs of models that are gone for long are deleted: %s", listed(sorted(gone)))
 
     async def exists(self, log: ServerLog, *, previous: bool = False) -> bool:
         """Whether there has been such a run."""

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,8 @@ from sidecar.mechanism.redaction import NOTHING, Redactor
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 20
 STREAMS = ("out", "err")
+PREVIOUS = "previous"
+_FILE = re.compile(r"(.+)\.(?:(?:out|err)\.log(?:\.1)?|times(?:\.draft)?)")
 _BLOCK = 256 * 1024
 _ROUNDS = 3  # of copying what comes while the rest is copied
 
@@ -65,15 +67,19 @@ class ServerLog:
     """The log of a model's servers: of the run that is, or was the last, and of the one before in `previous/`."""
 
     def __init__(self, folder: Path, name: str, hide: Redactor = NOTHING) -> None:
-        """name: the model's. hide: what is taken out of lines before anybody is shown them."""
+        """name: the model's. hide: what is taken out of lines before anybody is shown them.
+
+        stem: what the names of all its files begin with.
+        """
         self.name = name
         self.hide = hide
         self._folder = folder
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
         if safe != name:
             safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:6]  # "a/b" and "a_b" are two models
+        self.stem = safe
         self.now = LogFiles(folder, safe)
-        self.previous = LogFiles(folder / "previous", safe)
+        self.previous = LogFiles(folder / PREVIOUS, safe)
         self.out, self.err = self.now.streams
 
     def open(self) -> tuple[BinaryIO, BinaryIO]:
@@ -149,6 +155,23 @@ def left_alone(files: LogFiles, how: int = fcntl.LOCK_SH) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def forget(folder: Path, models: Iterable[str], before: float) -> set[str]:
+    """Delete the logs of all other models in which nothing was written since a moment (unix time); their stems.
+
+    Raises OSError.
+    """
+    known = {ServerLog(folder, model).stem for model in models}
+    files: dict[str, list[Path]] = {}
+    for path in (*folder.glob("*"), *(folder / PREVIOUS).glob("*")):
+        found = _FILE.fullmatch(path.name)
+        if found is not None and found[1] not in known:
+            files.setdefault(found[1], []).append(path)
+    old = {stem for stem, paths in files.items() if all(path.stat().st_mtime < before for path in paths)}
+    for path in (path for stem in old for path in files[stem]):
+        path.unlink(missing_ok=True)
+    return old
 
 
 def older(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +12,7 @@ import pytest
 
 from sidecar.mechanism import serverlog
 from sidecar.mechanism.redaction import Redactor
-from sidecar.mechanism.serverlog import TAIL_BYTES, TAIL_LINES, ServerLog, older
+from sidecar.mechanism.serverlog import TAIL_BYTES, TAIL_LINES, ServerLog, forget, older
 
 
 @pytest.fixture
@@ -238,3 +239,21 @@ def test_the_tail_survives_bytes_that_are_no_text(log: ServerLog) -> None:
     run(log, err=b"caf\xe9 \xff\n\x00\x1b[31mred\n")
     assert len(log.tail()) == 2
     assert log.tail()[0].startswith("caf")
+
+
+def test_logs_of_models_that_are_long_gone_are_deleted_whole_and_nothing_else(tmp_path: Path) -> None:
+    logs = {name: ServerLog(tmp_path, name) for name in ("a/declared", "gone", "gone.lately", "gone-too")}
+    (tmp_path / "notes.txt").write_text("mine")
+    for log in logs.values():
+        for _ in range(2):
+            run(log, err=b"x" * 200)
+            log.look(100)
+    for path in tmp_path.rglob("*.*"):
+        os.utime(path, (1000, 1000))
+    os.utime(logs["gone.lately"].previous.err, (3000, 3000))
+    assert forget(tmp_path, ["a/declared"], 2000) == {"gone", "gone-too"}
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(("gone.e", "gone.o", "gone.t", "gone-"))]
+    for name in ("a/declared", "gone.lately"):
+        assert all(path.exists() for path in (*logs[name].now.streams, logs[name].now.times.path)), name
+    assert (tmp_path / "notes.txt").exists()
+    assert forget(tmp_path / "none", [], 2000) == set()

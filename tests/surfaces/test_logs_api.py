@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -247,6 +248,20 @@ async def test_those_who_follow_share_what_is_known_of_a_log(world: World) -> No
     variant = Variant(name="one", command=("serve",), env={"HF_TOKEN": "hf_of_the_server"})
     world.declared = Declaration(models={"m": Model(variants=(variant,), mode="chat")})
     assert world.logs.of("m") is not first  # or it would be shown
+
+
+async def test_logs_of_models_that_are_long_gone_are_deleted(world: World) -> None:
+    world.starts()
+    for path in world.log.now.all():
+        if path.exists():
+            os.utime(path, (1000, 1000))
+    world.declared = declaring("m")
+    await world.logs.forget()
+    assert world.log.now.exist()
+    world.declared = declaring("other")
+    await world.logs.forget()
+    assert not world.log.now.exist()
+    await world.kept_in(None).forget()
 
 
 async def test_names_may_go_round(world: World) -> None:
