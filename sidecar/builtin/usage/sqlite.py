@@ -16,6 +16,7 @@ from plugin_sdk import PluginError
 from sidecar.builtin.usage import tables
 from sidecar.builtin.usage.rows import COLUMNS, Row
 
+CACHE_KB = 512  # of pages: rows are only added, so that more would be memory for nothing
 AT_ONCE = 32  # rows in one statement: SQLite gets the interpreter out of the way once for each statement
 BUSY_S = 1.0  # for a database that somebody else writes to; after that it is tried again with the next batch
 LATE_S = 30.0  # for a question; one that takes longer is broken off
@@ -202,6 +203,7 @@ def connect(path: Path) -> sqlite3.Connection:
         # https://sqlite.org/wal.html: readers do not keep the writer waiting, and what is written survives the program
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         _check_version(path, database)
     except BaseException:
         database.close()
