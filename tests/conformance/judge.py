@@ -109,6 +109,7 @@ def responses(data: bytes, methods: Sequence[bytes] = (b"POST",), *, eof: bool =
     interim: list[Message] = []
     for method in methods:
         reader = _asked(method)
+        data = data.lstrip(b"\r\n")  # as before requests: some servers end what they said before with one line too many
         draft, error = _read(reader, data, eof, interim)
         if draft.head is None:
             return Judgement(messages, interim, error or "no response")
