@@ -23,6 +23,7 @@ from sidecar.mechanism.places import Places, shown
 from sidecar.mechanism.source import PLUGIN_FOLDER, Snapshot
 from sidecar.mechanism.sources import Library
 from sidecar.mechanism.toml import TomlError
+from sidecar.mechanism.variant_rules import Fault
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "plugins": PluginDeclaration,
@@ -253,7 +254,7 @@ class _Loader:
         faulty = {problem.subject for problem in self.problems}
         return {name: value for name, value in values.items() if (section, name) not in faulty}
 
-    def _obey(self, subject: tuple[str, ...], faults: Iterable[rules.Fault]) -> None:
+    def _obey(self, subject: tuple[str, ...], faults: Iterable[Fault]) -> None:
         """Report the faults of a subject, but for what follows from a wrong type that was reported already."""
         entries = self.entries.get(subject)
         file = entries[0].file if entries else ""
@@ -268,7 +269,7 @@ class _Loader:
         for name, faults in catalog.faults.items():
             subject = ("plugins", name)
             if subject in self.entries:
-                self._obey(subject, [rules.Fault(fault.key, str(fault)) for fault in faults])
+                self._obey(subject, [Fault(fault.key, str(fault)) for fault in faults])
                 continue
             for fault in faults:
                 if not any(fault is one for one in told):
