@@ -244,7 +244,7 @@ class Relaying:
         response.tail = Tail(answered.streamed)
         if not passage.sees_body:
             if head is not came:
-                headers = framed_as(answered.headers, head.headers.raw)
+                headers = framed_as(answered.headers, came.headers.raw, head.headers.raw)
                 reason = answered.reason if head.status == answered.status else b""
                 answered = Answered(head.status, reason, headers, answered.framing, answered.streamed)
             self._start(answered)

@@ -113,8 +113,14 @@ def unframed(headers: Iterable[Pair]) -> list[Pair]:
     return [pair for pair in headers if pair[0].lower() not in FRAMING]
 
 
-def framed_as(original: Iterable[Pair], headers: Iterable[Pair]) -> list[Pair]:
-    """A filter's headers with the framing of the body as the server said it, for a body that nobody changes."""
+def framed_as(original: list[Pair], came: RawHeaders, headers: RawHeaders) -> list[Pair]:
+    """A filter's headers with the framing of the body as the server said it, for a body that nobody changes.
+
+    came: the server's headers as filters got them; as a rule, some are added to those.
+    """
+    count = len(came)
+    if headers[:count] == came:
+        return [*original, *unframed(headers[count:])]
     framing = [pair for pair in original if len(pair[0]) in _FRAMING_LENGTHS and pair[0].lower() in _FRAMED_BY]
     return [*unframed(headers), *framing]
 
