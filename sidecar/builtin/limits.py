@@ -1,7 +1,9 @@
-"""How many requests and tokens a caller may have per minute, for each model: token buckets in memory.
+"""How many requests and tokens a caller may have per minute, and how many requests at once, for each model.
 
-A bucket holds what is left, at most a minute's worth, and fills steadily. A request is taken from its bucket at the
-start; its tokens are known at the end, so that they may overdraw it: then it has to fill up before the next is let in.
+A request is taken from its bucket at the start; its tokens are known at the end, so that they may overdraw it: then it
+has to fill up before the next is let in.
+
+Requests in flight are counted whether or not they are limited, so that a limit that a reload brings holds at once.
 """
 
 from __future__ import annotations
@@ -9,83 +11,66 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from plugin_sdk import Config, Exchange, Filter, Headers, Outcome, Principal, Reject, Request, Response, inline
+from sidecar.builtin.bucket import Bucket
 
 ENOUGH = 1 - 1e-9  # for a request: sums of fractions are not exact
 SHORTEST = len("x-ratelimit-limit-tokens")  # what is shorter is none of ours
 EACH = 100  # models with a bucket of their own for one caller; he shares one for all others, which he may make up
+FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent")  # of a Limit
+BUSY_S = 1.0  # nobody knows when a request ends
 LOOKED_AT = 4  # callers whose buckets are looked at when there are too many; the next request looks at others
 
 
 class Limit(Config):
-    """Per minute. 0 = no limit, None = as it is said elsewhere."""
+    """For one caller on one model. concurrent: requests in flight. 0 = no limit, None = as it is said elsewhere."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.requests_per_minute or 0) < 0 or (self.tokens_per_minute or 0) < 0:
+        if any((limit or 0) < 0 for limit in msgspec.structs.astuple(self)):
             raise ValueError("a limit is 0 (none) or more")
+
+
+class ModelLimit(Limit):
+    """For each caller; concurrent_total: requests in flight of all callers together."""
+
+    concurrent_total: int | None = None
 
 
 class Settings(Config):
     """What is allowed to each principal on each model.
 
-    principals, models: other limits, by shell-style patterns of which the first that matches counts; a principal's
-    before a model's. Before both go a principal's own attributes `requests_per_minute` and `tokens_per_minute`, as the
-    keys in a file may have. most: of the pairs of principal and model above that number, those are forgotten that have
-    their whole limits again, those longest unused first.
+    concurrent: requests in flight; concurrent_total: of all principals together on each model. principals, models:
+    other limits, by shell-style patterns of which the first that matches counts; a principal's before a model's. Before
+    both go a principal's own attributes `requests_per_minute`, `tokens_per_minute` and `concurrent`, as the keys in a
+    file may have. most: of the pairs of principal and model above that number, those are forgotten that have their
+    whole limits again, those longest unused first.
     """
 
     requests_per_minute: int = 600
     tokens_per_minute: int = 1_000_000
+    concurrent: int = 0
+    concurrent_total: int = 0
     principals: dict[str, Limit] = msgspec.field(default_factory=dict)
-    models: dict[str, Limit] = msgspec.field(default_factory=dict)
+    models: dict[str, ModelLimit] = msgspec.field(default_factory=dict)
     most: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.requests_per_minute < 0 or self.tokens_per_minute < 0:
+        if min(self.requests_per_minute, self.tokens_per_minute, self.concurrent, self.concurrent_total) < 0:
             raise ValueError("a limit is 0 (none) or more")
         if self.most < 1:
             raise ValueError("most must be 1 or more")
-
-
-class Bucket:
-    """What is left of a minute's worth. The limit is told with each question, because a reload may change it."""
-
-    __slots__ = ("_at", "_left", "_limit")
-
-    def __init__(self, limit: int, now: float) -> None:
-        self._limit = limit
-        self._left = float(limit)
-        self._at = now
-
-    def left(self, limit: int, now: float) -> float:
-        """What is left now; below 0 when it is overdrawn."""
-        left = self._left
-        if limit != self._limit:
-            left += limit - self._limit  # what was used stays used
-            self._limit = limit
-        left += (now - self._at) * limit / 60
-        self._left = left = left if left < limit else float(limit)
-        self._at = now
-        return left
-
-    def is_whole(self, now: float) -> bool:
-        """Whether nothing is used up, so that a new one would be the same."""
-        return self.left(self._limit, now) >= self._limit
-
-    def take(self, amount: float) -> None:
-        """Use some of it, perhaps more than is left."""
-        if self._limit > 0:
-            self._left -= amount
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -103,14 +88,26 @@ class Rule(msgspec.Struct, frozen=True):
     reset: bytes
 
 
+class Traffic(msgspec.Struct, weakref=True):
+    """What all callers have in flight on one model."""
+
+    in_flight: int = 0
+
+
 class Terms(msgspec.Struct, frozen=True):
-    """What holds for a caller on a model, and what that was worked out of. headers: the names of all that there are."""
+    """What holds for a caller on a model, and what that was worked out of. headers: the names of all that there are.
+
+    concurrent, concurrent_total: 0 = no limit. traffic: what the latter is about.
+    """
 
     config: Settings
     who: Principal
     model: str
     rules: tuple[Rule, ...]
     headers: frozenset[bytes]
+    concurrent: int
+    concurrent_total: int
+    traffic: Traffic
 
     def hold(self, config: Settings, who: Principal, model: str) -> bool:
         """Whether they need not be worked out again."""
@@ -121,26 +118,30 @@ class Quota(msgspec.Struct):
     """A caller's buckets for one model, or for all that nobody lists and those beyond EACH: then model is "".
 
     buckets: for requests, and for tokens. terms: those of the latest request; others may ask for what they share.
+    in_flight: requests that have not ended yet.
     """
 
     who: str
     model: str
     buckets: tuple[Bucket, Bucket]
     terms: Terms
+    in_flight: int = 0
 
     def is_whole(self, now: float) -> bool:
         """Whether nothing is lost when it is forgotten."""
-        return all(bucket.is_whole(now) for bucket in self.buckets)
+        return self.in_flight == 0 and all(bucket.is_whole(now) for bucket in self.buckets)
 
 
 class Buckets:
     """Everybody's buckets. Only those that are whole are ever forgotten: else asking for enough names would be a way
-    around the limits. So there are no more than are used within a minute, or `most`.
+    around the limits. So there are no more than are used within a minute, or in flight, or `most`.
     """
 
     def __init__(self) -> None:
         self._size = 0
         self._callers: OrderedDict[str, dict[str, Quota]] = OrderedDict()
+        # For as long as terms have it: those of a quota, or of a request in flight.
+        self._traffic: WeakValueDictionary[str, Traffic] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return self._size
@@ -163,12 +164,16 @@ class Buckets:
 
     def add(self, quota: Quota) -> Quota:
         """One more."""
-        return self._keep(self._of(quota.who), quota)
+        self._of(quota.who)[quota.model] = quota
+        self._size += 1
+        return quota
 
-    def again(self, quota: Quota) -> Quota:
-        """What is in the quota's place now: it, unless it was forgotten and made anew meanwhile."""
-        held = self._of(quota.who)
-        return held.get(quota.model) or self._keep(held, quota)
+    def traffic(self, model: str) -> Traffic:
+        """The model's, of all callers."""
+        found = self._traffic.get(model)
+        if found is None:
+            found = self._traffic[model] = Traffic()
+        return found
 
     def shrink(self, most: int, now: float) -> None:
         """Forget some, if there are too many."""
@@ -185,11 +190,6 @@ class Buckets:
         held = self._callers.setdefault(who, {})
         self._callers.move_to_end(who)
         return held
-
-    def _keep(self, held: dict[str, Quota], quota: Quota) -> Quota:
-        held[quota.model] = quota
-        self._size += 1
-        return quota
 
     def _forget(self, held: dict[str, Quota], now: float) -> None:
         whole = [model for model, quota in held.items() if quota.is_whole(now)]
@@ -211,7 +211,7 @@ class Limits(Filter[Settings]):
 
     @inline
     def on_request(self, exchange: Exchange) -> None:
-        """Take the request from its bucket. Raises Reject(429)."""
+        """Take the request from its bucket, and count it as in flight. Raises Reject(429)."""
         request, now, buckets = exchange.request, self.clock(), self._buckets
         who, model = request.principal, request.model or request.requested_model
         if len(buckets) > self.config.most:
@@ -221,11 +221,16 @@ class Limits(Filter[Settings]):
             quota = self._first(request, model, now)
         terms = quota.terms
         if not terms.hold(self.config, who, model):
-            terms = quota.terms = _terms(self.config, who, model)
+            terms = quota.terms = _terms(self.config, who, model, buckets.traffic(model))
         for rule in terms.rules:
             if quota.buckets[rule.kind].left(rule.most, now) < ENOUGH:
                 raise _refusal(quota, terms, now)
+        traffic = terms.traffic
+        if 0 < terms.concurrent <= quota.in_flight or 0 < terms.concurrent_total <= traffic.in_flight:
+            raise _busy(quota, terms, now)
         quota.buckets[0].take(1)
+        quota.in_flight += 1
+        traffic.in_flight += 1
         exchange.state["limits"] = quota, terms
 
     @inline
@@ -242,10 +247,15 @@ class Limits(Filter[Settings]):
 
     @inline
     def on_end(self, exchange: Exchange, outcome: Outcome) -> None:
-        """Take its tokens."""
-        state, usage = exchange.state.get("limits"), outcome.usage
-        if state is not None and usage is not None:
-            self._buckets.again(state[0]).buckets[1].take(usage.input_tokens + usage.output_tokens)
+        """It is no longer in flight, if it was let in. Take its tokens."""
+        state, usage = exchange.state.pop("limits", None), outcome.usage
+        if state is None:
+            return
+        quota, terms = state
+        quota.in_flight -= 1
+        terms.traffic.in_flight -= 1
+        if usage is not None:
+            quota.buckets[1].take(usage.input_tokens + usage.output_tokens)
 
     def _first(self, request: Request, model: str, now: float) -> Quota:
         """The quota of a caller that has none for the model yet."""
@@ -253,7 +263,7 @@ class Limits(Filter[Settings]):
         found = self._buckets.find_other(who.id, model if request.listed else "", now)
         if isinstance(found, Quota):
             return found
-        terms = _terms(self.config, who, model)
+        terms = _terms(self.config, who, model, self._buckets.traffic(model))
         most = {rule.name: rule.most for rule in terms.rules}
         full = Bucket(most.get("requests", 0), now), Bucket(most.get("tokens", 0), now)
         return self._buckets.add(Quota(who.id, found, full, terms))
@@ -276,7 +286,7 @@ def _match(limits: Mapping[str, Limit], name: str) -> Limit | None:
 def _own(who: Principal) -> Limit | None:
     if not who.attributes:
         return None
-    return Limit(_whole(who.attributes, "requests_per_minute"), _whole(who.attributes, "tokens_per_minute"))
+    return Limit(*(_whole(who.attributes, name) for name in FIELDS))
 
 
 def _whole(attributes: Mapping[str, Any], name: str) -> int | None:
@@ -287,15 +297,20 @@ def _whole(attributes: Mapping[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18 else None
 
 
-def _terms(config: Settings, who: Principal, model: str) -> Terms:
-    requests, tokens = config.requests_per_minute, config.tokens_per_minute
-    for limit in (_match(config.models, model), _match(config.principals, who.id), _own(who)):
-        if limit is not None:
-            requests = requests if limit.requests_per_minute is None else limit.requests_per_minute
-            tokens = tokens if limit.tokens_per_minute is None else limit.tokens_per_minute
+def _terms(config: Settings, who: Principal, model: str, traffic: Traffic) -> Terms:
+    of_model = _match(config.models, model)
+    said = (_own(who), _match(config.principals, who.id), of_model, config)
+    requests, tokens, concurrent = (_first_said(said, name) for name in FIELDS)
     rules = tuple(_rules(requests=requests, tokens=tokens))
     names = frozenset(name for rule in rules for name in (rule.told[0], rule.left, rule.reset))
-    return Terms(config, who, model, rules, names)
+    total = _first_said((of_model, config), "concurrent_total")
+    return Terms(config, who, model, rules, names, concurrent, total, traffic)
+
+
+def _first_said(limits: Iterable[Limit | Settings | None], name: str) -> int:
+    """Settings say something of each, so they are the last."""
+    found: int = next(most for limit in limits if limit is not None and (most := getattr(limit, name)) is not None)
+    return found
 
 
 def _rules(**limits: int) -> Iterator[Rule]:
@@ -316,6 +331,21 @@ def _refusal(quota: Quota, terms: Terms, now: float) -> Reject:
         f"try again in {max(1, math.ceil(wait_s))} s",
         code="rate_limit_exceeded",
         retry_after_s=wait_s,
+        headers={name.decode(): value.decode() for name, value in _headers(quota, terms, now)},
+    )
+
+
+def _busy(quota: Quota, terms: Terms, now: float) -> Reject:
+    """As many are in flight as may be: of the caller, or of all."""
+    most, whose = terms.concurrent, f'"{terms.who.id}"'
+    if not 0 < most <= quota.in_flight:
+        most, whose = terms.concurrent_total, "all callers together"
+    return Reject(
+        429,
+        f'the limit of {most} requests in flight for {whose} on "{terms.model}" is reached: '
+        "try again when one of them has ended",
+        code="concurrency_limit_exceeded",
+        retry_after_s=BUSY_S,
         headers={name.decode(): value.decode() for name, value in _headers(quota, terms, now)},
     )
 

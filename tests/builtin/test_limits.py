@@ -3,86 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from plugin_sdk import Exchange, Headers, Outcome, Principal, Reject, Request, Response, Usage
+from plugin_sdk import Exchange, Reject
 from plugin_sdk.kinds import is_inline
-from plugin_sdk.services import Standalone
-from sidecar.builtin.limits import EACH, Bucket, Limit, Limits, Settings
-from tests.support import plugin
-
-T = TypeVar("T")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Kept(Standalone):
-    """Services that keep what was made, as over a reload."""
-
-    def __init__(self) -> None:
-        self.made: dict[str, Any] = {}
-
-    async def keep(self, key: str, make: Callable[[], Awaitable[T]], close: Callable[[T], Awaitable[None]]) -> T:
-        if key not in self.made:
-            self.made[key] = await make()
-        kept: T = self.made[key]
-        return kept
+from sidecar.builtin.limits import EACH, Limit, Limits, ModelLimit, Settings
+from tests.builtin.limited import Clock, Kept, ask, end, exchange, is_let_in, opened, refusal, told
 
 
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-async def opened(clock: Clock, services: Kept | None = None, **config: Any) -> Limits:
-    loaded = plugin(Limits, "limits", **config)
-    assert isinstance(loaded.config, Settings)
-    made = Limits(loaded.config, name="limits", services=services)
-    made.clock = clock
-    await made.open()
-    return made
-
-
-def exchange(who: str = "anna", model: str = "qwen", **attributes: Any) -> Exchange:
-    return Exchange(Request(method="POST", path="/", model=model, principal=Principal(who, attributes)))
-
-
-def ask(limits: Limits, asked: Exchange | None = None) -> Exchange:
-    """A request that is let through."""
-    asked = asked or exchange()
-    limits.on_request(asked)
-    return asked
-
-
-def refusal(limits: Limits, asked: Exchange | None = None) -> Reject:
-    with pytest.raises(Reject) as refused:
-        limits.on_request(asked or exchange())
-    return refused.value
-
-
-def end(limits: Limits, asked: Exchange, tokens: int | None) -> None:
-    usage = None if tokens is None else Usage(input_tokens=tokens - 1, output_tokens=1)
-    limits.on_end(asked, Outcome(model="qwen", usage=usage))
-
-
-def told(limits: Limits, asked: Exchange, *upstream: tuple[bytes, bytes]) -> dict[str, str]:
-    """The headers of limits on the answer, and those that the server sent."""
-    asked.response = Response(headers=Headers(upstream))
-    answer = limits.on_response(asked)
-    assert answer is not None
-    return {name.decode(): value.decode() for name, value in answer.headers.raw}
 
 
 async def test_requests_beyond_the_limit_are_refused_until_there_is_room(clock: Clock) -> None:
@@ -253,7 +188,7 @@ async def test_it_works_without_settings() -> None:
 async def test_those_that_have_their_limits_whole_again_are_forgotten(clock: Clock) -> None:
     limits = await opened(clock, requests_per_minute=1, most=100)
     for number in range(1000):
-        ask(limits, exchange(f"guest-{number}"))
+        end(limits, ask(limits, exchange(f"guest-{number}")), None)
     clock.now += 30
     ask(limits, exchange("anna"))
     assert len(limits._buckets) == 1001
@@ -267,7 +202,7 @@ async def test_whoever_is_over_his_limit_is_not_forgotten_whatever_else_he_and_o
     limits = await opened(clock, requests_per_minute=2, most=50)
     ask(limits)
     ask(limits)
-    let_in = sum(_is_let_in(limits, exchange("anna", f"model-{number}")) for number in range(3000))
+    let_in = sum(is_let_in(limits, exchange("anna", f"model-{number}")) for number in range(3000))
     assert let_in == EACH - 1 + 2  # those names have a bucket each, all others share one
     for number in range(100):
         ask(limits, exchange(f"guest-{number}"))
@@ -275,27 +210,19 @@ async def test_whoever_is_over_his_limit_is_not_forgotten_whatever_else_he_and_o
     assert len(limits._buckets) == EACH + 1 + 100
 
 
-def _is_let_in(limits: Limits, asked: Exchange) -> bool:
-    try:
-        limits.on_request(asked)
-    except Reject:
-        return False
-    return True
-
-
 async def test_names_that_nobody_lists_share_a_bucket(clock: Clock) -> None:
     limits = await opened(clock, requests_per_minute=2)
     for number in range(4):
         made_up = exchange("anna", f"no-such-{number}")
         made_up.request = msgspec.structs.replace(made_up.request, listed=False)
-        assert _is_let_in(limits, made_up) == (number < 2)
+        assert is_let_in(limits, made_up) == (number < 2)
     ask(limits)
 
 
 async def test_who_has_made_up_many_names_has_buckets_for_others_later(clock: Clock) -> None:
     limits = await opened(clock, requests_per_minute=1)
     for number in range(EACH):
-        ask(limits, exchange("anna", f"no-such-{number}"))
+        end(limits, ask(limits, exchange("anna", f"no-such-{number}")), None)
     ask(limits, exchange("anna", "shared"))
     refusal(limits, exchange("anna", "shared-too"))
     clock.now += 60
@@ -303,18 +230,20 @@ async def test_who_has_made_up_many_names_has_buckets_for_others_later(clock: Cl
     ask(limits, exchange("anna", "llama"))
 
 
-async def test_tokens_of_a_long_answer_are_taken_though_its_bucket_was_forgotten_meanwhile(clock: Clock) -> None:
-    limits = await opened(clock, tokens_per_minute=60, most=1)
+async def test_while_a_request_is_in_flight_its_bucket_is_not_forgotten(clock: Clock) -> None:
+    limits = await opened(clock, tokens_per_minute=60, concurrent=2, most=1)
     long, other = ask(limits), ask(limits, exchange("bert"))
     clock.now += 600
-    ask(limits, exchange("carl"))
-    ask(limits, exchange("carl"))
-    assert len(limits._buckets) == 1
+    for _ in range(9):
+        end(limits, ask(limits, exchange("carl")), None)
+    assert len(limits._buckets) == 3
+    ask(limits)
+    assert "in flight" in refusal(limits).message
     end(limits, long, 120)
     assert "tokens" in refusal(limits).message
-    ask(limits, exchange("bert"))
-    end(limits, other, 120)
-    assert "tokens" in refusal(limits, exchange("bert")).message
+    end(limits, other, None)
+    ask(limits, exchange("carl"))
+    assert len(limits._buckets) == 2
 
 
 async def test_a_reload_is_no_way_around_the_limits_and_a_new_one_holds_at_once(clock: Clock) -> None:
@@ -349,22 +278,18 @@ def test_it_never_blocks() -> None:
     assert all(is_inline(getattr(Limits, name)) for name in ("on_request", "on_response", "on_end"))
 
 
-@pytest.mark.parametrize("made", [lambda: Limit(-1), lambda: Settings(tokens_per_minute=-1), lambda: Settings(most=0)])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Limit(-1),
+        lambda: Limit(concurrent=-1),
+        lambda: ModelLimit(concurrent_total=-1),
+        lambda: Settings(tokens_per_minute=-1),
+        lambda: Settings(concurrent=-1),
+        lambda: Settings(concurrent_total=-1),
+        lambda: Settings(most=0),
+    ],
+)
 def test_limits_that_make_no_sense_are_refused_at_load(made: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="more"):
         made()
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.integers(1, 100), st.lists(st.floats(0, 30), max_size=200))
-def test_over_any_time_no_more_passes_than_a_minutes_worth_and_what_has_filled_up(
-    limit: int, pauses: list[float]
-) -> None:
-    now, passed = 0.0, 0
-    bucket = Bucket(limit, now)
-    for pause in pauses:
-        now += pause
-        if bucket.left(limit, now) >= 1:
-            bucket.take(1)
-            passed += 1
-        assert passed <= limit + now * limit / 60 + 1e-6

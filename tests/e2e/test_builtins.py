@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,32 @@ def test_limits_refuse_and_say_when_it_is_worth_another_try(run: Run) -> None:
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert 25 <= int(refused.headers["retry-after"]) <= 30
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_what_is_in_flight_is_given_back_when_clients_leave_and_when_servers_die(run: Run) -> None:
+    table = '[plugins.one]\nimport = "sidecar.builtin.limits:Limits"\nconfig = { concurrent_total = 1 }\n'
+    model = stub("m", "--chunks", "100000", "--interval", "0.02", model='chain = ["keys", "one"]')
+    sidecar = run(model, files={"one.toml": table})
+    streamed, short = {**CHAT, "stream": True}, {**CHAT, "max_tokens": 1}
+
+    def is_let_in() -> bool:
+        return http.post("/v1/chat/completions", json=short).status_code == 200
+
+    with sidecar.http() as http:
+        with http.stream("POST", "/v1/chat/completions", json=streamed) as answer:
+            assert answer.status_code == 200
+            refused = http.post("/v1/chat/completions", json=short)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "concurrency_limit_exceeded"
+            assert refused.headers["retry-after"] == "1"
+        until(is_let_in, "what a client has left is given back")
+        with http.stream("POST", "/v1/chat/completions", json=streamed) as answer:
+            assert answer.status_code == 200
+            assert not is_let_in()
+            os.kill(int(sidecar.model("m")["server"]["pid"]), signal.SIGKILL)
+            with pytest.raises(httpx.RemoteProtocolError):
+                answer.read()
+        until(is_let_in, "what a server did not finish is given back")
 
 
 def test_params_change_what_the_server_gets(run: Run) -> None:

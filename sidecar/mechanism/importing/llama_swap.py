@@ -163,10 +163,10 @@ class _Import:
         elif at:
             at.changed("", "that is so here")
         if at := model.at.get("concurrencyLimit"):
-            if at.whole():
-                at.left("requests in flight are not limited", "let the server queue them (llama-server --parallel)")
+            if (most := at.whole()) > 0:
+                at.changed(remote.in_flight(self.draft, model.name, most), "more are refused with 429, as there")
             else:
-                at.changed("", "that is so here: there is no limit")
+                at.changed("", "there it stands for 10; here there is no limit, and the server queues requests")
         self._loading(model, table)
         variant = self._variant(model)
         if at := model.at.get("useModelName"):

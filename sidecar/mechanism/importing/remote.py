@@ -9,6 +9,7 @@ from sidecar.mechanism import origins
 from sidecar.mechanism.importing.account import At
 from sidecar.mechanism.importing.draft import Draft
 
+LIMITS = "sidecar.builtin.limits:Limits"
 BALANCE = "sidecar.builtin.balance:Balance"
 # What people write where a client insists on a key, and the server on none.
 _NO_KEY = frozenset(
@@ -50,6 +51,15 @@ def balance(draft: Draft, model: str, policy: str, settings: dict[str, Any]) -> 
 def params(draft: Draft, model: str, fields: dict[str, Any], name: str = "") -> None:
     """Set, default or strip fields of requests for a model. name: what the plugin is called after, if not the model."""
     draft.own_chain(model, draft.plugin(f"params-{name or model}", PARAMS, fields))
+
+
+def in_flight(draft: Draft, model: str, most: int) -> str:
+    """Refuse requests of all callers together beyond that many at once. Where it stands now."""
+    # The plugin's own limits are on unless they are told not to be.
+    config = {"requests_per_minute": 0, "tokens_per_minute": 0, "concurrent_total": most}
+    plugin = draft.plugin(f"limits-{most}", LIMITS, config)
+    draft.own_chain(model, plugin)
+    return f"plugins.{plugin}.config.concurrent_total"
 
 
 def key(draft: Draft, at: At, reference: str, wanted: str, what: str) -> dict[str, str] | None:

@@ -165,6 +165,31 @@ def test_without_keys_there_is_no_door_and_it_listens_on_loopback(tmp_path: Path
     assert loaded.declaration.settings.chain == ()
 
 
+def test_requests_in_flight_are_limited_for_each_model_and_by_nothing_else(tmp_path: Path) -> None:
+    content = """
+models:
+  a: {cmd: 's ${PORT}', concurrencyLimit: 2, filters: {stripParams: seed}}
+  b: {cmd: 's ${PORT}', concurrencyLimit: 2}
+  c: {cmd: 's ${PORT}', concurrencyLimit: 30}
+  d: {cmd: 's ${PORT}', concurrencyLimit: 0}
+"""
+    imported = text("llama_swap", content)
+    loaded, problems = validated(imported, tmp_path)
+    assert problems == []
+    assert {name: model.chain or () for name, model in loaded.declaration.models.items()} == {
+        "a": ("params-a", "limits-2"),
+        "b": ("limits-2",),
+        "c": ("limits-30",),
+        "d": (),
+    }
+    for most in (2, 30):
+        config = loaded.declaration.plugins[f"limits-{most}"].config
+        assert config == {"requests_per_minute": 0, "tokens_per_minute": 0, "concurrent_total": most}
+    fates = {entry.path: (entry.fate, entry.to) for entry in imported.entries if "concurrencyLimit" in entry.path}
+    assert fates["models.c.concurrencyLimit"] == (Fate.CHANGED, "plugins.limits-30.config.concurrent_total")
+    assert fates["models.d.concurrencyLimit"] == (Fate.CHANGED, "")
+
+
 def test_what_is_stripped_and_set_is_set(tmp_path: Path) -> None:
     content = (
         "models: {m: {cmd: 's ${PORT}', filters: {stripParams: 'seed, top_p,model', setParams: {top_p: 1, model: x}}}}"
