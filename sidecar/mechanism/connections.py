@@ -381,8 +381,11 @@ class Connection(asyncio.Protocol):
             self.extra = True  # another answer, which nobody asked for
 
     def on_answer(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        if self._ended:
-            return  # of another answer, which nobody asked for
+        if self._ended or self._unfit:
+            return  # of another answer, which nobody asked for, or wants
+        if status < 100:
+            self._unfit = f"its status is {status:03}"
+            return
         if status < 200 and status != 101:
             self._interim += 1  # the real one follows (RFC 9110, 15.2)
             if status != 100 and self._listener is not None:

@@ -290,6 +290,8 @@ async def test_who_speaks_without_being_asked_is_hung_up_on(pool: Pool) -> None:
         (b"", "closed the connection"),
         (b"HTTP/1.1 200", "closed the connection"),
         (b"garbage\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 000 No\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", "its status is 000"),
+        (b"HTTP/1.1 099 No\r\n\r\n", "its status is 099"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", "closed the connection"),
         (CHUNKED + b"4\r\nhalf\r\n", "closed the connection"),
         (CHUNKED + b"4\r\nhalf\r\nzz\r\n", "does not speak HTTP"),
