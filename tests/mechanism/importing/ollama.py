@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from sidecar.mechanism.importing.reading import Tree
+from sidecar.mechanism.importing.ollama import fetch
+from sidecar.mechanism.importing.reading import Tree, read
 
 TAGS: dict[str, Any] = {
     "models": [
@@ -67,6 +69,9 @@ SHOWN: dict[str, dict[str, Any]] = {
 }
 
 
+ANSWERS: dict[str, Any] = {"/api/tags": TAGS, "/api/show": SHOWN, "/api/version": {"version": "0.14.2"}}
+
+
 def _told() -> dict[str, Any]:
     found = copy.deepcopy(TAGS)
     for model in found["models"]:
@@ -74,10 +79,18 @@ def _told() -> dict[str, Any]:
         model["show"] = {
             key: shown[key] for key in ("capabilities", "parameters", "system", "template") if key in shown
         }
+    found.update(ANSWERS["/api/version"])
     return found
 
 
 TREE = Tree("http://127.0.0.1:11434", _told())
+
+
+def asked(path: Path) -> Tree:
+    """What the importer makes of recorded answers, each by its path; those of `/api/show` by the model's name, too."""
+    answers: dict[str, Any] = read(str(path), path.read_bytes()).value
+    with serving(answers=answers) as url:
+        return Tree(TREE.file, fetch(url).value)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,11 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_GET(self) -> None:
-        self._answer(TAGS if self.path == "/api/tags" else None)
+        self._answer(self.server.answers.get(self.path))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self._answer(SHOWN.get(body["model"]) if self.path == "/api/show" else None)
+        name = body["name"] if body["name"] == body["model"] else ""  # versions go by the one or the other
+        self._answer(self.server.answers.get(self.path, {}).get(name))
 
     def _answer(self, found: Any) -> None:
         content = self.server.instead or json.dumps(found).encode()
@@ -104,13 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     instead = b""
+    answers: dict[str, Any]
 
 
 @contextmanager
-def serving(instead: bytes = b"") -> Iterator[str]:
+def serving(instead: bytes = b"", answers: dict[str, Any] = ANSWERS) -> Iterator[str]:
     """The address of one that answers. instead: what it says whatever is asked."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.instead = instead
+    server.answers = answers
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

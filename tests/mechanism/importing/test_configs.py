@@ -75,10 +75,12 @@ def test_the_same_configuration_gives_the_same_manifests(name: str) -> None:
     assert convert(name, tree(name)) == convert(name, tree(name))
 
 
-def test_there_are_five_published_ones_of_each_of_the_two_that_publish() -> None:
+def test_there_are_five_published_ones_of_each_that_publishes_under_a_licence() -> None:
     assert len(published("llama_swap")) >= 5
     assert len(published("litellm")) >= 5
-    assert len(published("llm_one_api")) >= 4
+    assert len(published("llm_one_api")) >= 5
+    assert len([name for name in FILES if name.startswith("llm_manager/")]) >= 5
+    assert len([name for name in FILES if name.startswith("ollama/")]) >= 5
     licences = (CONFIGS / "LICENSES.md").read_text(encoding="utf-8")
     for name in published("llama_swap"):
         assert f"`{name}`" in licences

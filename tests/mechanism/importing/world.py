@@ -15,6 +15,7 @@ from sidecar.mechanism.importing import litellm, llama_swap, llm_manager, llm_on
 from sidecar.mechanism.importing.draft import Imported, Options
 from sidecar.mechanism.importing.reading import Path as Place
 from sidecar.mechanism.importing.reading import Tree, read
+from tests.mechanism.importing.ollama import asked
 from tests.support import write
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -32,6 +33,8 @@ FILES = sorted(str(path.relative_to(CONFIGS)) for suffix in ("json", "yaml") for
 def tree(name: str) -> Tree:
     """A configuration, read."""
     path = CONFIGS / name
+    if name.startswith("ollama/"):
+        return asked(path)
     return read(str(path), path.read_bytes(), core=name.startswith("llama_swap/"))
 
 
