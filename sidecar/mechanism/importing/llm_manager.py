@@ -1,6 +1,7 @@
 """LLM-Manager (https://github.com/lingyezhixing/LLM-Manager), by its plugin guide and its config.json and config.yaml.
 
-Two forms: models beside `program`, as in the guide, or below `Local-Models`. Its servers are started by scripts, which
+Models stand beside `program`, as in the guide, or below `Local-Models`; in its first form, each has one script and
+`gpu_mem_mb` in place of several ways to run it. Its servers are started by scripts, which
 listen on the port that the configuration names; here the sidecar chooses the port. A script that does no more than set
 variables and run one command becomes that command.
 """
@@ -44,6 +45,7 @@ LEFT: dict[str, tuple[str, str]] = {
     "Remote-Models": ("LLM-Manager itself does not read it", "declare them as url variants"),
 }
 _SECTIONS = ("program", "Local-Models", *LEFT)
+_FIRST_FORM = "gpu_mem_mb"
 _OWN_KEYS = ("aliases", "mode", "port", "auto_start")
 _NVIDIA = re.compile(r"rtx|gtx|tesla|quadro|geforce|titan|nvidia|^[avhplt]\d{1,3}\b|^[avhplt]\d{2,4}$", re.IGNORECASE)
 _AMD = re.compile(r"radeon|\brx ?\d{4}|\bmi\d{2,3}|780m|890m|amd", re.IGNORECASE)
@@ -149,6 +151,8 @@ class _Import:
         table["idle_timeout"] = self.idle
         port = at.get("port")
         schemes = [_Scheme(name, port, item) for item in at.items() if item.name not in _OWN_KEYS and item.is_table]
+        if _FIRST_FORM in at.value:
+            schemes = [_Scheme(name, port, at)]
         if not schemes:
             raise at.wrong("at least one way to run it: a table with required_devices, script_path and memory_mb")
         if port:
@@ -157,19 +161,36 @@ class _Import:
 
     def _variant(self, scheme: _Scheme) -> dict[str, Any]:
         at = scheme.at
-        devices, script, memory = (at.get("required_devices"), at.get("script_path") or at.get("bat_path"),
-                                   at.get("memory_mb"))  # fmt: skip
-        if devices is None or script is None:
+        devices, script = at.get("required_devices"), at.get("script_path") or at.get("bat_path")
+        if script is None or (devices is None and _FIRST_FORM not in at.value):
             raise at.wrong("required_devices, and a script_path or bat_path")
-        required = [self._device(device) for device in devices.each()]
-        if not required:
-            raise devices.wrong("at least one device")
+        if devices is None:
+            required, memory = self._by_memory(at.get(_FIRST_FORM))
+        else:
+            required = [self._device(device) for device in devices.each()]
+            if not required:
+                raise devices.wrong("at least one device")
+            memory = self._memory(at.get("memory_mb"), required)
         command, env, cwd = self._command(scheme, script)
         server = managed.Server(
             model=scheme.model, at=script, command=command, env=env, folder=Path(self.draft.options.folder)
         )
-        made = managed.variant(self.draft, server, placed=(required, self._memory(memory, required)))
-        return {"name": at.name, **made, **({"cwd": cwd} if cwd else {})}
+        made = managed.variant(self.draft, server, placed=(required, memory))
+        name = {"name": at.name} if devices else {}
+        return {**name, **made, **({"cwd": cwd} if cwd else {})}
+
+    def _by_memory(self, at: At | None) -> tuple[list[str], int | dict[str, int] | None]:
+        """The devices and their memory, in the first form: a GPU of 0 MB is not used, and without any it is the CPU."""
+        found: dict[str, int] = {}
+        for entry in at.items() if at else ():
+            if entry.whole() > 0:
+                found[self._known(entry.name)] = entry.whole()
+                entry.carried("variants.memory_mb")
+            else:
+                entry.left("0 MB: the model does not use that device")
+        if at and not found:
+            at.changed("variants.required_devices", "of no GPU: it runs on the CPU")
+        return (list(found), found) if found else (["cpu"], None)
 
     def _memory(self, at: At | None, required: list[str]) -> int | dict[str, int] | None:
         if at is None:
@@ -242,4 +263,6 @@ class _Import:
 
 def _runs(at: At) -> bool:
     """Whether it is a model: it has a way to run."""
-    return at.is_table and any(item.is_table and "required_devices" in item.value for item in at.items())
+    return at.is_table and (
+        _FIRST_FORM in at.value or any(item.is_table and "required_devices" in item.value for item in at.items())
+    )

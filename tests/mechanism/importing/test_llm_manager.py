@@ -53,6 +53,17 @@ def test_only_what_can_mean_one_thing_is_understood(script: str, command: tuple[
     assert (found.command.words if found else None) == command
 
 
+def test_a_model_of_the_first_form_has_the_devices_that_it_takes_memory_of(tmp_path: Path) -> None:
+    found = models(convert("llm_manager/first.json", tree("llm_manager/first.json")), tmp_path)
+    assert {name: [(v.required_devices, v.memory_mb) for v in model.variants] for name, model in found.items()} == {
+        "Coder-30B": [(("rtx 4060", "v100"), {"rtx 4060": 6144, "v100": 16000})],
+        "Story-14B": [(("v100",), {"v100": 16000})],
+        "Slow-7B": [(("cpu",), 4096)],  # guessed, which its file says
+    }
+    assert found["Story-14B"].auto_start
+    assert found["Story-14B"].variants[0].command[0] == "C:\\llama\\llama-server.exe"
+
+
 def test_gpus_are_matched_by_parts_of_their_names(tmp_path: Path) -> None:
     loaded, problems = validated(convert("llm_manager/config.json", tree("llm_manager/config.json")), tmp_path)
     assert problems == []
@@ -102,6 +113,8 @@ def test_an_open_address_is_not_opened_without_keys(tmp_path: Path) -> None:
             "Local-Models: {a: {s: {required_devices: [cpu]}}}",
             "Local-Models.a.s: expected required_devices, and a script_path",
         ),
+        ("a: {gpu_mem_mb: {v100: 1}}", "a: expected required_devices, and a script_path or bat_path"),
+        ("a: {bat_path: a.bat, gpu_mem_mb: 7}", "a.gpu_mem_mb: expected a table"),
         ("Local-Models: {a: 1}", "Local-Models.a: expected a table"),
         ("program: {port: http}", "program.port: expected a number"),
     ],
