@@ -20,6 +20,7 @@ import httpx
 import msgspec
 import pytest
 
+from sidecar.mechanism.memory import EVERY_S
 from tests.chaos.churn import Client, Tally
 from tests.chaos.conftest import SMALL
 from tests.chaos.world import accounted_for, servers
@@ -232,7 +233,15 @@ class Soak:
             timeout=30,
         ).json()
         fds = len(list((self._proc / "fd").iterdir()))
-        return Quiet(fds, self.rss_mb(), found["objects"], found["tasks"])
+        return Quiet(fds, self._least_mb(), found["objects"], found["tasks"])
+
+    def _least_mb(self) -> float:
+        """What is in use: the sidecar gives back what is free within its heaps, once in a while."""
+        end, least = time.monotonic() + EVERY_S + 5, self.rss_mb()
+        while time.monotonic() < end:
+            time.sleep(1)
+            least = min(least, self.rss_mb())
+        return least
 
     def add_up(self) -> None:
         """Fail unless clients and sidecar have counted the same."""
@@ -256,7 +265,7 @@ def soak(tmp_path: Path) -> Iterator[Soak]:
         second.kill()
 
 
-@pytest.mark.timeout(SOAK_S * 2 + 300)
+@pytest.mark.timeout(SOAK_S * 2 + 300 + ROUNDS * 2 * EVERY_S)
 def test_nothing_leaks_and_everything_is_counted_whatever_goes_on(soak: Soak) -> None:
     assert not soak.sidecar.status()["problems"]
     seen: list[Quiet] = [soak.quiet()]
