@@ -6,6 +6,7 @@ as `Turn`s, beside its own.
 
 from __future__ import annotations
 
+import abc
 import enum
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ class Phase(enum.Enum):
     LINGER = "the client to hang up"
 
 
-class InTurn(HttpToolsProtocol):
+class InTurn(HttpToolsProtocol, abc.ABC):
     """phase, since (of the loop's clock): for whoever looks after connections that stand still."""
 
     def __init__(self, plane: Plane, **uvicorns: Any) -> None:
@@ -53,9 +54,9 @@ class InTurn(HttpToolsProtocol):
         self._advancing = False
         self._last = False
 
+    @abc.abstractmethod
     def _malformed(self, error: BadRequestError) -> None:
         """Answer what is no request, after those that were; then hang up."""
-        raise NotImplementedError
 
     def _queue(self, turn: Turn) -> None:
         """Let the turn come when those before it are answered."""
