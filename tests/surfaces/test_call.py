@@ -434,7 +434,7 @@ REQUESTS = {
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_requests_leave_nothing_to_the_garbage_collector(here: World, kind: str) -> None:
     does, request = REQUESTS[kind]
-    count = 100
+    count = 200
 
     async def scenario() -> None:
         here.server.does = does
