@@ -76,7 +76,7 @@ class Settings(Config):
 class Rule(msgspec.Struct, frozen=True):
     """One limit that there is. kind: which of a quota's buckets. most: per minute.
 
-    told, left, reset: as headers; of those that change, the names.
+    told, left, reset: as headers; of those that change, the names. whole: all three while nothing is used up.
     https://platform.openai.com/docs/guides/rate-limits: the limits, what is left, and when all of it will be.
     """
 
@@ -86,6 +86,7 @@ class Rule(msgspec.Struct, frozen=True):
     told: tuple[bytes, bytes]
     left: bytes
     reset: bytes
+    whole: tuple[tuple[bytes, bytes], ...]
 
 
 class Traffic(msgspec.Struct, weakref=True):
@@ -134,17 +135,17 @@ class Quota(msgspec.Struct):
 
 class Buckets:
     """Everybody's buckets. Only those that are whole are ever forgotten: else asking for enough names would be a way
-    around the limits. So there are no more than are used within a minute, or in flight, or `most`.
+    around the limits. So there are no more than are used within a minute, or in flight, or `most`. size: how many.
     """
 
     def __init__(self) -> None:
-        self._size = 0
+        self.size = 0
         self._callers: OrderedDict[str, dict[str, Quota]] = OrderedDict()
         # For as long as terms have it: those of a quota, or of a request in flight.
         self._traffic: WeakValueDictionary[str, Traffic] = WeakValueDictionary()
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def find(self, who: str, model: str) -> Quota | None:
         """The caller's for the model."""
@@ -165,7 +166,7 @@ class Buckets:
     def add(self, quota: Quota) -> Quota:
         """One more."""
         self._of(quota.who)[quota.model] = quota
-        self._size += 1
+        self.size += 1
         return quota
 
     def traffic(self, model: str) -> Traffic:
@@ -177,7 +178,7 @@ class Buckets:
 
     def shrink(self, most: int, now: float) -> None:
         """Forget some, if there are too many."""
-        for who in list(islice(self._callers, LOOKED_AT)) if self._size > most else ():
+        for who in list(islice(self._callers, LOOKED_AT)) if self.size > most else ():
             held = self._callers[who]
             self._forget(held, now)
             if held:
@@ -195,7 +196,7 @@ class Buckets:
         whole = [model for model, quota in held.items() if quota.is_whole(now)]
         for model in whole:
             del held[model]
-        self._size -= len(whole)
+        self.size -= len(whole)
 
 
 class Limits(Filter[Settings]):
@@ -214,14 +215,15 @@ class Limits(Filter[Settings]):
         """Take the request from its bucket, and count it as in flight. Raises Reject(429)."""
         request, now, buckets = exchange.request, self.clock(), self._buckets
         who, model = request.principal, request.model or request.requested_model
-        if len(buckets) > self.config.most:
-            buckets.shrink(self.config.most, now)
+        config = self.config
+        if buckets.size > config.most:
+            buckets.shrink(config.most, now)
         quota = buckets.find(who.id, model if request.listed else "")
         if quota is None:
             quota = self._first(request, model, now)
         terms = quota.terms
-        if not terms.hold(self.config, who, model):
-            terms = quota.terms = _terms(self.config, who, model, buckets.traffic(model))
+        if not terms.hold(config, who, model):
+            terms = quota.terms = _terms(config, who, model, buckets.traffic(model))
         for rule in terms.rules:
             if quota.buckets[rule.kind].left(rule.most, now) < ENOUGH:
                 raise _refusal(quota, terms, now)
@@ -240,10 +242,13 @@ class Limits(Filter[Settings]):
         if state is None or response is None:
             return None
         quota, terms = state
-        own = terms.headers
-        raw = [pair for pair in response.headers.raw if len(pair[0]) < SHORTEST or pair[0].lower() not in own]
-        raw += _headers(quota, terms, self.clock())
-        return Response(status=response.status, headers=Headers(tuple(raw)), streamed=response.streamed)
+        raw = response.headers.raw
+        for name, _ in raw:
+            if len(name) >= SHORTEST:
+                raw = tuple(pair for pair in raw if pair[0].lower() not in terms.headers)
+                break
+        raw += tuple(_headers(quota, terms, self.clock()))
+        return Response(status=response.status, headers=Headers(raw), streamed=response.streamed)
 
     @inline
     def on_end(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -318,7 +323,8 @@ def _rules(**limits: int) -> Iterator[Rule]:
     for kind, (name, most) in enumerate(limits.items()):
         if most > 0:
             limit, left, reset = (f"x-ratelimit-{what}-{name}".encode() for what in ("limit", "remaining", "reset"))
-            yield Rule(name, kind, most, (limit, b"%d" % most), left, reset)
+            told = (limit, b"%d" % most)
+            yield Rule(name, kind, most, told, left, reset, (told, (left, told[1]), (reset, _duration(0))))
 
 
 def _refusal(quota: Quota, terms: Terms, now: float) -> Reject:
@@ -355,6 +361,9 @@ def _headers(quota: Quota, terms: Terms, now: float) -> list[tuple[bytes, bytes]
     for rule in terms.rules:
         most = rule.most
         left = quota.buckets[rule.kind].left(most, now)
+        if left >= most:
+            headers += rule.whole
+            continue
         headers += (
             rule.told,
             (rule.left, b"%d" % (left + 1e-9 if left > 0 else 0)),
