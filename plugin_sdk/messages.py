@@ -211,20 +211,19 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return self.data[:1] == b"{"
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request on its way through one filter: what has passed so far, and room for the filter's own notes.
 
     response: None until its head has come. last: nothing comes after what is being handed over now, which may be empty.
     state: the filter's own; nobody else sees it.
     """
 
-    __slots__ = ("last", "request", "response", "state")
+    request: Request
+    response: Response | None = None
+    last: bool = False
+    state: dict[str, Any] = {}  # a new one for each
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.response: Response | None = None
-        self.last = False
-        self.state: dict[str, Any] = {}
+    __repr__ = object.__repr__  # what passes may be large, and nobody else's business
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,7 +63,7 @@ class Chain:
         compiled = self._compiled.get((mode, events))
         if compiled is None:
             compiled = self._compiled[mode, events] = Filters(self._filters, mode, events=events)
-        return compiled.passage(most_bytes)
+        return Passage(compiled, most_bytes) if compiled.steps else None
 
     async def resolve(self, request: Request, targets: tuple[Target, ...]) -> Routed | None:
         """Where the first route plugin that knows sends the request; None leaves it to the manifest. Raises Reject."""

@@ -64,13 +64,11 @@ class Filters:
         self.want_end = any(steps.on_end for steps in self.steps)
         self.see_answer = self.see_body or any(steps.on_response for steps in self.steps)
 
-    def passage(self, most_bytes: int) -> Passage | None:
-        """The way of one request; None if there is nothing on it. most_bytes: of a body that has to be held whole."""
-        return Passage(self, most_bytes) if self.steps else None
-
 
 class Passage:
     """One request's way through the filters. answered_by: the filter that answered in the server's place.
+
+    most_bytes: of a body that has to be held whole.
 
     inline, answer_inline, end_inline: no hook of all, of those for the answer, or at the end, waits for anything. Then
     `request_now`, `response_now` and `end_now` do the same as those without "now", in a plain call.
@@ -102,7 +100,7 @@ class Passage:
         self._most_bytes = most_bytes
         self._begun: list[tuple[Steps, Exchange]] = []
         self._answered = self._begun  # those that see the answer
-        self._bodies: list[Body] = []
+        self._bodies: Sequence[Body] = ()
         self._held = False
 
     async def request(self, request: Request) -> Request | Response:
@@ -121,10 +119,11 @@ class Passage:
         for steps in self._filters.steps:
             exchange = self._begin(steps, request)
             result = steps.on_request.now(exchange) if steps.on_request is not None else None
+            if result is None:
+                continue
             if isinstance(result, Response):
                 return at_once(self._given(steps, result))
-            if result is not None:
-                request = exchange.request = amended(request, result)
+            request = exchange.request = amended(request, result)
         return request
 
     def _begin(self, steps: Steps, request: Request) -> Exchange:
