@@ -15,7 +15,7 @@ import httptools
 from sidecar.mechanism.acknowledged import bytes_acknowledged
 from sidecar.mechanism.answers import read_head, without_lines
 from sidecar.mechanism.chunks import ChunkPosition
-from sidecar.mechanism.exchanges import Framing, Keeper, Listener, UpstreamError
+from sidecar.mechanism.exchanges import Again, Framing, Keeper, Listener, UpstreamError
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.parsing import Parsing, Piecewise, Whole
 from sidecar.mechanism.repeats import Repeats, with_length
@@ -24,12 +24,6 @@ HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
 LEAVE_S = 5.0  # for a server to take what was written, after that is all there will be
 
 _HEAD_END = b"\r\n\r\n"
-
-
-# An answer that may come again: status, reason, headers, those passed on, content type, length.
-_Known = tuple[int, bytes, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]], bytes, int]
-
-
 _CLOSED = (Framing.CLOSE, Framing.TUNNEL)  # they end with the connection
 
 
@@ -61,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._piecewise = Piecewise(self)
         self._parsing: Parsing = self._whole
         self._repeats = Repeats()
-        self._known: _Known = (0, b"", [], [], b"", 0)
+        self._again: Again | None = None  # the answer whose head may come again
         self._uses = 0
         self._written = 0
         self._asking = False  # the request is not complete
@@ -114,6 +108,10 @@ class Connection(asyncio.Protocol):
         self._uses += 1
         self._written += len(request)
         transport.write(request)
+
+    def hand_over(self, listener: Listener) -> None:
+        """Have the rest of the answer told to somebody else."""
+        self._listener = listener
 
     def write(self, data: bytes) -> None:
         """Write more of the request."""
@@ -231,31 +229,40 @@ class Connection(asyncio.Protocol):
     def _tell(self, listener: Listener, rest: bytes) -> None:
         """The head is known, and this is what came after it."""
         listener.on_head(self)
-        if self._listener is None:
+        now = self._listener
+        if now is None:
             return  # it was not wanted
         if self.framing is Framing.TUNNEL:
             if rest:
-                listener.on_data(rest)
+                now.on_data(rest)
         elif rest or self._ended:
             self._pass_on(rest)
         else:
-            listener.on_pause()
+            now.on_pause()
 
     def _begin_again(self, listener: Listener, body: bytes) -> None:
         """A whole answer whose head is known, but for the length of its body."""
-        length = self._left = self._repeats.length
-        self.status, self.reason, self.headers, self.passed_on, self.content_type, known = self._known
-        if length != known:
-            self.headers, self.passed_on = with_length(self.headers, length), with_length(self.passed_on, length)
-        self.framing = Framing.LENGTH
+        length, again = self._repeats.length, self._again
+        if again is None:
+            raise RuntimeError("a head is known, and nobody knows what it says")
         self._headed = self._ended = True
+        self.framing = Framing.LENGTH
+        if listener.on_whole(again, body):
+            self._listener = None
+            self._go_idle()
+            return
+        self.status, self.reason, self.content_type = again.status, again.reason, again.content_type
+        self.headers, self.passed_on = again.headers, again.passed_on
+        if length != again.length:
+            self.headers, self.passed_on = with_length(self.headers, length), with_length(self.passed_on, length)
+        self._left = length
         self._tell(listener, body)
 
     def _learn(self, data: bytes, length: int) -> None:
         """Know the head of this answer when it comes again, if it is one that can be known."""
         plain = self.framing is Framing.LENGTH and self._ended and not self.extra and not self._interim
         if plain and self._parsing.keep_alive and not self._parsing.pieces and self._repeats.learn(data, length):
-            self._known = (self.status, self.reason, self.headers, self.passed_on, self.content_type, length)
+            self._again = Again(self, length)
 
     def _after_head(self, seen: bytes) -> bytes | None:
         end = 0
@@ -317,18 +324,25 @@ class Connection(asyncio.Protocol):
     def _done(self) -> None:
         """The answer is complete; the connection may be used again if nothing speaks against it."""
         listener, self._listener = self._listener, None
-        again = not self.extra and not self._asking and self._parsing.keep_alive and self.framing not in _CLOSED
-        if again and self._transport is not None and not self._closed and not self._transport.is_closing():
+        if not self.extra and self._parsing.keep_alive and self.framing not in _CLOSED:
             if self._bodiless:
                 self._parsing.forget()  # it waits for a body that does not come
-            self.idle_since = self._loop.time()
-            if self._paused:  # by the last piece; its end must be noticed, and the next answer heard
-                self.resume()
-            self._pool.keep(self)
+            self._go_idle()
         else:
             self.abort()
         if listener is not None:
             listener.on_end()
+
+    def _go_idle(self) -> None:
+        """Be there for another request, if the last one was complete."""
+        transport = self._transport
+        if self._asking or transport is None or self._closed or transport.is_closing():
+            self.abort()
+            return
+        self.idle_since = self._loop.time()
+        if self._paused:  # by the last piece; its end must be noticed, and the next answer heard
+            self.resume()
+        self._pool.keep(self)
 
     def _fail_or_end(self, exc: Exception | None) -> None:
         """No more will come."""

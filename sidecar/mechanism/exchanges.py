@@ -32,8 +32,30 @@ class Framing(enum.Enum):
     TUNNEL = "tunnel"  # 101: no HTTP from here on
 
 
+class Again:
+    """The head of an answer that has come before on the same connection, but for the length of its body.
+
+    headers, passed_on: with the length that they had when they were read. notes: of whoever passes it on.
+    """
+
+    __slots__ = ("content_type", "headers", "length", "notes", "passed_on", "reason", "status")
+
+    def __init__(self, answer: Connection, length: int) -> None:
+        self.status = answer.status
+        self.reason = answer.reason
+        self.headers = answer.headers
+        self.passed_on = answer.passed_on
+        self.content_type = answer.content_type
+        self.length = length
+        self.notes: object = None
+
+
 class Listener(Protocol):
     """Who asked. After `on_end` or `on_broken` the connection is no concern of theirs."""
+
+    def on_whole(self, again: Again, body: bytes) -> bool:
+        """The whole answer is there, and its head is known; False if it has to be told as any other, with `on_head`."""
+        ...
 
     def on_head(self, answer: Connection) -> None:
         """`answer.status`, `reason`, `headers` and `framing` are known."""

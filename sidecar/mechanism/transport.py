@@ -14,7 +14,7 @@ from typing import cast
 import httpx
 
 from sidecar.mechanism.connections import Connection
-from sidecar.mechanism.exchanges import UpstreamError
+from sidecar.mechanism.exchanges import Again, UpstreamError
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.pool import Pool
 
@@ -172,6 +172,10 @@ class _Exchange(httpx.AsyncByteStream):
             over(self)
 
     # --- from the server ----------------------------------------------------------------------------------------
+
+    def on_whole(self, again: Again, body: bytes) -> bool:  # noqa: ARG002 - there is but one way to tell httpx
+        """Nothing is gained by it."""
+        return False
 
     def on_head(self, answer: Connection) -> None:
         """The answer may be given out."""

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sidecar.mechanism import connections
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.connections import Connection
-from sidecar.mechanism.exchanges import Framing, UpstreamError
+from sidecar.mechanism.exchanges import Again, Framing, UpstreamError
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.pool import Pool
 from tests.servers import HTTP_SERVER
@@ -65,6 +65,9 @@ class Heard:
         if self.error is not None:
             raise self.error
         return self
+
+    def on_whole(self, again: Again, body: bytes) -> bool:
+        return False
 
     def on_head(self, answer: Connection) -> None:
         assert not self.status

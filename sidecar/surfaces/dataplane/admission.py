@@ -13,9 +13,11 @@ from sidecar.core.names import listed
 from sidecar.mechanism.chain import Chain
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.results import is_name
+from sidecar.mechanism.spans import AnyStage
 from sidecar.mechanism.traces import AnyTrace
 from sidecar.surfaces.dataplane import passthrough, query
 from sidecar.surfaces.dataplane.body import Head
+from sidecar.surfaces.dataplane.courses import Course
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Found, Incoming
 from sidecar.surfaces.dataplane.upload import Upload
@@ -183,7 +185,7 @@ class Admission:
             if isinstance(result, Answer):
                 return Given(result, passage.answered_by)
             if result.body is not body and not self.found.through:
-                head = _reread(result, self._named)
+                head = reread(result, self._named)
             request = result
         return Asked(
             name=self.name,
@@ -228,6 +230,12 @@ class Admission:
         elif self.found.mode not in modes:
             self.found = next((found for found in self._candidates if found.mode in modes), self.found)
 
+    def resume(self, course: Course, head: Head, principal: Principal, passage: Passage | None) -> None:
+        """So much is known of it already."""
+        self.name, self._model, self._requested = course.name, course.model, course.requested
+        self.chain, self.found = course.chain, course.found
+        self._head, self.principal, self.passage = head, principal, passage
+
     async def _authenticated(self, body: bytes) -> Request:
         incoming = self._incoming
         request = Request(
@@ -245,14 +253,13 @@ class Admission:
         if not self.chain.has_auth:
             return request
         with self._trace.stage("auth") as stage:
-            try:
-                if self.chain.auth_inline:
-                    self.principal = self.chain.authenticate_now(request)
-                else:
+            if self.chain.auth_inline:
+                self.principal = authenticated_now(self.chain, request, stage)
+            else:
+                try:
                     self.principal = await self.chain.authenticate(request)
-            except Reject as reject:
-                stage.set("error.type", reject.code)
-                raise ApiError.rejected(reject) from None
+                except Reject as reject:
+                    raise _denied(reject, stage) from None
         return msgspec.structs.replace(request, principal=self.principal)
 
     def _told(self, error: ApiError) -> ApiError:
@@ -279,7 +286,20 @@ class Admission:
         )
 
 
-def _reread(request: Request, named: str | None) -> Head:
+def authenticated_now(chain: Chain, request: Request, stage: AnyStage) -> Principal:
+    """Who is calling, where `auth_inline`. Raises ApiError."""
+    try:
+        return chain.authenticate_now(request)
+    except Reject as reject:
+        raise _denied(reject, stage) from None
+
+
+def _denied(reject: Reject, stage: AnyStage) -> ApiError:
+    stage.set("error.type", reject.code)
+    return ApiError.rejected(reject)
+
+
+def reread(request: Request, named: str | None) -> Head:
     """What matters of a request that filters have changed."""
     try:
         return query.head_of(request.body, request.headers.get("content-type"), named)

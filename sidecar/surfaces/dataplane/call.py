@@ -13,14 +13,17 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 from opentelemetry.trace import SpanKind
 
 from plugin_sdk import End, Outcome, Reject, Request, Usage
+from sidecar.control.generations import Generation
 from sidecar.control.leases import Lease, Target
 from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.mechanism.spans import AnyStage
+from sidecar.mechanism.traces import AnyTrace
 from sidecar.surfaces.dataplane.admission import Admission, Asked, Given
 from sidecar.surfaces.dataplane.body import with_model, with_usage
 from sidecar.surfaces.dataplane.choosing import Choosing, UnknownModelError
@@ -40,8 +43,29 @@ from sidecar.surfaces.dataplane.withheld import UsageWithheld
 log = logging.getLogger(__name__)
 
 
+class Start(msgspec.Struct, frozen=True, gc=False):
+    """When a request has begun, on the monotonic clock and in unix seconds; on a generation that it has entered."""
+
+    generation: Generation
+    trace: AnyTrace
+    at_s: float
+    unix_s: float
+
+
+def begun(plane: Plane, incoming: Incoming, operation: str) -> Start:
+    """A request begins now."""
+    generation, clock = plane.generation, plane.controller.clock
+    generation.enter()
+    told = incoming.headers if incoming.traced else ()
+    trace = plane.traces.begin(told, operation, incoming.method, incoming.path)
+    return Start(generation, trace, clock.monotonic(), clock.unix())
+
+
 class Call:
-    """One request. `begin` it when its body is there; the wire is answered, and the outcome recorded."""
+    """One request. `begin` it when its body is there; the wire is answered, and the outcome recorded.
+
+    start: if it has begun already. response, admission: what has come of it so far.
+    """
 
     def __init__(
         self,
@@ -50,23 +74,21 @@ class Call:
         candidates: tuple[Found, ...],
         wire: Wire,
         tunnel: Tunnel | None = None,
+        start: Start | None = None,
     ) -> None:
+        if start is None:
+            start = begun(plane, incoming, candidates[0].endpoint.operation)
         self._plane = plane
-        self._generation = plane.generation
-        self._generation.enter()
+        self._start = start
+        self._generation = start.generation
+        self._trace = start.trace
         self._incoming = incoming
         self._wire = wire
         self._tunnel = tunnel
         self._clock = plane.controller.clock
-        self._response = Response(wire, self._clock)
-        self._started = self._clock.monotonic()
-        self._started_unix = self._clock.unix()
-        endpoint = candidates[0].endpoint
-        self._trace = plane.traces.begin(
-            incoming.headers if incoming.traced else (), endpoint.operation, incoming.method, incoming.path
-        )
-        self._admission = Admission(self._generation, incoming, candidates, self._trace)
-        self._response.interface = self._admission.found.interface
+        self.response = Response(wire, self._clock)
+        self.admission = Admission(self._generation, incoming, candidates, self._trace)
+        self.response.interface = self.admission.found.interface
         self._choosing: Choosing | None = None
         self._asked: Asked | None = None
         self._lease: Lease | None = None
@@ -87,22 +109,44 @@ class Call:
         """The request is complete, or its body is on its way."""
         self._bytes_in = len(body)
         try:
-            admission = self._admission
+            admission = self.admission
             admission.identify(body, upload)
-            self._response.interface = admission.found.interface
+            self.response.interface = admission.found.interface
             if not admission.waits_for_nothing:
                 self.spawn(self._course(body))
                 return
             if self._take(at_once(admission.admit(body))) and not self._ask_at_once():
                 self.spawn(self._ask())
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is nobody's refusal
-            self._fail(error)
+            self.fail(error)
 
     def begin_upload(self, uploading: Uploading) -> None:
         """The request has a large body, of which so much has come that its model is known."""
         self._uploading = uploading
         self._fresh = True  # one that was used may be closed in this moment, and there is no other attempt
         self.begin(b"", uploading.upload)
+
+    def resume(self, size: int, asked: Asked | None, lease: Lease | None) -> None:
+        """Go on with what has begun. size: of the body. None: the plugins have not let it in; nothing is leased."""
+        self._bytes_in = size
+        self._lease = lease
+        if asked is not None:
+            self._take(asked)
+
+    def answer(self, given: Given) -> None:
+        """A plugin has answered."""
+        self._take(given)
+
+    def wait(self) -> None:
+        """Ask as soon as there is somebody to be asked."""
+        if not self._finished:
+            self.spawn(self._ask())
+
+    def relay(self, relaying: Relaying, stage: AnyStage) -> None:
+        """The lease's server was asked: that is how it is told."""
+        self._target = self._lease.target if self._lease is not None else None
+        self._relaying = relaying
+        self._stage = stage
 
     def more(self, data: bytes) -> None:
         """More of the body has come."""
@@ -126,7 +170,7 @@ class Call:
         """The client has gone."""
         if self._finished:
             return
-        self._response.left()
+        self.response.left()
         self._stop_relaying()
         if self._task is not None:
             self._task.cancel()  # and then it is finished
@@ -145,25 +189,25 @@ class Call:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-        self._fail(error)
+        self.fail(error)
 
     # --- asking -------------------------------------------------------------------------------------------------
 
     async def _course(self, body: bytes) -> None:
-        if self._take(await self._admission.admit(body)) and not self._ask_at_once():
+        if self._take(await self.admission.admit(body)) and not self._ask_at_once():
             await self._ask()
 
     def _take(self, admitted: Asked | Given) -> bool:
         """Whether a server is to be asked."""
-        self._response.interface = self._admission.found.interface
+        self.response.interface = self.admission.found.interface
         if isinstance(admitted, Given):
-            self._response.give(admitted.answer, f"answered_by:{admitted.by}")
+            self.response.give(admitted.answer, f"answered_by:{admitted.by}")
             self._finish()
             return False
         if self._tunnel is not None:
             self._tunnel.check(admitted.passage)
         self._asked = admitted
-        self._choosing = Choosing(self._plane.controller, admitted, self._response, self._trace)
+        self._choosing = Choosing(self._plane.controller, admitted, self.response, self._trace)
         return True
 
     def _ask_at_once(self) -> bool:
@@ -213,8 +257,8 @@ class Call:
         sent = self._uploading is not None and self._uploading.begun
         if error.processed or sent or lease is None or target is None or self._attempt >= choosing.attempts:
             raise await self._told(error) from error
-        log.info("%s: %s; trying again", self._admission.name, error, extra=self._about())
-        self._plane.meter.retried(self._admission.known_name)
+        log.info("%s: %s; trying again", self.admission.name, error, extra=self._about())
+        self._plane.meter.retried(self.admission.known_name)
         if error.reused:
             self._fresh = True  # the server closes idle connections: there is nothing wrong with it
             return
@@ -249,10 +293,10 @@ class Call:
             body, withheld = with_usage(body), UsageWithheld()
         passage = asked.passage if asked.passage is not None and asked.passage.sees_answer else None
         if tunnel is None:
-            relaying = Relaying(self, self._response, self._wire, passage, withheld)
+            relaying = Relaying(self, self.response, self._wire, passage, withheld)
         else:
-            relaying = Switching(self, self._response, self._wire, passage, tunnel)
-        plain = self._response.begun or withheld is not None or (passage is not None and passage.sees_body)
+            relaying = Switching(self, self.response, self._wire, passage, tunnel)
+        plain = self.response.begun or withheld is not None or (passage is not None and passage.sees_body)
         stage = self._stage = self._trace.begin("upstream", SpanKind.CLIENT)
         stage.set("url.full", target.base_url + request.path)
         incoming = self._incoming
@@ -292,13 +336,13 @@ class Call:
     def _counts_itself(self, asked: Asked) -> bool:
         """Whether the stream is to tell its usage to us, though the client has not asked for it."""
         wanted = asked.model is not None and asked.model.count_streams and asked.head.streams
-        return wanted and not asked.head.asks_usage and self._admission.found.interface.usage_on_request
+        return wanted and not asked.head.asks_usage and self.admission.found.interface.usage_on_request
 
     def _too_late(self, target: Target) -> None:
         """The server has not answered within the target's timeout."""
         self._stop_relaying()
         message = f"{target.base_url} did not answer within {target.timeout_s:g} s"
-        self._fail(UpstreamError(message, processed=True))
+        self.fail(UpstreamError(message, processed=True))
 
     # --- from the server (relaying.Owner) -----------------------------------------------------------------------
 
@@ -330,7 +374,7 @@ class Call:
 
     def refused(self, error: Exception) -> None:
         self._relaying = None
-        self._fail(error)
+        self.fail(error)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = self._plane.loop.create_task(self._guarded(work))
@@ -353,14 +397,14 @@ class Call:
             raise
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is nobody's refusal
             self._task = None
-            self._fail(error)
+            self.fail(error)
         finally:
             if self._task is asyncio.current_task():
                 self._task = None
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """Answer with an error, or break off."""
         if self._finished:
             return
@@ -373,8 +417,8 @@ class Call:
         self._keep_only_what_is_read()
         refusal, end = self._worded(error)
         if not at_boundary:
-            self._response.tail.streamed = False
-        self._response.refuse(refusal, end)
+            self.response.tail.streamed = False
+        self.response.refuse(refusal, end)
         self._finish()
 
     def _keep_only_what_is_read(self) -> None:
@@ -388,9 +432,9 @@ class Call:
         if isinstance(error, Reject):
             return ApiError.rejected(error), End.REFUSED
         if isinstance(error, UnknownModelError):
-            return self._admission.unknown_model(), End.REFUSED
+            return self.admission.unknown_model(), End.REFUSED
         if isinstance(error, UpstreamError):
-            log.warning("%s: %s", self._admission.name, error, extra=self._about())
+            log.warning("%s: %s", self.admission.name, error, extra=self._about())
             return ApiError(502, "upstream_failed", str(error)), End.UPSTREAM_FAILED
         log.error("%s %s failed", self._incoming.method, self._incoming.path, exc_info=error, extra=self._about())
         message = "the sidecar failed on this request; its log says how"
@@ -403,7 +447,7 @@ class Call:
             "per_request": True,
             "trace_id": self._trace.id,
             "span_id": self._trace.span_id,
-            "model": self._admission.name if target is not None else self._admission.known_name,
+            "model": self.admission.name if target is not None else self.admission.known_name,
             **({"request_id": self._incoming.request_id} if self._incoming.request_id else {}),
             **({"variant": target.variant} if target is not None else {}),
         }
@@ -422,12 +466,12 @@ class Call:
             self._stage.end()
             self._stage = None
         outcome = self._outcome()
-        self._plane.count(outcome, self._admission.found.endpoint.operation)
+        self._plane.count(outcome, self.admission.found.endpoint.operation)
         if self._choosing is not None:
             self._choosing.finished(outcome)
-        self._admission.chain.record(outcome)
+        self.admission.chain.record(outcome)
         self._trace.end(outcome)
-        passage = self._admission.passage
+        passage = self.admission.passage
         if passage is None or not passage.has_end:
             self._generation.leave()
         elif passage.end_inline:
@@ -464,14 +508,14 @@ class Call:
             stage.end()
 
     def _usage(self) -> Usage | None:
-        if self._asked is None or self._response.first_byte_at is None or self._response.status == SWITCHING:
+        if self._asked is None or self.response.first_byte_at is None or self.response.status == SWITCHING:
             return None  # no server has counted anything, or nobody knows where
-        response = self._response
+        response = self.response
         tail = response.tail.read(chunked=response.chunked)
-        return self._admission.found.interface.usage(tail, response.tail.streamed)
+        return self.admission.found.interface.usage(tail, response.tail.streamed)
 
     def _outcome(self) -> Outcome:
-        admission, response, target = self._admission, self._response, self._target
+        admission, response, target, start = self.admission, self.response, self._target, self._start
         first_byte_at = response.first_byte_at
         now = self._clock.monotonic()
         return Outcome(
@@ -488,10 +532,10 @@ class Call:
             code=response.code,
             streamed=response.tail.streamed or response.status == SWITCHING,
             cold=target is not None and target.cold is not None,
-            started_s=self._started_unix,
-            duration_s=now - self._started,
+            started_s=start.unix_s,
+            duration_s=now - start.at_s,
             queue_s=self._choosing.queue_s if self._choosing is not None else 0.0,
-            first_byte_s=None if first_byte_at is None else first_byte_at - self._started,
+            first_byte_s=None if first_byte_at is None else first_byte_at - start.at_s,
             bytes_in=self._bytes_in if self._tunnel is None else self._tunnel.size,
             bytes_out=response.tail.total,
             usage=self._usage(),

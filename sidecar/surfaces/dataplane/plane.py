@@ -16,6 +16,7 @@ from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.request_meter import RequestMeter
 from sidecar.mechanism.traces import Traces
 from sidecar.surfaces.dataplane.cors import Cors
+from sidecar.surfaces.dataplane.courses import Course, Courses
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.models import ModelList
 from sidecar.surfaces.dataplane.routing import Way, Ways
@@ -75,6 +76,7 @@ class Plane:
         self.refused_connections = 0
         self._connections: set[Connected] = set()
         self._ways: Ways | None = None
+        self._courses: Courses | None = None
         self._cors: Cors | None = None
         self._origins: dict[str, Origin] = {}
         self._later: set[asyncio.Task[None]] = set()
@@ -151,6 +153,13 @@ class Plane:
             ways = self._ways = Ways(self.controller.generation, self.models)
             self.meter.by_principal = self.controller.declaration.settings.metrics_principals
         return ways.find(method, url)
+
+    def course(self, way: Way, model: str) -> Course | None:
+        """What is known of requests for a model there; None if they have to be looked at one by one."""
+        courses = self._courses
+        if courses is None or courses.generation is not self.controller.generation:
+            courses = self._courses = Courses(self.controller.generation)
+        return courses.find(way, model)
 
     def may_stream(self, way: Way, model: str | None) -> bool:
         """Whether a request's body can go to its server while it still comes in: nobody else has to see it."""

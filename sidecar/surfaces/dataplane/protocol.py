@@ -12,15 +12,16 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
-import msgspec
 
-from sidecar.mechanism.repeats import Repeats, with_length
+from sidecar.mechanism.repeats import Repeats
 from sidecar.surfaces.dataplane import websockets
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.heads import HEAD_BYTES, BadRequestError, check_size, read
 from sidecar.surfaces.dataplane.incoming import Incoming
+from sidecar.surfaces.dataplane.known import Known
 from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.dataplane.quick import quick
 from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.turn import Turn
 from sidecar.surfaces.dataplane.turns import LINGER_S, NOT_THE_APPLICATIONS, InTurn, Phase
@@ -35,16 +36,6 @@ PIPELINE_BYTES = 256 * 1024  # of the body of one of them
 
 _NOTHING = Incoming("", "", "", "", (), "")
 _NOWHERE = Way("", "", "", "")
-
-
-class Known(msgspec.Struct, frozen=True, gc=False):
-    """A request whose head may come again. length: of its body. extra: what its answer says of who may read it."""
-
-    method: bytes
-    url: bytes
-    incoming: Incoming
-    length: int
-    extra: bytes
 
 
 class EdgeProtocol(InTurn):
@@ -77,6 +68,8 @@ class EdgeProtocol(InTurn):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.plane.disconnected(self)
+        if self._quick is not None:
+            self.slow_down()
         self._deaf = True
         turns, self._turns = self._turns, []
         for turn in turns:
@@ -94,6 +87,8 @@ class EdgeProtocol(InTurn):
         if self._deaf:
             self._discard(data)
             return
+        if self._quick is not None:
+            self.slow_down()
         first = self.phase is Phase.IDLE
         if first:
             self._unset_keepalive_if_required()
@@ -118,17 +113,21 @@ class EdgeProtocol(InTurn):
         way = self.plane.way(known.method, known.url)
         if way.error is not None or not way.found:
             return False
-        incoming = known.incoming
         if length != known.length:
-            headers = tuple(with_length(incoming.headers, length))
-            incoming = msgspec.structs.replace(incoming, headers=headers)
+            known.resize(length)
+        self.phase = Phase.BUSY
+        self._quick = quick(self, self.plane, known, way, body, self.since)
+        if self._quick is not None:
+            self.plane.accepted += 1
+            self._quick.run(body)
+            return True
+        incoming = known.incoming
         wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
         wire.extra = known.extra
         turn = self._turn = Turn(wire, incoming, way, self.since)
         turn.length = turn.size = length
         turn.received = True
         turn.body.append(body)
-        self.phase = Phase.BUSY
         self._queue(turn)
         self._begin(turn)
         return True

@@ -18,7 +18,7 @@ from sidecar.mechanism.bodies import RefusedError
 from sidecar.mechanism.calls import at_once
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.connections import Connection
-from sidecar.mechanism.exchanges import Framing, UpstreamError
+from sidecar.mechanism.exchanges import Again, Framing, UpstreamError
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 from sidecar.mechanism.upstream import Pair, kept
@@ -103,6 +103,14 @@ class Relaying:
         """Whether the server has begun to answer."""
         return self._headed
 
+    def resume(self, connection: Connection | None, position: ChunkPosition | None, *, headed: bool) -> None:
+        """Go on with an answer of which so much has been passed on, as it came. headed: its head, at least."""
+        self.connection = connection
+        self._headed = self._verbatim = headed
+        self._position = position
+        if connection is not None:
+            connection.hand_over(self)
+
     def stop(self) -> None:
         """Nobody waits for it any more."""
         self._owner = None
@@ -132,6 +140,9 @@ class Relaying:
         return True
 
     # --- from the connection ------------------------------------------------------------------------------------
+
+    def on_whole(self, again: Again, body: bytes) -> bool:  # noqa: ARG002 - it may have to wait for filters, or be framed anew
+        return False
 
     def on_head(self, answer: Connection) -> None:
         self._headed = True
@@ -226,14 +237,14 @@ class Relaying:
         response.start(answered.status, answered.reason, headers, Sending.AS_IT_COMES, hold=self._steps is None)
 
     def _head_through_now(self, passage: Passage, answered: Answered) -> None:
-        came, encoding = _came(answered)
+        came, encoding = came_as(answered.status, answered.headers, streamed=answered.streamed)
         try:
             self._passed(passage, answered, came, passage.response_now(came, encoding))
         except Exception as error:  # noqa: BLE001 - whoever owns the request says what becomes of it
             self._failed(error)
 
     async def _head_through(self, passage: Passage, answered: Answered) -> None:
-        came, encoding = _came(answered)
+        came, encoding = came_as(answered.status, answered.headers, streamed=answered.streamed)
         self._passed(passage, answered, came, await passage.response(came, encoding))
 
     def _passed(self, passage: Passage, answered: Answered, came: Head, head: Head) -> None:
@@ -358,17 +369,17 @@ class Relaying:
             owner.answered()
 
 
-def _came(answered: Answered) -> tuple[Head, str]:
+def came_as(status: int, sent: list[Pair], *, streamed: bool) -> tuple[Head, str]:
     """The head as filters see it, and the body's encoding, "" for none."""
     headers: list[Pair] = []
     encoding = b""
-    for pair in answered.headers:
+    for pair in sent:
         name = pair[0].lower()
         if name not in HOP_BY_HOP:
             headers.append(pair)
             if name == b"content-encoding":
                 encoding = encoding or pair[1].lower()
-    came = Head(status=answered.status, headers=Headers(tuple(headers)), streamed=answered.streamed)
+    came = Head(status=status, headers=Headers(tuple(headers)), streamed=streamed)
     return came, "" if encoding == b"identity" else encoding.decode("latin-1")
 
 

@@ -18,6 +18,7 @@ from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.heads import BadRequestError
 from sidecar.surfaces.dataplane.listing import ListingCall
 from sidecar.surfaces.dataplane.plane import Plane
+from sidecar.surfaces.dataplane.quick import Quick
 from sidecar.surfaces.dataplane.turn import Turn
 from sidecar.surfaces.dataplane.uploading import has_left
 from sidecar.surfaces.dataplane.wire import Wire
@@ -49,6 +50,7 @@ class InTurn(HttpToolsProtocol, abc.ABC):
         self.since = self.loop.time()
         self._turn: Turn | None = None  # whose request comes in, if it is one of ours
         self._turns: list[Turn] = []  # of ours, unfinished, in order
+        self._quick: Quick | None = None  # in place of the only one
         self._in_head = False
         self._deaf = False  # nothing that comes counts any more
         self._advancing = False
@@ -73,6 +75,29 @@ class InTurn(HttpToolsProtocol, abc.ABC):
                 self._begin(turn)  # before any of its body comes; without one, the connection may be kept
         elif turn.wire.expects_continue:
             turn.wire.go_on()
+
+    def slow_down(self) -> Call:
+        """What was quick gets its turn, as any other request (`quick.Edge`)."""
+        quick, self._quick = self._quick, None
+        if quick is None:
+            raise RuntimeError("nothing here is quick")
+        wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
+        wire.paused = self.flow.write_paused
+        turn = self._turn = Turn(wire, quick.incoming, quick.way, quick.began)
+        turn.length = turn.size = quick.size
+        turn.received = True
+        self._turns.append(turn)
+        self.cycle = cast(Any, turn)
+        call = turn.answering = quick.become(wire)
+        return call
+
+    def quick_ended(self) -> None:
+        """The answer is complete, and the next request may come (`quick.Edge`)."""
+        self._quick = None
+        self.server_state.total_requests += 1
+        self.since = self.loop.time()
+        if not self.transport.is_closing():
+            self.phase = Phase.IDLE
 
     def _welcome(self, turn: Turn) -> None:
         """It is the request's turn: refuse it before its body has come, or let it come."""
@@ -196,6 +221,8 @@ class InTurn(HttpToolsProtocol, abc.ABC):
     # --- from outside -------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
+        if self._quick is not None:
+            self.slow_down()
         super().pause_writing()
         self.since = self.loop.time()
         self._tell_slow(True)
@@ -214,6 +241,8 @@ class InTurn(HttpToolsProtocol, abc.ABC):
 
     def cut_off(self, error: ApiError) -> None:
         """End what is being answered, and the connection."""
+        if self._quick is not None:
+            self.slow_down()
         for turn in list(self._turns):
             turn.wire.keep_alive = turn.wire.keep_alive and turn.wire.begun
             if turn.answering is not None:
@@ -223,6 +252,8 @@ class InTurn(HttpToolsProtocol, abc.ABC):
     def shutdown(self) -> None:
         """The server ends: what is being answered is the last."""
         self._last = True
+        if self._quick is not None:
+            self.slow_down()
         if self._turns:
             for turn in self._turns:
                 turn.wire.keep_alive = False
@@ -231,6 +262,9 @@ class InTurn(HttpToolsProtocol, abc.ABC):
 
     def look_after(self, now: float, settings: Settings) -> None:
         """End it, if nothing has moved for too long."""
+        quick = self._quick
+        if quick is not None and settings.request_timeout and now - quick.began > settings.request_timeout:
+            self.slow_down()
         stood_s = now - self.since
         waits = not self.flow.read_paused  # for the client: else it is we who do not read
         if (self.flow.write_paused or self.transport.is_closing()) and stood_s > settings.send_timeout:

@@ -79,10 +79,7 @@ class Wire:
     def interim(self, status: int, reason: bytes, headers: Iterable[Pair]) -> None:
         """Write an interim answer, such as 103 (RFC 9110, 15.2)."""
         if self.http11 and not self.begun:
-            lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
-            for name, value in headers:
-                lines += (name, b": ", value, b"\r\n")
-            self._transport.write(b"".join([*lines, b"\r\n"]))
+            self._transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, lines(headers)))
 
     def start(
         self, status: int, reason: bytes, headers: Iterable[Pair], sending: Sending, *, hold: bool = False
@@ -93,26 +90,29 @@ class Wire:
         """
         self.begun = True
         self._sending = sending
-        lines = [_status_line(status, reason)]
         if self.extra:
             headers = [pair for pair in headers if not pair[0].lower().startswith(_CORS)]
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
+        head = [head_lines(status, reason, headers)]
         if sending is Sending.CHUNKED:
-            lines.append(_CHUNKED)
+            head.append(_CHUNKED)
         elif sending is Sending.UNTIL_CLOSED:
             self.keep_alive = False
         if self.expects_continue:
             self.keep_alive = False  # whether its body comes now is not to be known
         if not self.keep_alive:
-            lines.append(_CLOSE)
+            head.append(_CLOSE)
         if self.extra:
-            lines.append(self.extra)
-        lines.append(b"\r\n")
+            head.append(self.extra)
+        head.append(b"\r\n")
         if hold:
-            self._held = b"".join(lines)
+            self._held = b"".join(head)
         else:
-            self._transport.write(b"".join(lines))
+            self._transport.write(b"".join(head))
+
+    def resume(self, held: bytes) -> None:
+        """Go on with an answer whose head was written, or is held, and whose body goes on as it comes."""
+        self.begun = True
+        self._held = held
 
     def flush(self) -> None:
         """Write what was held."""
@@ -195,6 +195,16 @@ class Wire:
     def gone(self) -> None:
         """The client has left: whoever waits for it need not."""
         self.pause(False)
+
+
+def lines(headers: Iterable[Pair]) -> bytes:
+    """Headers as they are written. Names and values must be free of line breaks."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+def head_lines(status: int, reason: bytes, headers: Iterable[Pair]) -> bytes:
+    """A head without the empty line at its end."""
+    return _status_line(status, reason) + lines(headers)
 
 
 @functools.lru_cache(maxsize=256)

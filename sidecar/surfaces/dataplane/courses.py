@@ -1,0 +1,64 @@
+"""What is the same for all requests for one model at one path, as long as a generation lasts."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sidecar.control.generations import Generation
+from sidecar.core.manifest import Model
+from sidecar.mechanism.chain import Chain
+from sidecar.surfaces.dataplane.incoming import Found
+from sidecar.surfaces.dataplane.routing import MOST, Way
+
+MOST_BYTES = 200  # of a name that is worth remembering
+
+
+class Course(msgspec.Struct, frozen=True):
+    """Of requests in which nothing has to wait for a plugin, and no plugin sees the body of the answer.
+
+    name, requested: the model as the manifest and the client call it. tells_usage: of a stream, whether it was asked
+    for or not.
+    """
+
+    generation: Generation
+    name: str
+    requested: str
+    model: Model
+    found: Found
+    chain: Chain
+    tells_usage: bool
+
+
+class Courses:
+    """Those of one generation."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self._known: dict[tuple[str, str], Course | None] = {}
+
+    def find(self, way: Way, requested: str) -> Course | None:
+        """That of requests for the model there; None if they have to be looked at one by one."""
+        key = (way.target, requested)
+        if key in self._known:
+            return self._known[key]
+        course = self._made(way, requested)
+        if len(requested) <= MOST_BYTES:
+            if len(self._known) >= MOST:
+                self._known.clear()
+            self._known[key] = course
+        return course
+
+    def _made(self, way: Way, requested: str) -> Course | None:
+        named = self.generation.find(requested)
+        if named is None or way.error is not None or way.lists or way.query or way.method != "POST":
+            return None
+        name, model = named
+        chain = self.generation.chain(name)
+        found = next((one for one in way.found if one.mode in model.modes), None)
+        if found is None or found.through or found.interface.validates or not chain.auth_inline or chain.has_route:
+            return None
+        passage = chain.passage(found.mode, 0, events=found.interface.events)
+        if passage is not None and (passage.sees_body or not passage.inline or not passage.end_inline):
+            return None
+        tells_usage = model.count_streams and found.interface.usage_on_request
+        return Course(self.generation, name, requested, model, found, chain, tells_usage)
