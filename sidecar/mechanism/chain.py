@@ -58,12 +58,17 @@ class Chain:
 
     def passage(self, mode: str, most_bytes: int, *, events: bool = True) -> Passage | None:
         """A request's way through the filters; None without any. events: whether the mode's answers can be parsed."""
+        filters = self.filters(mode, events=events)
+        return Passage(filters, most_bytes) if filters is not None else None
+
+    def filters(self, mode: str, *, events: bool = True) -> Filters | None:
+        """Those on the way of all requests; None without any."""
         if not self._filters:
             return None
         compiled = self._compiled.get((mode, events))
         if compiled is None:
             compiled = self._compiled[mode, events] = Filters(self._filters, mode, events=events)
-        return Passage(compiled, most_bytes) if compiled.steps else None
+        return compiled if compiled.steps else None
 
     async def resolve(self, request: Request, targets: tuple[Target, ...]) -> Routed | None:
         """Where the first route plugin that knows sends the request; None leaves it to the manifest. Raises Reject."""
