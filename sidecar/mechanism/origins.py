@@ -15,7 +15,7 @@ _UNIX = "unix:"
 _URL = re.compile(r"[\x21-\x22\x24-\x3e\x40-\x7e]*")  # urlsplit would take line breaks out unasked
 
 
-class Origin(msgspec.Struct, frozen=True):
+class Origin(msgspec.Struct, frozen=True, cache_hash=True):
     """Where connections lead. path: of a unix socket, "" for TCP. prefix: of all paths that are asked for there."""
 
     scheme: str

@@ -64,7 +64,9 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
-        kept = self._idle.setdefault(connection.origin, deque())
+        kept = self._idle.get(connection.origin)
+        if kept is None:
+            kept = self._idle[connection.origin] = deque()
         if len(kept) >= IDLE_MOST:
             connection.abort()
             return

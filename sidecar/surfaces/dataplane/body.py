@@ -101,8 +101,8 @@ def read_head(body: bytes, content_type: str = "") -> Head:
         head = _loose_head(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
-    if head.model is not None:
-        _place_of_model(body)
+    if head.model is not None and (b"\\u" in body or body.count(b'"model"') != 1):
+        _place_of_model(body)  # there may be another, perhaps in a spelling of its own
     return head
 
 

@@ -7,6 +7,7 @@ import msgspec
 from sidecar.control.generations import Generation
 from sidecar.core.manifest import Model
 from sidecar.mechanism.chain import Chain
+from sidecar.mechanism.filters import Filters
 from sidecar.surfaces.dataplane.incoming import Found
 from sidecar.surfaces.dataplane.routing import MOST, Way
 
@@ -16,16 +17,19 @@ MOST_BYTES = 200  # of a name that is worth remembering
 class Course(msgspec.Struct, frozen=True):
     """Of requests in which nothing has to wait for a plugin, and no plugin sees the body of the answer.
 
-    name, requested: the model as the manifest and the client call it. tells_usage: of a stream, whether it was asked
-    for or not.
+    name, requested: the model as the manifest and the client call it. filters: None if there are none. max_body: bytes.
+    tells_usage: of a stream, whether it was asked for or not.
     """
 
     generation: Generation
+    way: Way
     name: str
     requested: str
     model: Model
     found: Found
     chain: Chain
+    filters: Filters | None
+    max_body: int
     tells_usage: bool
 
 
@@ -57,8 +61,9 @@ class Courses:
         found = next((one for one in way.found if one.mode in model.modes), None)
         if found is None or found.through or found.interface.validates or not chain.auth_inline or chain.has_route:
             return None
-        passage = chain.passage(found.mode, 0, events=found.interface.events)
-        if passage is not None and (passage.sees_body or not passage.inline or not passage.end_inline):
+        filters = chain.filters(found.mode, events=found.interface.events)
+        if filters is not None and (filters.see_body or not filters.inline or not filters.end_inline):
             return None
         tells_usage = model.count_streams and found.interface.usage_on_request
-        return Course(self.generation, name, requested, model, found, chain, tells_usage)
+        max_body = self.generation.declaration.settings.max_body
+        return Course(self.generation, way, name, requested, model, found, chain, filters, max_body, tells_usage)

@@ -10,6 +10,7 @@ from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.repeats import with_length
 from sidecar.surfaces.dataplane import forms
+from sidecar.surfaces.dataplane.courses import Course
 from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.request import headers_for, written
 
@@ -19,10 +20,11 @@ _END = len(b"0\r\n\r\n")
 class Known:
     """What its head says. length: of its body. extra: what its answer says of who may read it.
 
-    headers: `incoming.headers` for plugins. may_be_quick: nothing in the head speaks against it.
+    headers: `incoming.headers` for plugins. may_be_quick: nothing in the head speaks against it. course: of the latest
+    request that was.
     """
 
-    __slots__ = ("_for", "_sent", "extra", "headers", "incoming", "length", "may_be_quick", "method", "url")
+    __slots__ = ("_for", "_sent", "course", "extra", "headers", "incoming", "length", "may_be_quick", "method", "url")
 
     def __init__(self, method: bytes, url: bytes, incoming: Incoming, length: int, extra: bytes) -> None:
         self.method = method
@@ -32,6 +34,7 @@ class Known:
         self.length = length
         self.extra = extra
         self.may_be_quick = not extra and not forms.may_be_form(incoming.content_type)
+        self.course: Course | None = None
         self._for: tuple[Origin, object] | None = None  # where the same has been sent
         self._sent = b""
 

@@ -62,6 +62,7 @@ class Plane:
 
     def __init__(self, controller: Controller, traces: Traces) -> None:
         self.controller = controller
+        self.generations = controller.generations
         self.traces = traces
         self.pool = controller.client.pool
         self.meter = RequestMeter()

@@ -91,10 +91,12 @@ class EdgeProtocol(InTurn):
             self.slow_down()
         first = self.phase is Phase.IDLE
         if first:
-            self._unset_keepalive_if_required()
             self.since = self.loop.time()
-            if (body := self._repeats.body_of(data)) is not None and self._read_again(body):
-                return
+            known = self._known
+            if known is not None:
+                body = self._repeats.body_of(data)
+                if body is not None and self._read_again(known, body):
+                    return
             self.phase = Phase.HEAD
             self._known = None
         elif self.phase is not Phase.HEAD:
@@ -105,26 +107,23 @@ class EdgeProtocol(InTurn):
         while rest and not self._deaf:
             rest = self._read(rest)
 
-    def _read_again(self, body: bytes) -> bool:
+    def _read_again(self, known: Known, body: bytes) -> bool:
         """A whole request whose head is known, but for the length of its body; False if it has to be parsed."""
-        known, length = self._known, self._repeats.length
-        if known is None or length > self.plane.max_body:
-            return False
-        way = self.plane.way(known.method, known.url)
-        if way.error is not None or not way.found:
+        plane, length = self.plane, self._repeats.length
+        self.phase = Phase.BUSY
+        one = self._quick = quick(self, plane, known, length, body, self.since)
+        if one is not None:
+            plane.accepted += 1
+            one.run(body)
+            return True
+        way = plane.way(known.method, known.url)
+        if length > plane.max_body or way.error is not None or not way.found:
             return False
         if length != known.length:
             known.resize(length)
-        self.phase = Phase.BUSY
-        self._quick = quick(self, self.plane, known, way, body, self.since)
-        if self._quick is not None:
-            self.plane.accepted += 1
-            self._quick.run(body)
-            return True
-        incoming = known.incoming
         wire = Wire(self.transport, self._hang_up, self._answered, http11=True)
         wire.extra = known.extra
-        turn = self._turn = Turn(wire, incoming, way, self.since)
+        turn = self._turn = Turn(wire, known.incoming, way, self.since)
         turn.length = turn.size = length
         turn.received = True
         turn.body.append(body)

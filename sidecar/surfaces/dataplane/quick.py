@@ -26,7 +26,7 @@ from sidecar.mechanism.spans import NO_STAGE, AnyStage
 from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.admission import Asked, Given, authenticated_now, reread
 from sidecar.surfaces.dataplane.body import Head, read_head, with_model
-from sidecar.surfaces.dataplane.call import Call, begun
+from sidecar.surfaces.dataplane.call import Call, Start
 from sidecar.surfaces.dataplane.courses import Course
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Incoming
@@ -35,7 +35,6 @@ from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.relaying import Relaying, came_as
 from sidecar.surfaces.dataplane.request import headers_for, passed_on, written
 from sidecar.surfaces.dataplane.response import EVENT_STREAM, framed_as, unframed
-from sidecar.surfaces.dataplane.routing import Way
 from sidecar.surfaces.dataplane.tail import WHOLE_BYTES, Tail
 from sidecar.surfaces.dataplane.wire import Wire, head_lines, lines
 
@@ -104,9 +103,11 @@ class Quick:
         "_request",
         "_sent",
         "_stage",
-        "_start",
+        "_started",
+        "_started_unix",
         "_status",
         "_tail",
+        "_trace",
         "_write",
         "began",
         "incoming",
@@ -114,22 +115,30 @@ class Quick:
         "way",
     )
 
-    def __init__(
-        self, edge: Edge, plane: Plane, known: Known, way: Way, course: Course, head: Head, size: int, began: float
-    ) -> None:
+    def __init__(self, edge: Edge, plane: Plane, known: Known, course: Course, head: Head, began: float) -> None:
         incoming = known.incoming
         self.began = began
         self.incoming = incoming
-        self.way = way
-        self.size = size
+        self.way = course.way
+        self.size = known.length
         self._edge = edge
         self._plane = plane
         self._known = known
         self._course = course
         self._head = head
         self._principal = ANONYMOUS
-        self._start = begun(plane, incoming, course.found.endpoint.operation)
-        self._passage = course.chain.passage(course.found.mode, plane.max_body, events=course.found.interface.events)
+        course.generation.enter()
+        self._trace = plane.traces.begin(
+            incoming.headers if incoming.traced else (),
+            course.found.endpoint.operation,
+            incoming.method,
+            incoming.path,
+        )
+        clock = plane.controller.clock
+        self._started = clock.monotonic()
+        self._started_unix = clock.unix()
+        filters = course.filters
+        self._passage = Passage(filters, course.max_body) if filters is not None else None
         self._request: Request | None = None  # as the filters have left it
         self._lease: Lease | None = None
         self._connection: Connection | None = None
@@ -147,7 +156,7 @@ class Quick:
 
     def run(self, body: bytes) -> None:
         """Ask a server, or become a call that says why not."""
-        self._start.trace.asks_for(self._course.requested)
+        self._trace.asks_for(self._course.requested)
         try:
             request = self._admitted(body)
             if request is not None:
@@ -158,7 +167,7 @@ class Quick:
 
     def _admitted(self, body: bytes) -> Request | None:
         """What is to be asked; None if a filter has answered. Raises ApiError and Reject."""
-        course, incoming, trace = self._course, self.incoming, self._start.trace
+        course, incoming, trace = self._course, self.incoming, self._trace
         chain, passage = course.chain, self._passage
         request = Request(
             method=incoming.method,
@@ -173,7 +182,7 @@ class Quick:
         if chain.has_auth:
             with trace.stage("auth") as stage:
                 self._principal = authenticated_now(chain, request, stage)
-            request = msgspec.structs.replace(request, principal=self._principal)
+            msgspec.structs.force_setattr(request, "principal", self._principal)  # nobody but they has seen it
         if passage is None:
             return request
         with trace.stage("filters"):
@@ -206,7 +215,7 @@ class Quick:
 
     def _written(self, request: Request, connection: Connection, target: Target) -> bytes:
         """The bytes for a server."""
-        incoming, trace, body = self.incoming, self._start.trace, request.body
+        incoming, trace, body = self.incoming, self._trace, request.body
         if self._head.model != target.upstream_model:
             body = with_model(body, target.upstream_model, incoming.content_type)
         stage = self._stage = trace.begin("upstream", SpanKind.CLIENT)
@@ -342,7 +351,7 @@ class Quick:
         self, now: float, status: int, read: bytes, first_byte_at: float | None, size: int, *, streamed: bool
     ) -> None:
         """Give back what is held, and tell everybody what came of it. read: of the body, to find its usage."""
-        course, start, lease = self._course, self._start, self._lease
+        course, lease = self._course, self._lease
         found, incoming, principal = course.found, self.incoming, self._principal
         if lease is None:
             raise RuntimeError("somebody has answered without a lease")
@@ -360,26 +369,27 @@ class Quick:
             end=End.OK,
             status=status,
             streamed=streamed,
-            started_s=start.unix_s,
-            duration_s=now - start.at_s,
-            first_byte_s=None if first_byte_at is None else first_byte_at - start.at_s,
+            started_s=self._started_unix,
+            duration_s=now - self._started,
+            first_byte_s=None if first_byte_at is None else first_byte_at - self._started,
             bytes_in=self.size,
             bytes_out=size,
             usage=None if first_byte_at is None else found.interface.usage(read, streamed),
-            trace_id=start.trace.id,
+            trace_id=self._trace.id,
             request_id=incoming.request_id,
         )
         self._plane.count(outcome, found.endpoint.operation)
         course.chain.record(outcome)
-        start.trace.end(outcome)
+        self._trace.end(outcome)
         if self._passage is not None and self._passage.has_end:
             self._passage.end_now(outcome)
-        start.generation.leave()
+        course.generation.leave()
 
     def become(self, wire: Wire) -> Call:
         """What it would be by now, had it always been a call."""
         course, connection, passage = self._course, self._connection, self._passage
-        call = Call(self._plane, self.incoming, self.way.found, wire, start=self._start)
+        start = Start(course.generation, self._trace, self._started, self._started_unix)
+        call = Call(self._plane, self.incoming, self.way.found, wire, start=start)
         call.admission.resume(course, self._head, self._principal, passage)
         asked = None
         if self._request is not None:
@@ -412,7 +422,7 @@ class Quick:
         return self._relaying
 
 
-def quick(edge: Edge, plane: Plane, known: Known, way: Way, body: bytes, began: float) -> Quick | None:
+def quick(edge: Edge, plane: Plane, known: Known, length: int, body: bytes, began: float) -> Quick | None:
     """The request, to be run, if there is nothing about it that is out of the ordinary."""
     if not known.may_be_quick:
         return None
@@ -420,10 +430,18 @@ def quick(edge: Edge, plane: Plane, known: Known, way: Way, body: bytes, began: 
         head = read_head(body)
     except ApiError:
         return None  # told to whom plugins have let in
-    course = plane.course(way, head.model) if head.model is not None else None
-    if course is None or (course.tells_usage and head.streams and not head.asks_usage):
+    course = known.course
+    if course is None or course.requested != head.model or course.generation is not plane.generations.current:
+        if head.model is None:
+            return None
+        course = known.course = plane.course(plane.way(known.method, known.url), head.model)
+        if course is None:
+            return None
+    if length > course.max_body or (course.tells_usage and head.stream is True and not head.asks_usage):
         return None
-    return Quick(edge, plane, known, way, course, head, len(body), began)
+    if length != known.length:
+        known.resize(length)
+    return Quick(edge, plane, known, course, head, began)
 
 
 def _streamed(content_type: bytes) -> bool:
