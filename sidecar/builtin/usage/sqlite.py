@@ -46,6 +46,9 @@ _UPDATES = {  # by the version that they begin with
 _VALUES = f"({', '.join('?' * len(COLUMNS))})"
 _INSERT = f"INSERT INTO requests ({tables.NAMES}) VALUES {_VALUES}"  # noqa: S608 - constants alone
 _INSERT_SOME = f"{_INSERT}, {', '.join([_VALUES] * (AT_ONCE - 1))}"
+_FLAGS = tuple(place for place, kind in enumerate(COLUMNS.values()) if kind.startswith("BOOLEAN"))
+_MAY_LACK = tuple(place for place, kind in enumerate(COLUMNS.values()) if "NOT NULL" not in kind)
+_LACKING = float("nan")  # SQLite has no such number, and stores NULL
 _SUM_UP = tables.sum_up("requests WHERE id > ?", HOUR)
 
 _RUINED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -125,7 +128,7 @@ class SQLite:
             [[last]] = self.run("SELECT COALESCE(MAX(id), 0) FROM requests")
             whole = len(rows) - len(rows) % AT_ONCE
             for start in range(0, whole, AT_ONCE):
-                self.run(_INSERT_SOME, list(chain.from_iterable(rows[start : start + AT_ONCE])))
+                self.run(_INSERT_SOME, _flat(rows[start : start + AT_ONCE]))
             self.run_many(_INSERT, rows[whole:])
             self.run(_SUM_UP, (last,))
 
@@ -268,6 +271,18 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
+
+
+def _flat(rows: Sequence[Row]) -> list[Any]:
+    """Their values, one after the other. Python's module looks for adapters of each True and None, which takes longer
+    than to store them: so there are none.
+    """
+    values, width = list(chain.from_iterable(rows)), len(COLUMNS)
+    for place in _FLAGS:
+        values[place::width] = map(int, values[place::width])
+    for place in _MAY_LACK:
+        values[place::width] = [_LACKING if value is None else value for value in values[place::width]]
+    return values
 
 
 def _check_version(path: Path, database: sqlite3.Connection) -> int:

@@ -11,11 +11,13 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from plugin_sdk import PluginError
 from sidecar.builtin.usage import Settings, Usage, read, sqlite
+from sidecar.builtin.usage.rows import COLUMNS
 from sidecar.builtin.usage.tables import VERSION
 from tests.builtin.usage.samples import MIDNIGHT_S, outcome, recorded, rows, total
 from tests.support import until, write
@@ -129,6 +131,20 @@ def count(path: Path) -> int:
         return 0
 
 
+async def test_what_a_server_did_not_tell_is_null_however_many_are_written_at_once(path: Path) -> None:
+    """Many at once are handed to SQLite in another way than single ones."""
+    told: dict[str, Any] = {"first_byte_s": 0.25, "streamed": True, "cold": True, "tokens": (7, 4)}
+    both = [outcome(at_s=MIDNIGHT_S, tokens=None), outcome(at_s=MIDNIGHT_S + 1, **told)]
+    await recorded(Settings(path=str(path)), both * sqlite.AT_ONCE + both[:1])
+    untold, tells, *others = [{name: row[name] for name in row if name != "id"} for row in read(path)]
+    assert others == [untold, tells] * (sqlite.AT_ONCE - 1) + [untold]
+    lacking = [name for name, value in untold.items() if value is None]
+    assert lacking == [name for name, kind in COLUMNS.items() if "NOT NULL" not in kind]
+    assert (untold["streamed"], untold["cold"]) == (0, 0)
+    kept = ("first_byte_s", "streamed", "cold", "input_tokens", "output_tokens", "cached_tokens", "input_tokens_per_s")
+    assert [tells[name] for name in kept] == [0.25, 1, 1, 7, 4, 0, None]
+
+
 async def test_a_damage_that_comes_again_and_again_does_not_fill_the_disk(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +169,7 @@ async def test_a_damage_that_comes_again_and_again_does_not_fill_the_disk(
 READ = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from sidecar.builtin.usage import read
 if os.getuid() == 0:
     os.seteuid(65534)  # root may write anywhere
