@@ -127,7 +127,7 @@ def amended(request: Request, changed: Request) -> Request:
     )
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one request, as the server counted them. response_model: the model name that the server gave.
 
     cached_tokens are among the input's, reasoning_tokens among the output's. Speeds are None if it did not tell them.
@@ -151,7 +151,7 @@ class End(enum.Enum):
     UPSTREAM_FAILED = "upstream_failed"
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One finished request, for Stats plugins. Times are seconds; started_s is unix time; None = did not happen.
 
     path: as it was sent, without the query. client: its address. key: which of the caller's keys, if the auth plugin
