@@ -108,6 +108,12 @@ def openai_usage(tail: bytes, streamed: bool) -> Usage | None:
     llama.cpp's `timings` are taken.
     """
     timings: Usage | None = None
+    if not streamed:
+        body = _read_body(_body, tail)
+        usage = None if body is None else _told(body)
+        if usage is None and b"\n\n" in tail:
+            return _of_cut(tail)  # its middle is missing, as of long lists of vectors
+        return usage
     for text in _candidates(tail, streamed):
         body = _read_body(_body, text)
         if body is None:
@@ -116,8 +122,6 @@ def openai_usage(tail: bytes, streamed: bool) -> Usage | None:
         if usage is not None and body.usage is not None:
             return usage
         timings = timings or usage
-    if timings is None and not streamed and b"\n\n" in tail:
-        return _of_cut(tail)  # its middle is missing, as of long lists of vectors
     return timings
 
 
@@ -166,13 +170,14 @@ def _candidates(tail: bytes, streamed: bool) -> Iterator[bytes]:
     if not streamed:
         yield tail
         return
-    places = {key: tail.rfind(key) for key in (b'"usage"', b'"timings"')}
-    while (at := max(places.values())) >= 0:
-        start = max(tail.rfind(b"\n", 0, at), tail.rfind(b"\r", 0, at)) + 1
+    usage, end = tail.rfind(b'"usage"'), len(tail)
+    while (at := max(usage, tail.rfind(b'"timings"', max(usage, 0), end))) >= 0:
+        line_feed = tail.rfind(b"\n", 0, at)
+        start = max(line_feed, tail.rfind(b"\r", line_feed + 1, at)) + 1
         found = _line(tail, start)
         if found is not None and tail.startswith(b"data:", start):
             yield found.group()[5:]
-        places = {key: tail.rfind(key, 0, start) if place >= start else place for key, place in places.items()}
+        usage, end = tail.rfind(b'"usage"', 0, start) if usage >= start else usage, start
 
 
 def _read(decoder: msgspec.json.Decoder[Any], text: bytes) -> Any:
@@ -241,16 +246,18 @@ def _whole(number: float | None) -> int | None:
 
 def _cached(counts: _Counts) -> int:
     details = counts.prompt_tokens_details or counts.input_tokens_details
-    return _detail(details, "cached_tokens") or counts.cached_tokens or counts.prompt_cache_hit_tokens or 0
+    told = _detail(details, "cached_tokens") if details else 0
+    return told or counts.cached_tokens or counts.prompt_cache_hit_tokens or 0
 
 
 def _reasoning(counts: _Counts) -> int:
     details = counts.completion_tokens_details or counts.output_tokens_details
-    return _detail(details, "reasoning_tokens") or counts.reasoning_tokens or 0
+    told = _detail(details, "reasoning_tokens") if details else 0
+    return told or counts.reasoning_tokens or 0
 
 
-def _detail(details: dict[str, Any] | None, name: str) -> int:
-    value = details.get(name) if details else None
+def _detail(details: dict[str, Any], name: str) -> int:
+    value = details.get(name)
     return value if isinstance(value, int) else 0
 
 

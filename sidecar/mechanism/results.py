@@ -196,12 +196,9 @@ def usage(result: Any) -> Usage:
     """What usage gives."""
     if not isinstance(result, Usage):
         raise expected("a Usage or None", result)
-    for name in ("input_tokens", "output_tokens", "cached_tokens"):
-        count = getattr(result, name)
-        if type(count) is not int and (isinstance(count, bool) or not isinstance(count, int)):
-            raise expected(f"{name} as a whole number", count)
-        if count < 0:
-            raise ValueError(f"expected {name} of 0 or more, got {count}")
+    _check_count("input_tokens", result.input_tokens)
+    _check_count("output_tokens", result.output_tokens)
+    _check_count("cached_tokens", result.cached_tokens)
     if not isinstance(result.response_model, str):
         raise expected("response_model as text", result.response_model)
     return result
@@ -232,6 +229,13 @@ def _check_number(what: str, value: Any) -> None:
         raise expected(f"{what} as a number of seconds", value)
     if not math.isfinite(value):
         raise ValueError(f"expected {what} as a number of seconds, got {value}")
+
+
+def _check_count(what: str, value: Any) -> None:
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise expected(f"{what} as a whole number", value)
+    if value < 0:
+        raise ValueError(f"expected {what} of 0 or more, got {value}")
 
 
 def _check_key(key: Any) -> None:
