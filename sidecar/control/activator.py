@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from sidecar.control.fleet import Fleet
 from sidecar.control.leases import Lease, RefusedError
-from sidecar.core.manifest import Model
+from sidecar.core.manifest import Model, Variant
 from sidecar.core.observed import ServerState
 
 LEAST_S, MOST_S = 1.0, 300.0  # of what clients are told to wait before they ask again
@@ -27,11 +27,8 @@ class Activator:
         server = self._fleet.server_of(name)
         if server is not None and server.state is ServerState.READY:
             return self._fleet.admit(server, cold=False)
-        variants = self._fleet.healthy_externals(name, model)
-        if not variants:
-            return None
-        fresh = (variant for variant in variants if variant.name not in tried)
-        return self._fleet.external_lease(name, next(fresh, variants[0]))
+        variant = self._external(name, model, tried) if name not in self._fleet.overrides.drained else None
+        return self._fleet.external_lease(name, variant) if variant is not None else None
 
     async def acquire(self, name: str, model: Model, *, bounded: bool = True) -> Lease:
         """A lease, waiting for its turn and a cold start if need be. Raises RefusedError.
@@ -65,6 +62,18 @@ class Activator:
         elif server is None and waiting is not None:
             load_s += max(0.0, waiting.since + model.max_wait - now)  # its turn has not come yet
         return min(MOST_S, max(LEAST_S, load_s))
+
+    def _external(self, name: str, model: Model, tried: Collection[str]) -> Variant | None:
+        """What `healthy_externals` has first of those that were not tried; else first of all. It makes no list."""
+        externals, found = self._fleet.externals, None
+        for variant in model.variants:
+            seen = externals.get((name, variant.name, variant.url))
+            if seen is None or not seen.healthy:
+                continue
+            if variant.name not in tried:
+                return variant
+            found = found or variant
+        return found
 
     def _join(self, name: str, model: Model, bounded: bool) -> asyncio.Future[Lease]:
         try:

@@ -75,7 +75,7 @@ class Fleet:
         self.failures: dict[tuple[str, str], Failure] = {}  # by model and variant
         self.externals: dict[tuple[str, str, str], ExternalServer] = {}
         self.external_in_flight: Counter[tuple[str, str]] = Counter()  # by model and variant
-        self._external_targets: dict[tuple[str, str], tuple[Variant, Target]] = {}
+        self._externally: dict[tuple[str, str], tuple[Variant, Target, Callable[[], None]]] = {}  # for their leases
         self.auto_started: set[str] = set()
         self.departed: deque[tuple[LiveServer, float]] = deque(maxlen=DEPARTED)  # and when, in unix time
         self.moving: dict[str, float] = {}  # stopped only to be started anew, until when that is worth it
@@ -328,10 +328,11 @@ class Fleet:
         """A lease that holds nothing back, and is counted: what somebody else runs is never stopped."""
         key = (model, variant.name)
         self.external_in_flight[key] = self.external_in_flight.get(key, 0) + 1
-        known = self._external_targets.get(key)
+        known = self._externally.get(key)
         if known is None or known[0] is not variant:
-            known = self._external_targets[key] = (variant, Target.external(model, variant))
-        return Lease(None, known[1], self.released, functools.partial(self._given_back, key))
+            given_back = functools.partial(self._given_back, key)
+            known = self._externally[key] = (variant, Target.external(model, variant), given_back)
+        return Lease(None, known[1], self.released, known[2])
 
     def _given_back(self, key: tuple[str, str]) -> None:
         left = self.external_in_flight.pop(key) - 1
