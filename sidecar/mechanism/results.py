@@ -9,7 +9,6 @@ import asyncio
 import math
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from plugin_sdk import Event, Headers, ModelInfo, Principal, Reject, Request, Response, Secret, Target, Usage
@@ -22,6 +21,7 @@ MOST_BYTES = 64 * 2**20  # that one call may return
 MOST_EVENTS = 10_000
 MOST_MODELS = 10_000
 MOST_NAME = 200  # characters of a model's name
+MOST_NAMES = 1024  # of headers, remembered
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: names of headers, methods
 _PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
@@ -285,13 +285,29 @@ def _check_headers(headers: Any, before: Headers = _NO_RESPONSE.headers) -> None
         good = set(map(id, came))
         new = [pair for pair in raw if id(pair) not in good]
     for name, value in new:
-        if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise expected("header names and values as bytes", name if not isinstance(name, bytes) else value)
-        if not _is_token(name) or _LF in value or _CR in value or _NUL in value:
+        if type(name) is not bytes or type(value) is not bytes:
+            _check_pair(name, value)
+        if not _is_token[name] or not (value.isalnum() or _is_one_line(value)):
             raise ValueError(f"expected a header without line breaks, got {name!r}")
 
 
-@lru_cache(1024)
-def _is_token(name: bytes) -> bool:
-    """Most plugins add headers of the same few names."""
-    return _TOKEN.fullmatch(name) is not None
+def _check_pair(name: Any, value: Any) -> None:
+    if not isinstance(name, bytes) or not isinstance(value, bytes):
+        raise expected("header names and values as bytes", name if not isinstance(name, bytes) else value)
+
+
+def _is_one_line(value: bytes) -> bool:
+    return _LF not in value and _CR not in value and _NUL not in value
+
+
+class _Tokens(dict[bytes, bool]):
+    """Whether names are good, remembered: most plugins add headers of the same few. A dict is the quickest memory."""
+
+    def __missing__(self, name: bytes) -> bool:
+        if len(self) >= MOST_NAMES:
+            self.clear()
+        good = self[name] = _TOKEN.fullmatch(name) is not None
+        return good
+
+
+_is_token = _Tokens()
