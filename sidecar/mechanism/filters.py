@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from plugin_sdk import Exchange, Filter, Outcome, Request, Response
+from plugin_sdk import Exchange, Filter, Outcome, Reject, Request, Response
 from plugin_sdk.messages import amended
 from sidecar.mechanism import results
 from sidecar.mechanism.bodies import Body, Chunks, Events, RefusedError
@@ -106,7 +106,10 @@ class Passage:
     async def request(self, request: Request) -> Request | Response:
         """What becomes of the request: it, another, or a whole answer, which needs no further way. Raises Reject."""
         for steps in self._filters.steps:
-            exchange = self._begin(steps, request)
+            exchange = Exchange(request)
+            self._begun.append((steps, exchange))
+            if steps.refuses:
+                raise _refusal(steps)
             result = await steps.on_request(exchange) if steps.on_request is not None else None
             if isinstance(result, Response):
                 return await self._given(steps, result)
@@ -117,7 +120,10 @@ class Passage:
     def request_now(self, request: Request) -> Request | Response:
         """The same at once. Raises Reject."""
         for steps in self._filters.steps:
-            exchange = self._begin(steps, request)
+            exchange = Exchange(request)
+            self._begun.append((steps, exchange))
+            if steps.refuses:
+                raise _refusal(steps)
             result = steps.on_request.now(exchange) if steps.on_request is not None else None
             if result is None:
                 continue
@@ -125,15 +131,6 @@ class Passage:
                 return at_once(self._given(steps, result))
             request = exchange.request = amended(request, result)
         return request
-
-    def _begin(self, steps: Steps, request: Request) -> Exchange:
-        """It is the filter's turn. Raises Reject."""
-        exchange = Exchange(request)
-        self._begun.append((steps, exchange))
-        if steps.refuses:
-            log.error("the filter %s cannot run: %s", steps.instance.name, steps.refuses)
-            raise unavailable(steps.instance, "is not available")
-        return exchange
 
     async def _given(self, steps: Steps, answer: Response) -> Response:
         """What the filters before make of an answer that one has given in the server's place: it is like any other."""
@@ -171,7 +168,7 @@ class Passage:
             exchange.response = head
             result = steps.on_response.now(exchange) if steps.on_response is not None else None
             if result is not None:
-                head = exchange.response = _as_sent(result, streamed)
+                head = exchange.response = result if result.streamed is streamed else _as_sent(result, streamed)
         if self.sees_body:
             self._compile(head, encoding)
         return head
@@ -242,6 +239,12 @@ class Passage:
                     last.add(steps.on_event, exchange)
         self._bodies = bodies
         self._held = not head.streamed and any(isinstance(body, Events) for body in bodies)
+
+
+def _refusal(steps: Steps) -> Reject:
+    """What a request is told that comes to a guard which cannot run."""
+    log.error("the filter %s cannot run: %s", steps.instance.name, steps.refuses)
+    return unavailable(steps.instance, "is not available")
 
 
 def _as_sent(head: Response, streamed: bool) -> Response:
