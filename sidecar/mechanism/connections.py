@@ -17,6 +17,7 @@ from sidecar.mechanism.answers import read_head, without_lines
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.exchanges import Again, Framing, Keeper, Listener, UpstreamError
 from sidecar.mechanism.origins import Origin
+from sidecar.mechanism.outbox import Posted
 from sidecar.mechanism.parsing import Parsing, Piecewise, Whole
 from sidecar.mechanism.repeats import Repeats, with_length
 
@@ -155,7 +156,8 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self._transport = Posted(transport, self._pool.outbox)
         if self._closed:  # given up while it was being made
             self._transport.abort()
 

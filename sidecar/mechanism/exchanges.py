@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Protocol
 
+from sidecar.mechanism.outbox import Outbox
+
 if TYPE_CHECKING:
     from sidecar.mechanism.connections import Connection
 
@@ -91,7 +93,9 @@ class Listener(Protocol):
 
 
 class Keeper(Protocol):
-    """Where connections stay between requests."""
+    """Where connections stay between requests. outbox: through which they write."""
+
+    outbox: Outbox
 
     def keep(self, connection: Connection) -> None: ...
 

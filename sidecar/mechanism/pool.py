@@ -9,6 +9,7 @@ from collections import deque
 from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.exchanges import UpstreamError
 from sidecar.mechanism.origins import Origin
+from sidecar.mechanism.outbox import Outbox
 
 CONNECT_S = 5.0
 IDLE_S = 4.0  # vLLM's uvicorn closes idle connections after 5 s: ours must expire before
@@ -21,6 +22,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.opened = 0
+        self.outbox = Outbox()
         self.failed = 0
         self._idle: dict[Origin, deque[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None

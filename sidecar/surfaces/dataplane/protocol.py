@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import httptools
 
+from sidecar.mechanism.outbox import Posted
 from sidecar.mechanism.repeats import Repeats
 from sidecar.surfaces.dataplane import websockets
 from sidecar.surfaces.dataplane.call import Call
@@ -54,7 +55,7 @@ class EdgeProtocol(InTurn):
     # --- the connection -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
+        super().connection_made(Posted(cast(asyncio.Transport, transport), self.plane.pool.outbox))
         self.since = self.loop.time()
         if not self.plane.connected(self):
             message = "the sidecar has as many connections as it may (max_connections)"

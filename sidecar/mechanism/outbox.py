@@ -1,0 +1,119 @@
+"""Writes what was written in one turn of the event loop at its end, to many connections in a row.
+
+To write to a socket wakes whoever reads it, if he sleeps, and that costs more than all the rest of the writing. With
+some work between one write and the next, he is asleep again each time; but not where they follow one another. So what
+has to be sent waits for the end of the turn, or until there is something for so many connections. What was written to
+one connection in several pieces goes out at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+MOST = 16  # connections, after which none waits any longer: the work for the others keeps the first of them waiting
+MOST_BYTES = 64 * 1024  # of one connection; whoever sends more has to learn at once that it is too much
+
+
+class Outbox:
+    """Of one event loop."""
+
+    __slots__ = ("_loop", "_waiting")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Posted] = []
+
+    def add(self, transport: Posted) -> None:
+        """It has something to send."""
+        waiting = self._waiting
+        waiting.append(transport)
+        if len(waiting) == 1:
+            self._loop.call_soon(self.send)
+        elif len(waiting) >= MOST:
+            self.send()
+
+    def send(self) -> None:
+        """Send all that waits."""
+        waiting, self._waiting = self._waiting, []
+        for transport in waiting:
+            transport.send()
+
+
+class Posted(asyncio.Transport):
+    """A transport whose writes go through an outbox."""
+
+    __slots__ = ("_outbox", "_pieces", "_size", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
+        self._transport = transport
+        self._outbox = outbox
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send it soon."""
+        pieces = self._pieces
+        pieces.append(bytes(data))
+        self._size += len(data)
+        if self._size > MOST_BYTES:
+            self.send()
+        elif len(pieces) == 1:
+            self._outbox.add(self)
+
+    def send(self) -> None:
+        """Send what waits, now."""
+        pieces = self._pieces
+        if not pieces:
+            return
+        self._pieces, self._size = [], 0
+        transport = self._transport
+        if not transport.is_closing():
+            transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    # --- what else a transport has ------------------------------------------------------------------------------
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._pieces = []
+        self._transport.abort()
+
+    def can_write_eof(self) -> bool:
+        return self._transport.can_write_eof()
+
+    def write_eof(self) -> None:
+        self.send()
+        self._transport.write_eof()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._transport.is_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size() + sum(map(len, self._pieces))
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._transport.set_write_buffer_limits(high, low)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._transport.get_protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._transport.set_protocol(protocol)

@@ -1,0 +1,117 @@
+"""What is written in one turn of the loop goes out at its end, in order, and nothing that was to be sent is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sidecar.mechanism.outbox import MOST, MOST_BYTES, Outbox, Posted
+
+
+class Line:
+    """A connection whose writes go through an outbox, and the socket at its other end."""
+
+    def __init__(self, transport: asyncio.Transport, other: socket.socket, outbox: Outbox) -> None:
+        self.transport = Posted(transport, outbox)
+        self.other = other
+
+    def read(self) -> bytes | None:
+        """What has arrived; None if nothing has."""
+        try:
+            return self.other.recv(1_000_000)
+        except BlockingIOError:
+            return None
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.made: list[Line] = []
+
+    async def make(self) -> Line:
+        ours, other = socket.socketpair()
+        other.setblocking(False)
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+        self.made.append(Line(transport, other, self.outbox))
+        return self.made[-1]
+
+
+@pytest.fixture
+async def lines() -> AsyncIterator[Lines]:
+    lines = Lines()
+    yield lines
+    for line in lines.made:
+        line.transport.abort()
+        line.other.close()
+    await asyncio.sleep(0)
+
+
+async def turn() -> None:
+    """The turn of the loop ends."""
+    await asyncio.sleep(0)
+
+
+async def test_what_is_written_in_one_turn_goes_out_at_its_end(lines: Lines) -> None:
+    one, other = await lines.make(), await lines.make()
+    one.transport.write(b"a")
+    other.transport.write(b"x")
+    one.transport.write(b"b")
+    assert one.read() is None
+    await turn()
+    assert (one.read(), other.read()) == (b"ab", b"x")
+
+
+async def test_no_more_than_so_many_connections_wait(lines: Lines) -> None:
+    made = [await lines.make() for _ in range(MOST)]
+    for line in made[:-1]:
+        line.transport.write(b"x")
+    assert made[0].read() is None
+    made[-1].transport.write(b"x")
+    assert [line.read() for line in made] == [b"x"] * MOST
+
+
+async def test_much_goes_out_at_once_and_whoever_writes_it_learns_that_it_is_too_much(lines: Lines) -> None:
+    line = await lines.make()
+    line.transport.write(b"first")
+    line.transport.write(b"x" * MOST_BYTES)
+    assert (line.read() or b"").startswith(b"firstx")
+    for _ in range(100):
+        line.transport.write(b"x" * MOST_BYTES)
+    assert line.transport.get_write_buffer_size() > MOST_BYTES
+
+
+async def test_what_waits_is_sent_before_the_end_of_a_connection(lines: Lines) -> None:
+    closed, half = await lines.make(), await lines.make()
+    closed.transport.write(b"last words")
+    closed.transport.close()
+    half.transport.write(b"last words")
+    half.transport.write_eof()
+    await turn()
+    assert (closed.read(), half.read()) == (b"last words", b"last words")
+    assert (closed.read(), half.read()) == (b"", b"")
+
+
+async def test_nothing_is_sent_after_an_abort_nor_does_it_fail(lines: Lines) -> None:
+    aborted, lost = await lines.make(), await lines.make()
+    aborted.transport.write(b"x")
+    aborted.transport.abort()
+    lost.transport.write(b"x")
+    lost.transport._transport.abort()  # as the system does
+    await turn()
+    assert aborted.read() == b""
+    await turn()
+    aborted.transport.write(b"x")
+    lost.transport.write(b"x")
+    await turn()
+
+
+async def test_what_is_sent_in_a_turn_may_be_followed_by_more(lines: Lines) -> None:
+    line = await lines.make()
+    line.transport.write(b"a")
+    lines.outbox.send()
+    line.transport.write(b"b")
+    await turn()
+    assert line.read() == b"ab"
