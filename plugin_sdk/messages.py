@@ -20,11 +20,13 @@ class Headers:
     Several plugins see the same ones, so they cannot be changed: make new ones.
     """
 
-    __slots__ = ("raw",)
+    __slots__ = ("_token", "raw")
     raw: RawHeaders
+    _token: str | None  # that of a caller, once it was looked for: clients send the same headers again and again
 
     def __init__(self, raw: RawHeaders = ()) -> None:
         _set_raw(self, raw)
+        _set_token(self, None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("headers cannot be changed: make new ones")
@@ -46,7 +48,9 @@ class Headers:
         return f"Headers({[name.decode('latin-1') for name, _ in self.raw]})"  # values may be secrets
 
 
-_set_raw = Headers.__dict__["raw"].__set__  # one is made for every request, and this is the quickest way
+# One is made for every request, and this is the quickest way.
+_set_raw = Headers.__dict__["raw"].__set__
+_set_token = Headers.__dict__["_token"].__set__
 
 
 def _first(raw: RawHeaders, wanted: bytes) -> bytes | None:
@@ -56,6 +60,15 @@ def _first(raw: RawHeaders, wanted: bytes) -> bytes | None:
         if len(name) == length and name.lower() == wanted:
             return value
     return None
+
+
+def _token(headers: Headers) -> str:
+    """A caller's token, which is kept with the headers."""
+    scheme, _, token = (_first(headers.raw, b"authorization") or b"").partition(b" ")
+    found = token.strip() if scheme.lower() == b"bearer" else _first(headers.raw, b"x-api-key")
+    told = found.decode("latin-1") if found else ""
+    _set_token(headers, told)
+    return told
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -110,9 +123,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bearer_token(self) -> str:
         """The token of `Authorization: Bearer` (RFC 6750), or of Anthropic's `x-api-key`; "" without either."""
-        scheme, _, token = (_first(self.headers.raw, b"authorization") or b"").partition(b" ")
-        found = token.strip() if scheme.lower() == b"bearer" else _first(self.headers.raw, b"x-api-key")
-        return found.decode("latin-1") if found else ""
+        known = self.headers._token
+        return known if known is not None else _token(self.headers)
 
 
 def amended(request: Request, changed: Request) -> Request:
