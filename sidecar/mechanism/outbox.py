@@ -24,10 +24,10 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Posted] = []
 
-    def add(self, transport: Posted) -> None:
+    def add(self, posted: Posted) -> None:
         """It has something to send."""
         waiting = self._waiting
-        waiting.append(transport)
+        waiting.append(posted)
         if len(waiting) == 1:
             self._loop.call_soon(self.send)
         elif len(waiting) >= MOST:
@@ -36,8 +36,8 @@ class Outbox:
     def send(self) -> None:
         """Send all that waits."""
         waiting, self._waiting = self._waiting, []
-        for transport in waiting:
-            transport.send()
+        for posted in waiting:
+            posted.send()
 
 
 class Posted(asyncio.Transport):
@@ -54,7 +54,7 @@ class Posted(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send it soon."""
         pieces = self._pieces
-        pieces.append(bytes(data))
+        pieces.append(data if type(data) is bytes else bytes(data))
         self._size += len(data)
         if self._size > MOST_BYTES:
             self.send()

@@ -314,13 +314,9 @@ class Quick:
     def on_data(self, data: bytes) -> None:
         if self._position is not None:
             self._position.feed(data)
-        self._pass_on(data)
+        self.on_chunks(data)
 
     def on_chunks(self, data: bytes) -> None:
-        self._pass_on(data)
-
-    def _pass_on(self, data: bytes) -> None:
-        """It may be the last thing that it does: the client may be slow."""
         if self._first_byte_at is None:
             self._first_byte_at = self._plane.controller.clock.monotonic()
         self._tail.feed(data)
