@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import subprocess
@@ -35,6 +36,19 @@ async def until(condition: Callable[[], T], what: str, patience_s: float = PATIE
             return found
     except TimeoutError:
         raise AssertionError(f"never happened: {what}") from None
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Fail if what is done leaves anything to the garbage collector, whose cycles may hold whole requests."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        left = gc.collect()
+    finally:
+        gc.enable()
+    assert left == 0, f"{left} objects are left"
 
 
 def write(root: Path, files: Mapping[str, str]) -> Path:

@@ -90,6 +90,7 @@ class Threads:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             _run(job)
+            del job  # what came of it is not kept until there is another
             self._idle.release()
 
 
@@ -103,6 +104,8 @@ def _run(future: _Job) -> None:
         future.set_exception(error if isinstance(error, Exception) else out_of_place(error))
     else:
         future.set_result(result)
+    finally:
+        del future, function  # an error's traceback leads here: what they hold would be left to the garbage collector
 
 
 def direct(method: Callable[..., T], *args: Any, marker: Marker | None = None) -> T:

@@ -75,6 +75,7 @@ class ProbeUpstream:
                         raise OSError(f"{Origin.of(self._base_url)}: {path} has more than {most_bytes} bytes")
             finally:
                 await response.aclose()
+                _let_go(response)
         except httpx.HTTPError as error:
             raise self._silent(error) from error
         return Reply(response.status_code, body)
@@ -84,6 +85,7 @@ class ProbeUpstream:
             response = await self._http.send(self._request(method, path, body))
         except httpx.HTTPError as error:
             raise self._silent(error) from error
+        _let_go(response)
         return Reply(response.status_code, response.content)
 
     def _request(self, method: str, path: str, body: bytes | None) -> httpx.Request:
@@ -95,6 +97,11 @@ class ProbeUpstream:
 
     def _silent(self, error: httpx.HTTPError) -> OSError:
         return OSError(f"{Origin.of(self._base_url)} does not answer: {_reason(error)}")
+
+
+def _let_go(response: httpx.Response) -> None:
+    """Its stream refers back to it: more than fifty objects of each probe would be left to the garbage collector."""
+    response.stream = httpx.ByteStream(b"")
 
 
 def end_to_end(headers: Iterable[Pair]) -> RawHeaders:

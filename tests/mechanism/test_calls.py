@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from plugin_sdk import inline
 from sidecar.mechanism import calls
 from sidecar.mechanism.calls import THREADS_PER_PLUGIN, PluginCallError, Threads, at_once, bind
-from tests.support import PATIENCE_S, until
+from tests.support import PATIENCE_S, no_garbage, until
 
 
 def workers(name: str = "test") -> list[threading.Thread]:
@@ -256,6 +257,35 @@ async def test_calls_behind_a_hung_one_keep_nothing_and_are_refused_when_too_man
         await call(PATIENCE_S)
     release.set()
     await asyncio.gather(*hung, *waiting)
+
+
+async def test_calls_in_threads_leave_nothing_behind(threads: Threads) -> None:
+    """Neither to the garbage collector, nor in a thread that waits for its next call."""
+
+    class Body:
+        """A request's body, or an answer's."""
+
+    bodies: weakref.WeakSet[Body] = weakref.WeakSet()
+
+    def answers(_: Body) -> Body:
+        body = Body()
+        bodies.add(body)
+        return body
+
+    def fails(_: Body) -> Body:
+        raise OSError("no space left on device")
+
+    async def call(method: Callable[[Body], Body]) -> None:
+        body = Body()
+        bodies.add(body)
+        with contextlib.suppress(OSError):
+            await bind(method, PATIENCE_S, threads)(body)
+
+    for method in (answers, fails):
+        await call(method)
+        with no_garbage():
+            await call(method)
+            await until(lambda: not bodies, "they are gone")
 
 
 # --- without a task -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -10,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
 from sidecar.mechanism.upstream import Client, ProbeUpstream, end_to_end
 from tests.servers import HTTP_SERVER
-from tests.support import PATIENCE_S, free_port, serving
+from tests.support import PATIENCE_S, free_port, no_garbage, serving
 
 
 @pytest.fixture
@@ -92,6 +94,34 @@ async def test_a_probe_has_no_deadline_but_its_callers() -> None:
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), timeout=1.0) as http:
         assert (await ProbeUpstream(http, "http://far:1", ()).get("/health")).status == 200
+
+
+def test_probes_leave_nothing_to_the_garbage_collector() -> None:
+    """There are some each second, for as long as the program runs, and on its loop: asyncio's own leaves a little."""
+
+    async def scenario() -> None:
+        client = Client()
+        nowhere = client.probe(f"http://127.0.0.1:{free_port()}")
+        with serving(HTTP_SERVER) as server:
+            probe = client.probe(server.url)
+
+            async def some() -> None:
+                await probe.get("/health")
+                await probe.get_at_most("/health", 1000)
+                for failing in (nowhere.get("/health"), probe.get_at_most("/health", 1)):
+                    with contextlib.suppress(OSError):
+                        await failing
+                for _ in range(10):
+                    await asyncio.sleep(0)  # turns of the loop, in which connections are closed
+
+            await some()
+            with no_garbage():
+                for _ in range(3):
+                    await some()
+        await client.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
 
 
 async def test_the_test_server_counts_who_leaves(client: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,7 @@ from sidecar.core.manifest import Variant
 from sidecar.core.observed import Condition, Status
 from sidecar.core.plan import Start
 from sidecar.surfaces.dataplane.waiting import loading, to_the_end, wait_aloud
-from tests.support import until
+from tests.support import no_garbage, until
 
 NEVER_S = 60.0
 
@@ -144,6 +145,27 @@ async def test_what_has_to_be_done_is_done_even_if_whoever_waits_leaves() -> Non
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert done == ["all of it"]
+
+
+async def test_waits_leave_nothing_to_the_garbage_collector(queue: Queue) -> None:
+    async def fails() -> None:
+        raise OSError("no space left on device")
+
+    async def leaves() -> None:
+        waiting = asyncio.create_task(to_the_end(asyncio.sleep(0)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+
+    queue.refuse()
+    with no_garbage():
+        for _ in range(3):
+            with contextlib.suppress(RefusedError):
+                await wait_aloud(queue.acquire(), Told(), NEVER_S, NEVER_S)
+            with contextlib.suppress(OSError):
+                await to_the_end(fails())
+            await leaves()
 
 
 # --- what is said -------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ async def wait_aloud(
         waiting.cancel()
         waiting.add_done_callback(_unwanted)
         raise
+    finally:
+        del waiting  # the traceback of its error leads here: whole requests would be left to the garbage collector
 
 
 def _unwanted(waiting: asyncio.Future[Lease]) -> None:
@@ -45,14 +47,17 @@ async def to_the_end(call: Coroutine[Any, Any, None]) -> None:
     """Do all of it, even if whoever waits is told to leave meanwhile: that counts when it is done."""
     doing = asyncio.ensure_future(call)
     leaving: asyncio.CancelledError | None = None
-    while not doing.done():
-        try:
-            await asyncio.wait((doing,))
-        except asyncio.CancelledError as error:
-            leaving = error
-    doing.result()
-    if leaving is not None:
-        raise leaving
+    try:
+        while not doing.done():
+            try:
+                await asyncio.wait((doing,))
+            except asyncio.CancelledError as error:
+                leaving = error
+        doing.result()
+        if leaving is not None:
+            raise leaving
+    finally:
+        del doing, leaving  # as above
 
 
 def loading(model: str, conditions: tuple[Condition, ...], waited_s: float) -> bytes:
