@@ -26,8 +26,9 @@ from sidecar.mechanism.spans import NO_STAGE, AnyStage
 from sidecar.mechanism.upstream import Pair
 from sidecar.surfaces.dataplane.admission import Asked, Given, authenticated_now, reread
 from sidecar.surfaces.dataplane.body import Head, read_head, with_model
-from sidecar.surfaces.dataplane.call import Call, Start
+from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.courses import Course
+from sidecar.surfaces.dataplane.ending import Start
 from sidecar.surfaces.dataplane.errors import ApiError
 from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.known import Known
