@@ -10,6 +10,7 @@ from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 Pair = tuple[bytes, bytes]
 
 _LOOKED_AT = (HOP_BY_HOP - {b"trailer"}) | {b"content-length", b"content-type"}
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _PLAIN = (b"close,", b"keep-alive,")  # which name no other headers
 _BY_STATUS = {101: Framing.TUNNEL, 204: Framing.NONE, 304: Framing.NONE}  # whatever the headers say
 
@@ -62,6 +63,6 @@ def without_lines(data: bytes) -> bytes:
 
 
 def _without(headers: list[Pair], named: bytes) -> list[Pair]:
-    """Without those that Connection names (RFC 9110, 7.6.1)."""
-    names = {token.strip() for token in named.split(b",")}
+    """Without those that Connection names (RFC 9110, 7.6.1); but nobody can do without those that tell the end."""
+    names = {token.strip() for token in named.split(b",")} - _FRAMING
     return [pair for pair in headers if pair[0].lower() not in names]

@@ -42,6 +42,8 @@ class Courses:
 
     def find(self, way: Way, requested: str) -> Course | None:
         """That of requests for the model there; None if they have to be looked at one by one."""
+        if way.method != "POST":
+            return None
         key = (way.target, requested)
         if key in self._known:
             return self._known[key]
@@ -54,7 +56,7 @@ class Courses:
 
     def _made(self, way: Way, requested: str) -> Course | None:
         named = self.generation.find(requested)
-        if named is None or way.error is not None or way.lists or way.query or way.method != "POST":
+        if named is None or way.error is not None or way.lists or way.query:
             return None
         name, model = named
         chain = self.generation.chain(name)

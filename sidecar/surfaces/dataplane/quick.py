@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 from opentelemetry.trace import SpanKind
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from plugin_sdk import ANONYMOUS, End, Headers, Outcome, Request
 from plugin_sdk import Response as Answer
@@ -44,6 +45,7 @@ class Edge(Protocol):
     """The connection of the request's client."""
 
     transport: asyncio.Transport
+    flow: FlowControl
 
     def slow_down(self) -> Call:
         """The request becomes a call (`Quick.become`), and has its turn as such."""
@@ -197,6 +199,9 @@ class Quick:
 
     def _ask(self, request: Request) -> None:
         plane, course = self._plane, self._course
+        if self._changed(request):
+            self._edge.slow_down().wait()
+            return
         lease = self._lease = plane.controller.activator.try_acquire(course.name, course.model)
         connection = None
         if lease is not None and lease.target.timeout_s is None:
@@ -204,21 +209,34 @@ class Quick:
         if lease is None or connection is None:
             self._edge.slow_down().wait()
             return
-        data = self._written(request, connection, lease.target)
         try:
-            connection.ask(self, data)
-        except UpstreamError:
-            self._stage = NO_STAGE
-            self._edge.slow_down().wait()  # it was closed in this moment
+            data = self._written(request, connection, lease.target)
+        except Exception:  # noqa: BLE001 - it will be told when the same is tried once more
+            plane.pool.keep(connection)  # nothing was asked on it
+            self._edge.slow_down().wait()
             return
+        # From here on it may become a call at any moment: what is written may be what makes the client a slow one.
         self._connection = connection
         self._sent = True
+        try:
+            connection.ask(self, data)
+        except UpstreamError:  # it was closed in this moment
+            self._connection, self._sent, self._stage = None, False, NO_STAGE
+            self._edge.slow_down().wait()
+
+    def _changed(self, request: Request) -> bool:
+        """Whether filters have made something out of the ordinary of it."""
+        if request.method is not self.incoming.method:
+            return True
+        return self._course.tells_usage and self._head.stream is True and not self._head.asks_usage
 
     def _written(self, request: Request, connection: Connection, target: Target) -> bytes:
         """The bytes for a server."""
         incoming, trace, body = self.incoming, self._trace, request.body
         if self._head.model != target.upstream_model:
-            body = with_model(body, target.upstream_model, incoming.content_type)
+            same = request.headers.raw is incoming.headers
+            content_type = incoming.content_type if same else request.headers.get("content-type")
+            body = with_model(body, target.upstream_model, content_type)
         stage = self._stage = trace.begin("upstream", SpanKind.CLIENT)
         if stage is not NO_STAGE:
             stage.set("url.full", target.base_url + request.path)
@@ -388,6 +406,7 @@ class Quick:
         start = Start(course.generation, self._trace, self._started, self._started_unix)
         call = Call(self._plane, self.incoming, self.way.found, wire, start=start)
         call.admission.resume(course, self._head, self._principal, passage)
+        call.response.interface = course.found.interface
         asked = None
         if self._request is not None:
             asked = Asked(
@@ -421,7 +440,7 @@ class Quick:
 
 def quick(edge: Edge, plane: Plane, known: Known, length: int, body: bytes, began: float) -> Quick | None:
     """The request, to be run, if there is nothing about it that is out of the ordinary."""
-    if not known.may_be_quick:
+    if not known.may_be_quick or edge.flow.write_paused:
         return None
     try:
         head = read_head(body)
