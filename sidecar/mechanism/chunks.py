@@ -48,6 +48,9 @@ class ChunkPosition:
         if self._line or self._at is not _At.SIZE:
             return False
         start, end = 0, len(data)
+        size = end - data.find(_CRLF, 0, 10) - 4
+        if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(_CRLF):
+            return True  # a single one, as nearly always
         while start < end:
             found = _plain_size(data, start)
             if found is None:

@@ -9,6 +9,7 @@ one connection in several pieces goes out at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 MOST = 16  # connections, after which none waits any longer: the work for the others keeps the first of them waiting
@@ -18,10 +19,10 @@ MOST_BYTES = 64 * 1024  # of one connection; whoever sends more has to learn at 
 class Outbox:
     """Of one event loop."""
 
-    __slots__ = ("_loop", "_waiting")
+    __slots__ = ("_at_the_end", "_waiting")
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._at_the_end = functools.partial(asyncio.get_running_loop().call_soon, self.send)
         self._waiting: list[Posted] = []
 
     def add(self, posted: Posted) -> None:
@@ -29,7 +30,7 @@ class Outbox:
         waiting = self._waiting
         waiting.append(posted)
         if len(waiting) == 1:
-            self._loop.call_soon(self.send)
+            self._at_the_end()
         elif len(waiting) >= MOST:
             self.send()
 
