@@ -1,7 +1,8 @@
 """Keeps the memory of a program that runs for months as small as what is in it.
 
 Python's collector: what is there when all has started stays, and requests leave no reference cycles, so that to look
-for some at every few thousand objects costs more than it saves. Reloads leave some; they go once in a minute.
+for some at every few thousand objects costs more than it saves. Reloads leave some; they go once in a minute. What
+plugins leave may hold whole bodies, and the collector counts objects, not bytes: it goes as soon as it has grown large.
 
 glibc's heap: by default it takes ever larger blocks from its heap, which shrinks only from its end: one small object
 there, and all that was below it once stays. So large blocks go back to the system one by one, there are few heaps, and
@@ -14,8 +15,15 @@ import asyncio
 import ctypes
 import gc
 import logging
+import math
+import os
+
+from sidecar.mechanism import procfs
 
 EVERY_S = 60.0
+LOOK_S = 1.0
+GROWN_MB = 32  # and half of what there was: with so much more, it is worth a look what of it is in use
+MOST_SHARE = 0.01  # of the time, for looking
 THRESHOLD = 50_000  # objects more than have gone, before new ones are looked at
 LARGE_BYTES = 512 * 1024  # blocks of memory that go back to the system one by one
 HEAPS = 2  # of the threads together; they wait for the interpreter's lock anyway
@@ -48,7 +56,23 @@ async def keep_small() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(THRESHOLD, 50, 50)
+    clock = asyncio.get_running_loop().time
+    took_s = 0.0
     while True:
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(took_s / MOST_SHARE)  # with a million objects in use, it takes a second
+        await _due()
+        began = clock()
         gc.collect()
         await asyncio.to_thread(give_back)
+        took_s = clock() - began
+
+
+async def _due() -> None:
+    """Until it is time: after a while, or when there is much more in memory than there was."""
+    pid, least_mb = os.getpid(), math.inf
+    for _ in range(round(EVERY_S / LOOK_S)):
+        now_mb = procfs.private_mb(pid)
+        if now_mb > least_mb * 1.5 + GROWN_MB:
+            return
+        least_mb = min(least_mb, now_mb)
+        await asyncio.sleep(LOOK_S)
