@@ -180,7 +180,7 @@ async def soon(condition: Callable[[], object], what: str) -> None:
         if condition():
             return
         await asyncio.sleep(0)
-    await until(condition, what, 2.0)
+    await until(condition, what, 1.0)
 
 
 def without_ids(head: bytes) -> bytes:

@@ -44,8 +44,8 @@ class Asking(asyncio.Protocol):
 
 LEFT: dict[str, tuple[Does, bytes, int, tuple[str, Any]]] = {
     "answered": (answers(WHOLE), ask(), 20_000, ("", None)),
-    "streamed": (answers(STREAM + b"".join(map(chunk, EVENTS)) + LAST), ask(), 2_000, ("", None)),
-    "filtered": (answers(WHOLE), ask(WATCHED, b"Authorization: Bearer key"), 2_000, ("", None)),
+    "streamed": (answers(STREAM + b"".join(map(chunk, EVENTS)) + LAST), ask(), 1_000, ("", None)),
+    "filtered": (answers(WHOLE), ask(WATCHED, b"Authorization: Bearer key"), 1_000, ("", None)),
     "refused": (answers(WHOLE), ask(WATCHED, b"Authorization: Bearer no"), 500, ("", None)),
     "rejected": (answers(WHOLE), ask(WATCHED, b"Authorization: Bearer key"), 500, ("inner.on_request", rejects)),
     "rejected late": (answers(WHOLE), ask(WATCHED, b"Authorization: Bearer key"), 500, ("inner.on_response", rejects)),
