@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 from plugin_sdk.kinds import Auth, Device, Filter, Plugin, Route, Stats
-from plugin_sdk.messages import DeviceStatus, Event, Exchange, Outcome, Principal, Request, Response, Target
+from plugin_sdk.messages import DeviceStatus, Event, Exchange, Headers, Outcome, Principal, Request, Response, Target
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Plugin[Any])
@@ -44,7 +44,7 @@ def on_request(function: Callable[[Exchange], Later[Request | Response | None]])
     return _made(Filter, "on_request", function)
 
 
-def on_response(function: Callable[[Exchange], Later[Response | None]]) -> type[Filter]:
+def on_response(function: Callable[[Exchange], Later[Response | Headers | None]]) -> type[Filter]:
     """A filter of a function that takes an Exchange when the head of the answer has come."""
     return _made(Filter, "on_response", function)
 

@@ -18,6 +18,7 @@ from plugin_sdk.messages import (
     Endpoint,
     Event,
     Exchange,
+    Headers,
     ModelInfo,
     Outcome,
     Principal,
@@ -208,8 +209,11 @@ class Filter(Plugin[C]):
         Of another request, method, path, query, headers and body are used; which model it goes to does not change.
         """
 
-    def on_response(self, exchange: Exchange) -> Response | Awaitable[Response | None] | None:
-        """When the head of the answer has come: another head, or None. `exchange.response` is the one so far."""
+    def on_response(self, exchange: Exchange) -> Response | Headers | Awaitable[Response | Headers | None] | None:
+        """When the head of the answer has come: another head, or None. `exchange.response` is the one so far.
+
+        Headers alone take the place of those of the same names, and leave all else as it is; that costs the least.
+        """
 
     def on_chunk(self, exchange: Exchange, chunk: bytes) -> bytes | Awaitable[bytes | None] | None:
         """For each piece of the body: other bytes, or None to leave it; at `exchange.last` the piece is empty."""

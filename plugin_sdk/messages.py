@@ -206,6 +206,13 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
 
 
+def with_headers(response: Response, headers: RawHeaders) -> Response:
+    """The head with these in place of those of the same names."""
+    names = {name.lower() for name, _ in headers}
+    kept = [pair for pair in response.headers.raw if pair[0].lower() not in names]
+    return msgspec.structs.replace(response, headers=Headers((*kept, *headers)))
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One server-sent event (WHATWG HTML, 9.2.6), or the whole body of an answer that is no event stream.
 

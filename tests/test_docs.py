@@ -35,6 +35,7 @@ from plugin_sdk import (
 )
 from plugin_sdk.config import convert
 from plugin_sdk.kinds import settings_of
+from plugin_sdk.messages import with_headers
 from plugin_sdk.testing import Host
 from sidecar.builtin import usage
 from sidecar.builtin.usage.prices import PriceList
@@ -164,7 +165,7 @@ async def test_the_filters_of_the_guide_do_what_it_says(tmp_path: Path) -> None:
     with pytest.raises(Reject):
         load_module(SNIPPETS["plugins/short.py"], tmp_path)["short"]().on_request(exchange)
     head = load_module(SNIPPETS["plugins/stamp.py"], tmp_path)["Stamp"]().on_response(exchange)
-    assert head.headers.raw == ((b"a", b"b"), (b"x-model", b"m"))
+    assert with_headers(exchange.response, head.raw).headers.raw == ((b"a", b"b"), (b"x-model", b"m"))
     discreet = load_module(SNIPPETS["plugins/discreet.py"], tmp_path)["Discreet"]()
     assert (await discreet.on_event(exchange, Event(data=b"Voldemort came"))).data == b"He came"
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from plugin_sdk.kinds import Filter
-from plugin_sdk.messages import Event, Exchange, Outcome, Request, Response, amended
+from plugin_sdk.messages import Event, Exchange, Headers, Outcome, Request, Response, amended, with_headers
 from plugin_sdk.sse import Parser, Piece, written
 from plugin_sdk.testing.host import Host
 
@@ -68,6 +68,8 @@ class Passage:
             exchange.response = head
             result = await self._call(plugin, "on_response", exchange)
             if result is not None:
+                if isinstance(result, Headers):
+                    result = with_headers(head, result.raw)
                 changed = expected(Response, result, _name(plugin, "on_response"))
                 head = exchange.response = msgspec.structs.replace(changed, streamed=streamed)
         for plugin, exchange in reversed(self._answered):

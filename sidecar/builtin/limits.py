@@ -19,11 +19,10 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from plugin_sdk import Config, Exchange, Filter, Headers, Outcome, Principal, Reject, Request, Response, inline
+from plugin_sdk import Config, Exchange, Filter, Headers, Outcome, Principal, Reject, Request, inline
 from sidecar.builtin.bucket import Bucket
 
 ENOUGH = 1 - 1e-9  # for a request: sums of fractions are not exact
-SHORTEST = len("x-ratelimit-limit-tokens")  # what is shorter is none of ours
 EACH = 100  # models with a bucket of their own for one caller; he shares one for all others, which he may make up
 FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent")  # of a Limit
 BUSY_S = 1.0  # nobody knows when a request ends
@@ -96,7 +95,7 @@ class Traffic(msgspec.Struct, weakref=True):
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What holds for a caller on a model, and what that was worked out of. headers: the names of all that there are.
+    """What holds for a caller on a model, and what that was worked out of.
 
     concurrent, concurrent_total: 0 = no limit. traffic: what the latter is about.
     """
@@ -105,7 +104,6 @@ class Terms(msgspec.Struct, frozen=True):
     who: Principal
     model: str
     rules: tuple[Rule, ...]
-    headers: frozenset[bytes]
     concurrent: int
     concurrent_total: int
     traffic: Traffic
@@ -236,19 +234,13 @@ class Limits(Filter[Settings]):
         exchange.state["limits"] = quota, terms
 
     @inline
-    def on_response(self, exchange: Exchange) -> Response | None:
+    def on_response(self, exchange: Exchange) -> Headers | None:
         """Tell where the caller stands. What a server says of limits of its own gives way: they are not his."""
-        state, response = exchange.state.get("limits"), exchange.response
-        if state is None or response is None:
+        state = exchange.state.get("limits")
+        if state is None:
             return None
         quota, terms = state
-        raw = response.headers.raw
-        for name, _ in raw:
-            if len(name) >= SHORTEST:
-                raw = tuple(pair for pair in raw if pair[0].lower() not in terms.headers)
-                break
-        raw += tuple(_headers(quota, terms, self.clock()))
-        return Response(status=response.status, headers=Headers(raw), streamed=response.streamed)
+        return Headers(tuple(_headers(quota, terms, self.clock())))
 
     @inline
     def on_end(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -307,9 +299,8 @@ def _terms(config: Settings, who: Principal, model: str, traffic: Traffic) -> Te
     said = (_own(who), _match(config.principals, who.id), of_model, config)
     requests, tokens, concurrent = (_first_said(said, name) for name in FIELDS)
     rules = tuple(_rules(requests=requests, tokens=tokens))
-    names = frozenset(name for rule in rules for name in (rule.told[0], rule.left, rule.reset))
     total = _first_said((of_model, config), "concurrent_total")
-    return Terms(config, who, model, rules, names, concurrent, total, traffic)
+    return Terms(config, who, model, rules, concurrent, total, traffic)
 
 
 def _first_said(limits: Iterable[Limit | Settings | None], name: str) -> int:

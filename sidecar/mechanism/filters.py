@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from plugin_sdk import Exchange, Filter, Outcome, Reject, Request, Response
-from plugin_sdk.messages import amended
+from plugin_sdk import Exchange, Filter, Headers, Outcome, Reject, Request, Response
+from plugin_sdk.messages import RawHeaders, amended, with_headers
 from sidecar.mechanism import results
 from sidecar.mechanism.bodies import Body, Chunks, Events, RefusedError
 from sidecar.mechanism.calls import at_once
@@ -39,7 +39,9 @@ class Steps:
         self.on_request: Hook[Request | Response] | None = hook(
             "on_request", results.request_or_response, before=attrgetter("request")
         )
-        self.on_response: Hook[Response] | None = hook("on_response", results.response, before=attrgetter("response"))
+        self.on_response: Hook[Response | Headers] | None = hook(
+            "on_response", results.head_or_headers, before=attrgetter("response")
+        )
         self.on_chunk: Hook[bytes] | None = hook("on_chunk", results.chunk)
         self.on_event: Hook[list[Any]] | None = hook("on_event", results.events)
         self.on_end: Hook[None] | None = hook("on_end", results.nothing, refuses=False)
@@ -151,27 +153,37 @@ class Passage:
 
     async def response(self, head: Response, encoding: str) -> Response:
         """What becomes of the head of the answer. encoding: of its body, "" for none. Raises Reject."""
-        streamed = head.streamed
         for steps, exchange in reversed(self._answered):
             exchange.response = head
             result = await steps.on_response(exchange) if steps.on_response is not None else None
             if result is not None:
-                head = exchange.response = _as_sent(result, streamed)
+                head = exchange.response = _changed(head, result)
         if self.sees_body:
             self._compile(head, encoding)
         return head
 
     def response_now(self, head: Response, encoding: str) -> Response:
         """The same at once. Raises Reject."""
-        streamed = head.streamed
+        head, added = self.changed_now(head, encoding)
+        return with_headers(head, added) if added else head
+
+    def changed_now(self, head: Response, encoding: str) -> tuple[Response, RawHeaders]:
+        """The same, with headers that are still to take the place of those of the same names. Raises Reject."""
+        added: RawHeaders = ()
         for steps, exchange in reversed(self._answered):
+            if added:
+                head, added = with_headers(head, added), ()
             exchange.response = head
             result = steps.on_response.now(exchange) if steps.on_response is not None else None
-            if result is not None:
-                head = exchange.response = result if result.streamed is streamed else _as_sent(result, streamed)
+            if result is None:
+                continue
+            if isinstance(result, Headers):
+                added = result.raw
+            else:
+                head = exchange.response = _changed(head, result)
         if self.sees_body:
             self._compile(head, encoding)
-        return head
+        return head, added
 
     @property
     def holds(self) -> bool:
@@ -247,9 +259,11 @@ def _refusal(steps: Steps) -> Reject:
     return unavailable(steps.instance, "is not available")
 
 
-def _as_sent(head: Response, streamed: bool) -> Response:
-    """What the server sends is a stream or not, whatever a filter says."""
-    return head if head.streamed is streamed else msgspec.structs.replace(head, streamed=streamed)
+def _changed(head: Response, result: Response | Headers) -> Response:
+    """The head as a filter has changed it; but what the server sends is a stream or not, whatever a filter says."""
+    if isinstance(result, Headers):
+        return with_headers(head, result.raw)
+    return result if result.streamed is head.streamed else msgspec.structs.replace(result, streamed=head.streamed)
 
 
 def _inline(hooks: Iterable[Hook[Any] | None]) -> bool:

@@ -26,6 +26,7 @@ MOST_NAMES = 1024  # of headers, remembered
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: names of headers, methods
 _PATH = re.compile(r"/[\x21-\x22\x24-\x3e\x40-\x7e]*")  # neither controls nor spaces, "?" nor "#"
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
+_BODILESS = (204, 304)  # statuses of answers without a body (RFC 9110, 6.4.1)
 _NUL, _LF, _CR = b"\0\n\r"  # as numbers, which are found much faster than pieces of bytes
 _NO_RESPONSE = Response()
 _FRAMING = HOP_BY_HOP | {b"content-length"}  # what says where a body ends is for whoever sends it to say
@@ -150,7 +151,7 @@ def request_or_response(result: Any, before: Request) -> Request | Response:
 
 
 def response(result: Any, before: Response = _NO_RESPONSE) -> Response:
-    """What on_response gives. before: the head as the plugin got it."""
+    """A whole head. before: as the plugin got it."""
     if not isinstance(result, Response):
         raise expected("a Response or None", result)
     status = result.status
@@ -160,6 +161,18 @@ def response(result: Any, before: Response = _NO_RESPONSE) -> Response:
     if result.body is not before.body:
         _check_bytes(result.body)
     return result
+
+
+def head_or_headers(result: Any, before: Response) -> Response | Headers:
+    """What on_response gives. before: the head as the plugin got it."""
+    if not isinstance(result, Headers | Response):
+        raise expected("a Response, Headers or None", result)
+    if isinstance(result, Headers):
+        _check_pairs(_raw(result))
+        return result
+    if result.status is not before.status and (result.status in _BODILESS) is not (before.status in _BODILESS):
+        raise ValueError(f"expected a status that has a body if the answer has one, got {result.status!r}")
+    return response(result, before)
 
 
 def chunk(result: Any) -> bytes:
@@ -275,16 +288,25 @@ def _check_headers(headers: Any, before: Headers = _NO_RESPONSE.headers) -> None
     """before: those of which the same pairs are good, since they came over a connection."""
     if headers is before:
         return
-    raw: RawHeaders = headers.raw if isinstance(headers, Headers) else headers
-    if not isinstance(headers, Headers) or not isinstance(raw, tuple):
-        raise expected("Headers of pairs of bytes", raw)
+    raw = _raw(headers)
     came, count = before.raw, len(before.raw)
     if raw[:count] == came:  # as a rule, some are added
         new: Iterable[Any] = raw[count:]
     else:
         good = set(map(id, came))
         new = [pair for pair in raw if id(pair) not in good]
-    for name, value in new:
+    _check_pairs(new)
+
+
+def _raw(headers: Any) -> RawHeaders:
+    raw: RawHeaders = headers.raw if isinstance(headers, Headers) else headers
+    if not isinstance(headers, Headers) or not isinstance(raw, tuple):
+        raise expected("Headers of pairs of bytes", raw)
+    return raw
+
+
+def _check_pairs(pairs: Iterable[Any]) -> None:
+    for name, value in pairs:
         if type(name) is not bytes or type(value) is not bytes:
             _check_pair(name, value)
         if not _is_token[name] or not (value.isalnum() or _is_one_line(value)):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from plugin_sdk import Exchange, Headers, Outcome, Principal, Reject, Request, Response, Usage
+from plugin_sdk.messages import with_headers
 from plugin_sdk.services import Standalone
 from sidecar.builtin.limits import Limits, Settings
 from tests.support import plugin
@@ -70,8 +71,9 @@ def end(limits: Limits, asked: Exchange, tokens: int | None) -> None:
 def told(limits: Limits, asked: Exchange, *upstream: tuple[bytes, bytes]) -> dict[str, str]:
     """The headers of limits on the answer, and those that the server sent."""
     asked.response = Response(headers=Headers(upstream))
-    answer = limits.on_response(asked)
-    assert answer is not None
+    headers = limits.on_response(asked)
+    assert headers is not None
+    answer = with_headers(asked.response, headers.raw)
     return {name.decode(): value.decode() for name, value in answer.headers.raw}
 
 

@@ -287,6 +287,28 @@ async def test_a_head_is_changed(made: Make) -> None:
     assert (head.status, head.headers.get_all("x-by")) == (299, ["b", "a"])
 
 
+async def test_headers_alone_take_the_place_of_those_of_the_same_names(made: Make) -> None:
+    class Later(Filter):
+        async def on_response(self, exchange: Exchange) -> Headers:
+            assert exchange.response is not None
+            before = exchange.response.headers.get("X-By")
+            return Headers(((b"x-by", f"{before}{self.name}".encode()), (b"x-only", self.name.encode())))
+
+    class AtOnce(Filter):
+        @inline
+        def on_response(self, exchange: Exchange) -> Headers:
+            assert exchange.response is not None
+            before = exchange.response.headers.get("X-By")
+            return Headers(((b"x-by", f"{before}{self.name}".encode()), (b"x-only", self.name.encode())))
+
+    for kind in (Later, AtOnce):
+        way = passage(await made(kind, "a"), await made(kind, "b"))
+        await way.request(REQUEST)
+        head = way.response_now(WHOLE, "") if kind is AtOnce else await way.response(WHOLE, "")
+        assert (head.status, head.headers.get_all("x-by"), head.headers.get_all("x-only")) == (200, ["ba"], ["a"])
+        assert head.headers.get("content-type") == WHOLE.headers.get("content-type")
+
+
 async def test_chunks_are_changed_dropped_and_added(made: Make) -> None:
     @chunk_filter
     def shout(exchange: Exchange, chunk: bytes) -> bytes:

@@ -141,6 +141,23 @@ def test_a_message_is_good_that_came_or_was_made_of_what_came() -> None:
         assert results.response(response) is response
 
 
+def test_a_head_may_be_answered_with_headers_alone() -> None:
+    alone = Headers(((b"x-new", b"1"),))
+    assert results.head_or_headers(alone, HEAD) is alone
+    assert results.head_or_headers(HEAD, HEAD) is HEAD
+    for bad in (b"x-new: 1", ((b"x-new", b"1"),), {"x-new": "1"}):
+        with pytest.raises(TypeError, match="a Response, Headers or None"):
+            results.head_or_headers(bad, HEAD)
+
+
+@pytest.mark.parametrize(("before", "after"), [(200, 204), (200, 304), (204, 200), (304, 502)])
+def test_a_status_cannot_say_otherwise_of_whether_there_is_a_body(before: int, after: int) -> None:
+    with pytest.raises(ValueError, match=f"a status that has a body if the answer has one, got {after}"):
+        results.head_or_headers(Response(status=after), Response(status=before))
+    other = Response(status=304)
+    assert results.head_or_headers(other, Response(status=204)) is other
+
+
 @pytest.mark.parametrize(
     "pair", [(b"x", b"1\r\ny: 2"), (b"x", b"\0"), (b"x y", b"1"), (b"", b"1"), (b"x", "1"), (b"x",), 5]
 )
@@ -150,3 +167,5 @@ def test_what_is_new_in_a_message_has_to_be_good(pair: Any) -> None:
         results.request_or_response(msgspec.structs.replace(CAME, headers=headers), CAME)
     with pytest.raises((TypeError, ValueError)):
         results.response(Response(headers=headers), HEAD)
+    with pytest.raises((TypeError, ValueError)):
+        results.head_or_headers(Headers((pair,)), HEAD)

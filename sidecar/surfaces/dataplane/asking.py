@@ -110,6 +110,13 @@ class Asking(Ending, Owner):
 
     def _send(self, connection: Connection) -> None:
         """Raises UpstreamError, ApiError."""
+        try:
+            self._ask_on(connection)
+        except Exception:
+            connection.abort()  # nobody else knows of it
+            raise
+
+    def _ask_on(self, connection: Connection) -> None:
         asked, target = self._asked, self._target
         if asked is None or target is None:
             raise RuntimeError("nothing is asked of nobody")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from plugin_sdk import Headers
+from sidecar.control.generations import Generation
 from sidecar.control.leases import Target
 from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.origins import Origin
@@ -20,19 +21,34 @@ _END = len(b"0\r\n\r\n")
 class Known:
     """What its head says. length: of its body. extra: what its answer says of who may read it.
 
-    headers: `incoming.headers` for plugins. may_be_quick: nothing in the head speaks against it. course: of the latest
-    request that was.
+    generation: in which that is so. headers: `incoming.headers` for plugins. may_be_quick: nothing in the head speaks
+    against it. course: of the latest request that was.
     """
 
-    __slots__ = ("_for", "_sent", "course", "extra", "headers", "incoming", "length", "may_be_quick", "method", "url")
+    __slots__ = (
+        "_for",
+        "_sent",
+        "course",
+        "extra",
+        "generation",
+        "headers",
+        "incoming",
+        "length",
+        "may_be_quick",
+        "method",
+        "url",
+    )
 
-    def __init__(self, method: bytes, url: bytes, incoming: Incoming, length: int, extra: bytes) -> None:
+    def __init__(
+        self, method: bytes, url: bytes, incoming: Incoming, length: int, extra: bytes, generation: Generation
+    ) -> None:
         self.method = method
         self.url = url
         self.incoming = incoming
         self.headers = Headers(incoming.headers)
         self.length = length
         self.extra = extra
+        self.generation = generation
         self.may_be_quick = not extra and not forms.may_be_form(incoming.content_type)
         self.course: Course | None = None
         self._for: tuple[Origin, object] | None = None  # where the same has been sent

@@ -47,7 +47,8 @@ class EdgeProtocol(InTurn):
         # Without the leniency that uvicorn allows: what comes after the last request is no request.
         self.parser = httptools.HttpRequestParser(self)
         self._repeats = Repeats()
-        self._known: Known | None = None  # the request whose head may come again
+        self._known: Known | None = None  # the request whose head may come again: that which `_repeats` knows
+        self._parsed: Known | None = None  # the latest of which that may be said
         self._head_bytes = 0
         self._is_large = False
         self._discarded = 0
@@ -99,18 +100,21 @@ class EdgeProtocol(InTurn):
                 if body is not None and self._read_again(known, body):
                     return
             self.phase = Phase.HEAD
-            self._known = None
+            self._known = self._parsed = None
         elif self.phase is not Phase.HEAD:
             self.since = self.loop.time()
         rest = self._read(data)
-        if first and self._known is not None and not rest:
-            self._repeats.learn(data, self._known.length)
+        parsed = self._parsed
+        if first and parsed is not None and not rest:
+            self._known = parsed if self._repeats.learn(data, parsed.length) else None
         while rest and not self._deaf:
             rest = self._read(rest)
 
     def _read_again(self, known: Known, body: bytes) -> bool:
         """A whole request whose head is known, but for the length of its body; False if it has to be parsed."""
         plane, length = self.plane, self._repeats.length
+        if known.generation is not plane.generations.current:
+            return False  # who may read the answer, among others, may be said anew
         self.phase = Phase.BUSY
         one = self._quick = quick(self, plane, known, length, body, self.since)
         if one is not None:
@@ -208,7 +212,8 @@ class EdgeProtocol(InTurn):
             wire.extra = cors.lines(incoming.method, incoming.headers)
             turn.error = cors.asked_before(incoming.method, incoming.headers) or turn.error
         if turn.error is None and wire.keep_alive and facts.length and not (facts.upgrade or facts.expects_continue):
-            self._known = Known(parser.get_method(), self.url, incoming, facts.length, wire.extra)
+            generation = self.plane.generation
+            self._parsed = Known(parser.get_method(), self.url, incoming, facts.length, wire.extra, generation)
         if facts.upgrade:
             websockets.offer(turn, facts, cors, self.flow)
         self._queue(turn)

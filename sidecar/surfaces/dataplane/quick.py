@@ -17,6 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from plugin_sdk import ANONYMOUS, End, Headers, Outcome, Request
 from plugin_sdk import Response as Answer
+from plugin_sdk.messages import RawHeaders, with_headers
 from sidecar.control.leases import Lease, Target
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.connections import Connection
@@ -36,7 +37,7 @@ from sidecar.surfaces.dataplane.known import Known
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.relaying import Relaying, came_as
 from sidecar.surfaces.dataplane.request import headers_for, passed_on, written
-from sidecar.surfaces.dataplane.response import EVENT_STREAM, framed_as, unframed
+from sidecar.surfaces.dataplane.response import EVENT_STREAM, FRAMING, framed_as
 from sidecar.surfaces.dataplane.tail import WHOLE_BYTES, Tail
 from sidecar.surfaces.dataplane.wire import Wire, head_lines, lines
 
@@ -59,13 +60,15 @@ class Edge(Protocol):
 class Notes:
     """An answer's head that comes again and again, as clients and plugins get it, for a body of whatever length."""
 
-    __slots__ = ("_after", "_before", "_came", "_length", "again", "encoding")
+    __slots__ = ("_after", "_before", "_came", "_length", "_longest", "_names", "again", "encoding")
 
     def __init__(self, again: Again) -> None:
         self.again = again
         self._came, self.encoding = came_as(again.status, again.passed_on, streamed=_streamed(again.content_type))
         self._length = again.length
         names = [name.lower() for name, _ in again.passed_on]
+        self._names = FRAMING.union(names)
+        self._longest = max(map(len, self._names))
         at = names.index(b"content-length")
         name = again.passed_on[at][0]
         self._before = head_lines(again.status, again.reason, again.passed_on[:at]) + name + b": "
@@ -74,6 +77,11 @@ class Notes:
     def head(self, length: int) -> bytes:
         """As it is sent, but for the empty line at the end."""
         return b"%b%d%b" % (self._before, length, self._after)
+
+    def has_any(self, headers: RawHeaders) -> bool:
+        """Whether it has one of these already, or they would tell where its body ends."""
+        longest, names = self._longest, self._names
+        return any(len(name) <= longest and name.lower() in names for name, _ in headers)
 
     def came(self, length: int) -> Answer:
         """As plugins get it."""
@@ -274,14 +282,15 @@ class Quick:
     def _filtered(self, passage: Passage, notes: Notes, length: int) -> tuple[int, bytes]:
         """The status and the head that clients get of one that filters have seen. Raises Reject."""
         again, came = notes.again, notes.came(length)
-        head = passage.response_now(came, notes.encoding)
-        raw, before = head.headers.raw, came.headers.raw
-        count = len(before)
-        if head.status == again.status and (raw is before or raw[:count] == before):
-            return again.status, b"%b%b\r\n" % (notes.head(length), lines(unframed(raw[count:])))
+        head, added = passage.changed_now(came, notes.encoding)
+        if head is came and not notes.has_any(added):
+            return again.status, b"%b%b\r\n" % (notes.head(length), lines(added))
+        if added:
+            head = with_headers(head, added)
         original = with_length(again.passed_on, length)
         reason = again.reason if head.status == again.status else b""
-        return head.status, head_lines(head.status, reason, framed_as(original, before, raw)) + b"\r\n"
+        headers = framed_as(original, came.headers.raw, head.headers.raw)
+        return head.status, head_lines(head.status, reason, headers) + b"\r\n"
 
     def _finish_whole(self, status: int, body: bytes, *, streamed: bool) -> None:
         if streamed or len(body) > WHOLE_BYTES:

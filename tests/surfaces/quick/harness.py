@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
-import pytest
 
 from plugin_sdk import Outcome
 from sidecar.mechanism.sampling import Sampler
@@ -33,8 +32,6 @@ M, RENAMED, WATCHED = b'{"model": "m"}', b'{"model": "renamed"}', b'{"model": "w
 STREAMED = b'{"model": "%b", "stream": true, "stream_options": {"include_usage": true}}'
 
 WAS_QUICK: list[Quick] = []
-# The faults are in what requests that are not quick go through, too (protocol, known, call).
-UNMENDED = pytest.mark.xfail(strict=True, reason="a fault that is known, and not yet mended")
 
 
 class Seen(msgspec.Struct, kw_only=True):

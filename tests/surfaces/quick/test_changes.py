@@ -11,7 +11,7 @@ import pytest
 from plugin_sdk import Outcome
 from tests.servers import http_server
 from tests.support import until
-from tests.surfaces.quick.harness import UNMENDED, USAGE, WAS_QUICK, WATCHED, WHOLE, M
+from tests.surfaces.quick.harness import USAGE, WAS_QUICK, WATCHED, WHOLE, M
 from tests.surfaces.quick.plugins import LOG
 from tests.surfaces.world import OK, World, answers, ask, inside, message, running, status
 
@@ -58,7 +58,6 @@ async def _over_a_reload(w: World, early: bool) -> None:
     assert WAS_QUICK[-1]._course.generation is w.generation
 
 
-@UNMENDED
 def test_who_may_read_an_answer_is_said_anew_after_a_reload(tmp_path: Path) -> None:
     origin = b"Origin: https://app.example"
     with running(tmp_path) as w:

@@ -16,7 +16,6 @@ from sidecar.surfaces.dataplane.turns import KEEP_ALIVE_S, Phase
 from tests.support import until
 from tests.surfaces.quick.harness import (
     JSON,
-    UNMENDED,
     USAGE,
     WAS_QUICK,
     WHOLE,
@@ -79,7 +78,6 @@ def test_what_comes_while_a_request_is_answered_is_answered_after_it(here: World
 A, B = ask(M, b"X-Who: A", b"Authorization: Bearer A"), ask(M, b"X-Who: B", b"Authorization: Bearer B")
 
 
-@UNMENDED
 @inside
 async def test_a_head_that_comes_again_after_another_that_came_in_two_reads_is_still_its_own(w: World) -> None:
     reader, writer = await w.connect()
@@ -94,7 +92,6 @@ async def test_a_head_that_comes_again_after_another_that_came_in_two_reads_is_s
         assert [head.split(b"X-Who: ")[1][:1] for head in w.server.seen] == [b"A", b"A", b"B", b"A", b"B"]
 
 
-@UNMENDED
 @inside
 async def test_a_head_that_comes_again_after_another_that_came_while_it_was_answered_is_still_its_own(w: World) -> None:
     may = asyncio.Event()
