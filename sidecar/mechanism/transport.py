@@ -140,11 +140,16 @@ class _Exchange(httpx.AsyncByteStream):
         """The answer, whose body is still to come. Raises UpstreamError, httpx.TransportError."""
         while self._head is None:
             if self._error is not None:
-                raise self._error
+                raise self._told(self._error)
             await self._change("read", httpx.ReadTimeout)
         status, reason, headers = self._head
         extensions = {"http_version": b"HTTP/1.1", "reason_phrase": reason}
         return httpx.Response(status, headers=headers, stream=self, extensions=extensions)
+
+    def _told(self, error: UpstreamError) -> UpstreamError:
+        """The error, which is not kept: its traceback leads back here, and would have to be collected as garbage."""
+        self._error = None
+        return error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Pieces of the body. Raises httpx.TransportError."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import uvloop
 
 from sidecar.mechanism.origins import Origin
 from sidecar.mechanism.pool import Pool
 from sidecar.mechanism.transport import WAITING_BYTES, PoolTransport
 from tests.mechanism.test_connections import CHUNKED, LENGTH, always, kept, server
-from tests.support import PATIENCE_S, free_port, until
+from tests.support import PATIENCE_S, free_port, no_garbage, until
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -285,3 +287,31 @@ async def test_whoever_is_under_way_when_the_client_is_closed_is_told(client: ht
         await client.aclose()
         with pytest.raises(httpx.RemoteProtocolError, match="was closed"):
             await asking
+
+
+def test_requests_that_fail_leave_nothing_to_the_garbage_collector() -> None:
+    """Bodies would be left with them. On the program's own loop, and without httpx's client: both leave a little."""
+
+    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.close()
+
+    async def scenario() -> None:
+        pool = Pool()
+        transport = PoolTransport(pool, 100)
+
+        async def some(origin: Origin) -> None:
+            asked = httpx.Request("POST", url(origin), content=b"x")
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                await transport.handle_async_request(asked)
+            for _ in range(10):
+                await asyncio.sleep(0)  # turns of the loop, in which the connection is closed
+
+        async with server(rude) as origin:
+            await some(origin)
+            with no_garbage():
+                await some(origin)
+        pool.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
