@@ -1,9 +1,9 @@
-"""Writes what was written in one turn of the event loop at its end, to many connections in a row.
+"""Sends what is written in one turn of the event loop to many connections in a row, at the turn's end.
 
 To write to a socket wakes whoever reads it, if he sleeps, and that costs more than all the rest of the writing. With
-some work between one write and the next, he is asleep again each time; but not where they follow one another. So what
-has to be sent waits for the end of the turn, or until there is something for so many connections. What was written to
-one connection in several pieces goes out at once.
+some work between one write and the next, he is asleep again each time; but not where they follow one another. So only
+the first of a turn goes out at once, and with little to do nothing waits; the others go at the end of the turn, or when
+there is something for so many connections. What was written to one of them in several pieces goes out as one.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ MOST_BYTES = 64 * 1024  # of one connection; whoever sends more has to learn at 
 class Outbox:
     """Of one event loop."""
 
-    __slots__ = ("_at_the_end", "_waiting")
+    __slots__ = ("_at_the_end", "_in_turn", "_waiting")
 
     def __init__(self) -> None:
-        self._at_the_end = functools.partial(asyncio.get_running_loop().call_soon, self.send)
+        self._at_the_end = functools.partial(asyncio.get_running_loop().call_soon, self._end)
+        self._in_turn = False  # and something was sent in it
         self._waiting: list[Posted] = []
 
     def add(self, posted: Posted) -> None:
         """It has something to send."""
+        if not self._in_turn:
+            self._in_turn = True
+            self._at_the_end()
+            posted.send()
+            return
         waiting = self._waiting
         waiting.append(posted)
-        if len(waiting) == 1:
-            self._at_the_end()
-        elif len(waiting) >= MOST:
+        if len(waiting) >= MOST:
             self.send()
 
     def send(self) -> None:
@@ -39,6 +43,11 @@ class Outbox:
         waiting, self._waiting = self._waiting, []
         for posted in waiting:
             posted.send()
+
+    def _end(self) -> None:
+        self._in_turn = False
+        if self._waiting:
+            self.send()
 
 
 class Posted(asyncio.Transport):

@@ -54,28 +54,34 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-async def test_what_is_written_in_one_turn_goes_out_at_its_end(lines: Lines) -> None:
-    one, other = await lines.make(), await lines.make()
-    one.transport.write(b"a")
-    other.transport.write(b"x")
-    one.transport.write(b"b")
-    assert one.read() is None
-    await turn()
-    assert (one.read(), other.read()) == (b"ab", b"x")
+async def test_what_is_written_first_in_a_turn_goes_out_at_once_and_the_rest_at_its_end(lines: Lines) -> None:
+    first, one, other = [await lines.make() for _ in range(3)]
+    for _ in range(2):
+        first.transport.write(b"1")
+        one.transport.write(b"a")
+        other.transport.write(b"x")
+        first.transport.write(b"2")
+        one.transport.write(b"b")
+        assert [line.read() for line in (first, one, other)] == [b"1", None, None]
+        await turn()
+        assert [line.read() for line in (first, one, other)] == [b"2", b"ab", b"x"]
 
 
 async def test_no_more_than_so_many_connections_wait(lines: Lines) -> None:
-    made = [await lines.make() for _ in range(MOST)]
+    first, *made = [await lines.make() for _ in range(MOST + 1)]
+    first.transport.write(b"x")
     for line in made[:-1]:
         line.transport.write(b"x")
-    assert made[0].read() is None
+    assert [line.read() for line in made] == [None] * MOST
     made[-1].transport.write(b"x")
-    assert [line.read() for line in made] == [b"x"] * MOST
+    assert [line.read() for line in (first, *made)] == [b"x"] * (MOST + 1)
 
 
 async def test_much_goes_out_at_once_and_whoever_writes_it_learns_that_it_is_too_much(lines: Lines) -> None:
-    line = await lines.make()
+    first, line = await lines.make(), await lines.make()
+    first.transport.write(b"x")
     line.transport.write(b"first")
+    assert line.read() is None
     line.transport.write(b"x" * MOST_BYTES)
     assert (line.read() or b"").startswith(b"firstx")
     for _ in range(100):
@@ -84,7 +90,8 @@ async def test_much_goes_out_at_once_and_whoever_writes_it_learns_that_it_is_too
 
 
 async def test_what_waits_is_sent_before_the_end_of_a_connection(lines: Lines) -> None:
-    closed, half = await lines.make(), await lines.make()
+    first, closed, half = [await lines.make() for _ in range(3)]
+    first.transport.write(b"x")
     closed.transport.write(b"last words")
     closed.transport.close()
     half.transport.write(b"last words")
@@ -95,7 +102,8 @@ async def test_what_waits_is_sent_before_the_end_of_a_connection(lines: Lines) -
 
 
 async def test_nothing_is_sent_after_an_abort_nor_does_it_fail(lines: Lines) -> None:
-    aborted, lost = await lines.make(), await lines.make()
+    first, aborted, lost = [await lines.make() for _ in range(3)]
+    first.transport.write(b"x")
     aborted.transport.write(b"x")
     aborted.transport.abort()
     lost.transport.write(b"x")
@@ -109,9 +117,11 @@ async def test_nothing_is_sent_after_an_abort_nor_does_it_fail(lines: Lines) -> 
 
 
 async def test_what_is_sent_in_a_turn_may_be_followed_by_more(lines: Lines) -> None:
-    line = await lines.make()
+    first, line = await lines.make(), await lines.make()
+    first.transport.write(b"x")
     line.transport.write(b"a")
     lines.outbox.send()
     line.transport.write(b"b")
+    assert line.read() == b"a"
     await turn()
-    assert line.read() == b"ab"
+    assert line.read() == b"b"
