@@ -2,8 +2,8 @@
 
 To write to a socket wakes whoever reads it, if he sleeps, and that costs more than all the rest of the writing. With
 some work between one write and the next, he is asleep again each time; but not where they follow one another. So only
-the first of a turn goes out at once, and with little to do nothing waits; the others go at the end of the turn, or when
-there is something for so many connections. What was written to one of them in several pieces goes out as one.
+the first of a turn goes out at once, and the others at its end, or when there is something for so many connections.
+With little to do nothing waits. What was written to one of them in several pieces goes out as one.
 """
 
 from __future__ import annotations
@@ -14,25 +14,33 @@ from typing import Any
 
 MOST = 16  # connections, after which none waits any longer: the work for the others keeps the first of them waiting
 MOST_BYTES = 64 * 1024  # of one connection; whoever sends more has to learn at once that it is too much
+LITTLE = 15  # writes that go out at once after a turn that had but one, before the end of a turn is looked for again
 
 
 class Outbox:
     """Of one event loop."""
 
-    __slots__ = ("_at_the_end", "_in_turn", "_waiting")
+    __slots__ = ("_at_once", "_in_turn", "_look_for_the_end", "_waiting")
 
     def __init__(self) -> None:
-        self._at_the_end = functools.partial(asyncio.get_running_loop().call_soon, self._end)
-        self._in_turn = False  # and something was sent in it
+        self._look_for_the_end = functools.partial(asyncio.get_running_loop().call_soon, self._end)
+        self._in_turn = False  # something was sent in this one, and its end is looked for
+        self._at_once = 0  # writes that need not wait, for there is little to do
         self._waiting: list[Posted] = []
+
+    def lets_through(self) -> bool:
+        """Whether what is written now may go out at once."""
+        if self._in_turn:
+            return False
+        if self._at_once:
+            self._at_once -= 1
+        else:
+            self._in_turn = True
+            self._look_for_the_end()
+        return True
 
     def add(self, posted: Posted) -> None:
         """It has something to send."""
-        if not self._in_turn:
-            self._in_turn = True
-            self._at_the_end()
-            posted.send()
-            return
         waiting = self._waiting
         waiting.append(posted)
         if len(waiting) >= MOST:
@@ -48,6 +56,8 @@ class Outbox:
         self._in_turn = False
         if self._waiting:
             self.send()
+        else:
+            self._at_once = LITTLE
 
 
 class Posted(asyncio.Transport):
@@ -63,7 +73,11 @@ class Posted(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send it soon."""
-        pieces = self._pieces
+        pieces, transport = self._pieces, self._transport
+        if not pieces and self._outbox.lets_through():
+            if not transport.is_closing():
+                transport.write(data)
+            return
         pieces.append(data if type(data) is bytes else bytes(data))
         self._size += len(data)
         if self._size > MOST_BYTES:

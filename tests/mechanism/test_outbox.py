@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sidecar.mechanism.outbox import MOST, MOST_BYTES, Outbox, Posted
+from sidecar.mechanism.outbox import LITTLE, MOST, MOST_BYTES, Outbox, Posted
 
 
 class Line:
@@ -125,3 +125,20 @@ async def test_what_is_sent_in_a_turn_may_be_followed_by_more(lines: Lines) -> N
     assert line.read() == b"a"
     await turn()
     assert line.read() == b"b"
+
+
+async def test_with_little_to_do_nothing_waits_until_there_is_more_again(lines: Lines) -> None:
+    first, line = await lines.make(), await lines.make()
+    first.transport.write(b"alone")
+    await turn()
+    for number in range(LITTLE):  # in turns with several writes, too, but no longer than so many of them
+        line.transport.write(b"%d" % number)
+        assert line.read() == b"%d" % number
+    first.transport.write(b"x")
+    line.transport.write(b"a")
+    assert line.read() is None
+    await turn()
+    assert line.read() == b"a"
+    first.transport.write(b"x")
+    line.transport.write(b"b")
+    assert line.read() is None
