@@ -15,12 +15,14 @@ import msgspec
 
 from plugin_sdk.config import Config, convert
 from plugin_sdk.kinds import Plugin, settings_of
-from plugin_sdk.messages import Request
+from plugin_sdk.messages import Outcome, Request
 from plugin_sdk.services import Services
 from plugin_sdk.testing import samples
 from plugin_sdk.testing.host import Host
 
 DEADLINE_S = 10.0
+SHOWN = 20  # of what is too long to be told whole
+NO_SHARING = "keep what is a request's in local variables or exchange.state, not in self or in the module"
 
 Settings = Config | Mapping[str, Any] | Callable[[Path], Config | Mapping[str, Any]]
 
@@ -125,3 +127,8 @@ def _said(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
+
+
+def shown(outcome: Outcome) -> str:
+    """An outcome, in short."""
+    return ascii(outcome)[:160]
