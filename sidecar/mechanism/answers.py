@@ -9,6 +9,8 @@ from sidecar.mechanism.hop_by_hop import HOP_BY_HOP
 
 Pair = tuple[bytes, bytes]
 
+HEAD_END = b"\r\n\r\n"
+
 _LOOKED_AT = (HOP_BY_HOP - {b"trailer"}) | {b"content-length", b"content-type"}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _PLAIN = (b"close,", b"keep-alive,")  # which name no other headers
@@ -55,6 +57,19 @@ def read_head(status: int, headers: list[Pair], *, upgrade: bool) -> AnswerHead:
     if status == 101 and not upgrade:
         unfit = "it switched to another protocol, which nobody asked for"
     return AnswerHead(_BY_STATUS.get(status, framing), passed_on, content_type, length, unfit)
+
+
+def after_heads(data: bytes, count: int) -> bytes | None:
+    """What follows so many heads; None if one of them has no end."""
+    end = 0
+    for _ in range(count):
+        while data[end : end + 1] in (b"\r", b"\n"):  # the parser passes over empty lines before a head
+            end += 1
+        found = data.find(HEAD_END, end)
+        if found < 0:
+            return None
+        end = found + len(HEAD_END)
+    return data[end:]
 
 
 def without_lines(data: bytes) -> bytes:

@@ -12,8 +12,8 @@ from typing import cast
 
 import httptools
 
-from sidecar.mechanism.acknowledged import bytes_acknowledged
-from sidecar.mechanism.answers import read_head, without_lines
+from sidecar.mechanism.acknowledged import is_unread
+from sidecar.mechanism.answers import HEAD_END, after_heads, read_head, without_lines
 from sidecar.mechanism.chunks import ChunkPosition
 from sidecar.mechanism.exchanges import Again, Framing, Keeper, Listener, UpstreamError
 from sidecar.mechanism.origins import Origin
@@ -24,7 +24,6 @@ from sidecar.mechanism.repeats import Repeats, with_length
 HEAD_BYTES = 128 * 1024  # of an answer's head, interim answers included
 LEAVE_S = 5.0  # for a server to take what was written, after that is all there will be
 
-_HEAD_END = b"\r\n\r\n"
 _CLOSED = (Framing.CLOSE, Framing.TUNNEL)  # they end with the connection
 
 
@@ -222,7 +221,7 @@ class Connection(asyncio.Protocol):
         self._seen = b""
         if seen is data:
             self._learn(data, self._left)
-        rest = self._after_head(seen)
+        rest = after_heads(seen, self._interim + 1)
         if rest is None:
             self._fail("it does not speak HTTP: its head has no end")
             return
@@ -265,17 +264,6 @@ class Connection(asyncio.Protocol):
         plain = self.framing is Framing.LENGTH and self._ended and not self.extra and not self._interim
         if plain and self._parsing.keep_alive and not self._parsing.pieces and self._repeats.learn(data, length):
             self._again = Again(self, length)
-
-    def _after_head(self, seen: bytes) -> bytes | None:
-        end = 0
-        for _ in range(self._interim + 1):
-            while seen[end : end + 1] in (b"\r", b"\n"):  # the parser passes over empty lines before a head
-                end += 1
-            found = seen.find(_HEAD_END, end)
-            if found < 0:
-                return None
-            end = found + len(_HEAD_END)
-        return seen[end:]
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -320,7 +308,7 @@ class Connection(asyncio.Protocol):
             return data[: self._left] if over > 0 else data
         # The parser passes over line ends between answers, so these are all that it may not have told of.
         last = self._before[-4:] + data if len(data) < 8 else data
-        over = len(last) - len(last.rstrip(b"\r\n")) - len(_HEAD_END)
+        over = len(last) - len(last.rstrip(b"\r\n")) - len(HEAD_END)
         return data[:-over] if over > 0 else data
 
     def _done(self) -> None:
@@ -367,21 +355,11 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _unnoticed(self, exc: Exception | None) -> bool:
-        """Whether it is certain that the server has not read the request: it closed the connection before.
-
-        A server closes connections that were idle, perhaps in the very moment in which one is used again. Then its
-        system never acknowledges what was written. If it has acknowledged all, the server may have acted on it, and
-        died, or reset the connection. On a unix socket, a reset says that not all was read.
-        """
+        """Whether it is certain that the server has not read the request: it closed the connection before."""
         if self._uses < 2 or self._seen or self._headed or self._interim:
             return False
-        reset = isinstance(exc, ConnectionResetError | BrokenPipeError)
-        if self.origin.path:
-            return reset
-        if self._transport is None or self.origin.scheme == "https" or (exc is not None and not reset):
-            return False
-        acknowledged = bytes_acknowledged(self._transport.get_extra_info("socket"))
-        return acknowledged is not None and acknowledged < self._written
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return is_unread(self.origin, sock, self._written, exc)
 
     def _fail(self, why: str, *, processed: bool = True) -> None:
         listener = self._listener
