@@ -23,9 +23,11 @@ import msgspec
 from tests.conformance.compare import wrong_with_good_requests, wrong_with_requests, wrong_with_response
 from tests.conformance.generate import Made, made_request, made_response
 from tests.conformance.judge import final, requests, responses
+from tests.conformance.upstream import Exchange
 from tests.conformance.world import Client, World, answer, post, world
 
 SEEDS = Path(__file__).with_name("seeds.json")
+AGAIN = 2  # times that what is good is sent once more
 ROUNDS = 2  # without any news, after which nothing more is expected
 
 
@@ -82,7 +84,25 @@ def try_request(here: World, client: Client, made: Made) -> str:
     wrong = wrong_with_requests(made.data, exchanges, errors)
     if made.good and not wrong:
         wrong = wrong_with_good_requests(made.data, exchanges, client.received)
-    return wrong
+    return wrong or _try_again(here, client, made, len(exchanges))
+
+
+def _try_again(here: World, client: Client, made: Made, seen: int) -> str:
+    """The same on the same connection, which then knows the head of what was good."""
+    for _ in range(AGAIN):
+        if not made.good or client.ended or b"\r\nconnection: close\r\n" in client.received:
+            break
+        before = client.received
+        client.received = b""
+        client.send(made.data)
+        _read_all(client, made.data)
+        exchanges = here.quiet()
+        new, seen = exchanges[seen:], len(exchanges)
+        wrong = wrong_with_requests(made.data, new, list(here.upstream.errors))
+        wrong = wrong or wrong_with_good_requests(made.data, new, client.received)
+        if wrong:
+            return f"the same again, after {before!r}: {wrong}"
+    return ""
 
 
 def try_response(here: World, client: Client, made: Made) -> str:
@@ -96,10 +116,30 @@ def try_response(here: World, client: Client, made: Made) -> str:
             asked.send(made.data[:half])
             here.barrier()
         asked.send(made.data[half:])
-    asked.close()
+    if made.good and _is_settled(made.data):
+        wrong = _answer_again(here, client, made, asked)
+        if wrong:
+            return wrong
+    else:
+        asked.close()
     while not client.ended and not _is_settled(client.received):
         client.receive()
     return wrong_with_response(made.data, client.received, reset=client.was_reset, good=made.good)
+
+
+def _answer_again(here: World, client: Client, made: Made, asked: Exchange) -> str:
+    """The same on the same connection, if it is kept, which then knows the head."""
+    for _ in range(AGAIN):
+        while not client.ended and not _is_settled(client.received):
+            client.receive()
+        wrong = wrong_with_response(made.data, client.received, reset=client.was_reset, good=True)
+        if wrong or client.ended:
+            return wrong
+        client.received = b""
+        client.send(post())
+        other = here.upstream.take()
+        other.send(made.data)
+    return ""
 
 
 def _is_settled(received: bytes) -> bool:
