@@ -497,3 +497,36 @@ def test_broken_connections_leave_nothing_to_the_garbage_collector(
             assert min(after - before for before, after in itertools.pairwise(counts)) <= 5, counts
 
     here.run(scenario())
+
+
+def test_requests_that_no_server_takes_leave_nothing_to_the_garbage_collector(
+    here: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("CRITICAL", "sidecar")  # as above
+
+    async def nobody(origin: object) -> Any:
+        raise UpstreamError("no connection", processed=False)
+
+    async def scenario() -> None:
+        async def some() -> int:
+            for head, _ in await asyncio.gather(*(here.ask(ask()) for _ in range(20))):
+                assert status(head) == 502
+            here._clients.clear()
+            await settled(here)
+            await until(lambda: not here.connections, "all have gone")
+            here.outcomes.clear()
+            return ours()
+
+        here.plane.pool.close()
+        connect, here.plane.pool.connect = here.plane.pool.connect, nobody  # type: ignore[method-assign] # at once
+        await some()
+        gc.collect()
+        gc.disable()
+        try:
+            counts = [await some() for _ in range(3)]
+        finally:
+            gc.enable()
+            here.plane.pool.connect = connect  # type: ignore[method-assign] # as it was
+        assert min(after - before for before, after in itertools.pairwise(counts)) <= 5, counts
+
+    here.run(scenario())

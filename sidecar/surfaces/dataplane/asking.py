@@ -68,20 +68,23 @@ class Asking(Ending, Owner):
         choosing = self._choosing
         if choosing is None:
             return
-        while True:
-            if error is not None:
-                await self._again(error, choosing)
-            try:
-                asked_routes = self._attempt == 0 and self._asked is not None and self._asked.chain.route_inline
-                self._lease = self._lease or await choosing.lease(asked_routes=asked_routes)
-                self._target = self._lease.target
-                origin = self._plane.origin(self._target.base_url)
-                pool = self._plane.pool
-                connection = (None if self._fresh else pool.take(origin)) or await pool.connect(origin)
-                self._send(connection)
-                return
-            except UpstreamError as failed:
-                error = failed
+        try:
+            while True:
+                if error is not None:
+                    await self._again(error, choosing)
+                try:
+                    asked_routes = self._attempt == 0 and self._asked is not None and self._asked.chain.route_inline
+                    self._lease = self._lease or await choosing.lease(asked_routes=asked_routes)
+                    self._target = self._lease.target
+                    origin = self._plane.origin(self._target.base_url)
+                    pool = self._plane.pool
+                    connection = (None if self._fresh else pool.take(origin)) or await pool.connect(origin)
+                    self._send(connection)
+                    return
+                except UpstreamError as failed:
+                    error = failed
+        finally:
+            del error  # its traceback leads here: the request and its body would be left to the garbage collector
 
     async def _again(self, error: UpstreamError, choosing: Choosing) -> None:
         """Get ready for another attempt. Raises UpstreamError if there is none to be had."""
