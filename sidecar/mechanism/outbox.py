@@ -20,24 +20,18 @@ LITTLE = 15  # writes that go out at once after a turn that had but one, before 
 class Outbox:
     """Of one event loop."""
 
-    __slots__ = ("_at_once", "_in_turn", "_look_for_the_end", "_waiting")
+    __slots__ = ("_look_for_the_end", "_waiting", "at_once", "in_turn")
 
     def __init__(self) -> None:
         self._look_for_the_end = functools.partial(asyncio.get_running_loop().call_soon, self._end)
-        self._in_turn = False  # something was sent in this one, and its end is looked for
-        self._at_once = 0  # writes that need not wait, for there is little to do
+        self.in_turn = False  # something was sent in this one, and its end is looked for
+        self.at_once = 0  # writes that need not wait, for there is little to do
         self._waiting: list[Posted] = []
 
-    def lets_through(self) -> bool:
-        """Whether what is written now may go out at once."""
-        if self._in_turn:
-            return False
-        if self._at_once:
-            self._at_once -= 1
-        else:
-            self._in_turn = True
-            self._look_for_the_end()
-        return True
+    def begin(self) -> None:
+        """Something is sent: until the end of the turn, all else waits."""
+        self.in_turn = True
+        self._look_for_the_end()
 
     def add(self, posted: Posted) -> None:
         """It has something to send."""
@@ -53,11 +47,11 @@ class Outbox:
             posted.send()
 
     def _end(self) -> None:
-        self._in_turn = False
+        self.in_turn = False
         if self._waiting:
             self.send()
         else:
-            self._at_once = LITTLE
+            self.at_once = LITTLE
 
 
 class Posted(asyncio.Transport):
@@ -72,9 +66,14 @@ class Posted(asyncio.Transport):
         self._size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send it soon."""
-        pieces, transport = self._pieces, self._transport
-        if not pieces and self._outbox.lets_through():
+        """Send it soon. It is run for every chunk of every stream, and calls no more than it must."""
+        pieces, outbox = self._pieces, self._outbox
+        if not outbox.in_turn and not pieces:
+            if outbox.at_once:
+                outbox.at_once -= 1
+            else:
+                outbox.begin()
+            transport = self._transport
             if not transport.is_closing():
                 transport.write(data)
             return
@@ -83,7 +82,7 @@ class Posted(asyncio.Transport):
         if self._size > MOST_BYTES:
             self.send()
         elif len(pieces) == 1:
-            self._outbox.add(self)
+            outbox.add(self)
 
     def send(self) -> None:
         """Send what waits, now."""

@@ -129,7 +129,11 @@ class Quick(QuickRequest):
     def on_chunks(self, data: bytes) -> None:
         if self._first_byte_at is None:
             self._first_byte_at = self._plane.controller.clock.monotonic()
-        self._tail.feed(data)
+        tail = self._tail  # as `Tail.feed`, which would be one more call for every chunk of every stream
+        tail.chunks.append(data)
+        tail.held += len(data)
+        if tail.held > tail.most:
+            tail.drop()
         if self._held:
             data, self._held = self._held + data, b""
         self._write(data)

@@ -23,34 +23,35 @@ class Tail:
     Twice the limit may be held, so that the old ones need not be looked for at every chunk.
     """
 
-    __slots__ = ("_chunks", "_dropped", "_head", "_held", "_limit", "streamed")
+    __slots__ = ("_dropped", "_head", "_limit", "chunks", "held", "most", "streamed")
 
     def __init__(self, streamed: bool) -> None:
         self.streamed = streamed
         self._limit = STREAM_BYTES if streamed else WHOLE_BYTES
+        self.most = 2 * self._limit
         self._head = b""
-        self._chunks: list[bytes] = []
-        self._held = 0
+        self.chunks: list[bytes] = []
+        self.held = 0
         self._dropped = 0
 
     @property
     def total(self) -> int:
         """How many bytes have passed."""
-        return self._dropped + self._held
+        return self._dropped + self.held
 
     def feed(self, chunk: bytes) -> None:
         """Take note of the next bytes."""
-        self._chunks.append(chunk)
-        self._held += len(chunk)
-        if self._held > 2 * self._limit:
-            self._drop()
+        self.chunks.append(chunk)
+        self.held += len(chunk)
+        if self.held > self.most:
+            self.drop()
 
     def read(self, *, chunked: bool = False) -> bytes:
         """All of it, if it is short; else its first bytes, an empty line, and its last.
 
         chunked: what was fed has the framing of HTTP's chunks in it, which is taken out.
         """
-        last = b"".join(self._chunks)
+        last = b"".join(self.chunks)
         if not self._dropped:
             return b"".join(_walked(last, 0)[0]) if chunked else last
         last = last[-self._limit :]
@@ -62,14 +63,15 @@ class Tail:
         """Whether the last event of a stream is there, by which clients know that nothing of interest follows."""
         return self.streamed and _farewell.search(self.read(chunked=chunked)) is not None
 
-    def _drop(self) -> None:
-        held = b"".join(self._chunks)
+    def drop(self) -> None:
+        """Keep only both ends."""
+        held = b"".join(self.chunks)
         if not self._dropped:
             self._head = held[:HEAD_BYTES]
         last = held[-self._limit :]
-        self._dropped += self._held - len(last)
-        self._chunks = [last]
-        self._held = len(last)
+        self._dropped += self.held - len(last)
+        self.chunks = [last]
+        self.held = len(last)
 
 
 def _dechunked_end(text: bytes) -> bytes:
