@@ -99,8 +99,9 @@ class Generation:
 
     def enter(self) -> None:
         """A request begins on this generation."""
+        if not self.leases:
+            self.idle.clear()
         self.leases += 1
-        self.idle.clear()
 
     def leave(self) -> None:
         """A request is done."""

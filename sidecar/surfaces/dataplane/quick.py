@@ -191,7 +191,7 @@ class Quick(QuickRequest):
         self._plane.count(outcome, found.endpoint.operation)
         course.chain.record(outcome)
         self._trace.end(outcome)
-        if self._passage is not None and self._passage.has_end:
+        if course.filters is not None and course.filters.want_end and self._passage is not None:
             self._passage.end_now(outcome)
         course.generation.leave()
 

@@ -21,7 +21,6 @@ from sidecar.surfaces.dataplane.admission import Given, authenticated_now, rerea
 from sidecar.surfaces.dataplane.body import Head, with_model
 from sidecar.surfaces.dataplane.call import Call
 from sidecar.surfaces.dataplane.courses import Course
-from sidecar.surfaces.dataplane.incoming import Incoming
 from sidecar.surfaces.dataplane.known import Known
 from sidecar.surfaces.dataplane.plane import Plane
 from sidecar.surfaces.dataplane.relaying import Relaying
@@ -47,6 +46,7 @@ class QuickRequest(Listener):
     """One request (`connections.Listener`). incoming, way: as it came. size: of its body. began: the loop's clock."""
 
     __slots__ = (
+        "_came",
         "_chunked",
         "_connection",
         "_course",
@@ -101,6 +101,7 @@ class QuickRequest(Listener):
         self._started_unix = clock.unix()
         filters = course.filters
         self._passage = Passage(filters, course.max_body) if filters is not None else None
+        self._came: Request | None = None
         self._request: Request | None = None  # as the filters have left it
         self._lease: Lease | None = None
         self._connection: Connection | None = None
@@ -145,6 +146,7 @@ class QuickRequest(Listener):
             with trace.stage("auth") as stage:
                 self._principal = authenticated_now(chain, request, stage)
             msgspec.structs.force_setattr(request, "principal", self._principal)  # nobody but they has seen it
+        self._came = request
         if passage is None:
             return request
         with trace.stage("filters"):
@@ -158,7 +160,9 @@ class QuickRequest(Listener):
 
     def _ask(self, request: Request) -> None:
         plane, course = self._plane, self._course
-        if self._changed(request):
+        head = self._head
+        streams_usage = course.tells_usage and head.stream is True and not head.asks_usage
+        if request.method is not self.incoming.method or streams_usage:  # out of the ordinary, by a filter's doing
             self._edge.slow_down().wait()
             return
         lease = self._lease = plane.controller.activator.try_acquire(course.name, course.model)
@@ -183,12 +187,6 @@ class QuickRequest(Listener):
             self._connection, self._sent, self._stage = None, False, NO_STAGE
             self._edge.slow_down().wait()
 
-    def _changed(self, request: Request) -> bool:
-        """Whether filters have made something out of the ordinary of it."""
-        if request.method is not self.incoming.method:
-            return True
-        return self._course.tells_usage and self._head.stream is True and not self._head.asks_usage
-
     def _written(self, request: Request, connection: Connection, target: Target) -> bytes:
         """The bytes for a server."""
         incoming, trace, body = self.incoming, self._trace, request.body
@@ -199,20 +197,10 @@ class QuickRequest(Listener):
         stage = self._stage = trace.begin("upstream", SpanKind.CLIENT)
         if stage is not NO_STAGE:
             stage.set("url.full", target.base_url + request.path)
-        elif _unchanged(request, incoming):
+        elif request is self._came:
             return self._known.written(connection, target, body)
         raw = request.headers.raw
         headers = incoming.passed_on if raw is incoming.headers else passed_on(raw)
         carried = trace.carry(headers_for(target, headers, plain=False), stage)
         path = f"{request.path}?{request.query}" if request.query else request.path
         return written(request.method, path, connection, carried, body)
-
-
-def _unchanged(request: Request, incoming: Incoming) -> bool:
-    """Whether filters have left alone all of it but the body."""
-    return (
-        request.headers.raw is incoming.headers
-        and request.path is incoming.path
-        and request.method is incoming.method
-        and not request.query
-    )
