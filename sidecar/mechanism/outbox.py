@@ -20,10 +20,11 @@ LITTLE = 15  # writes that go out at once after a turn that had but one, before 
 class Outbox:
     """Of one event loop."""
 
-    __slots__ = ("_look_for_the_end", "_waiting", "at_once", "in_turn")
+    __slots__ = ("_look_for_the_end", "_loop", "_waiting", "at_once", "in_turn")
 
     def __init__(self) -> None:
-        self._look_for_the_end = functools.partial(asyncio.get_running_loop().call_soon, self._end)
+        self._loop = asyncio.get_running_loop()
+        self._look_for_the_end = functools.partial(self._loop.call_soon, self._end)
         self.in_turn = False  # something was sent in this one, and its end is looked for
         self.at_once = 0  # writes that need not wait, for there is little to do
         self._waiting: list[Posted] = []
@@ -41,10 +42,15 @@ class Outbox:
             self.send()
 
     def send(self) -> None:
-        """Send all that waits."""
+        """Send all that waits. Whoever wrote it is not here to be told of a failure, and it is nobody else's."""
         waiting, self._waiting = self._waiting, []
         for posted in waiting:
-            posted.send()
+            try:
+                posted.send()
+            except Exception as error:  # noqa: BLE001 - told to the loop, which logs it
+                posted.abort()  # what has to follow cannot be understood without it
+                told = {"message": "what was written could not be sent", "exception": error, "transport": posted}
+                self._loop.call_exception_handler(told)
 
     def _end(self) -> None:
         self.in_turn = False
@@ -94,14 +100,21 @@ class Posted(asyncio.Transport):
         if not transport.is_closing():
             transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits, so that nobody at the other end has got it."""
+        return bool(self._pieces)
+
     # --- what else a transport has ------------------------------------------------------------------------------
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
     def close(self) -> None:
-        self.send()
-        self._transport.close()
+        try:
+            self.send()
+        finally:
+            self._transport.close()
 
     def abort(self) -> None:
         self._pieces = []

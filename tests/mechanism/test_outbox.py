@@ -142,3 +142,27 @@ async def test_with_little_to_do_nothing_waits_until_there_is_more_again(lines: 
     first.transport.write(b"x")
     line.transport.write(b"b")
     assert line.read() is None
+
+
+async def test_a_connection_that_fails_takes_nothing_from_the_others_and_is_ended(lines: Lines) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+    first, broken, other = [await lines.make() for _ in range(3)]
+    first.transport.write(b"x")
+    broken.transport.write_eof()
+    broken.transport.write(b"too late")
+    other.transport.write(b"a")
+    await turn()
+    assert other.read() == b"a"
+    assert broken.transport.is_closing()
+    assert len(told) == 1
+
+
+async def test_a_connection_closes_even_if_its_last_words_cannot_be_sent(lines: Lines) -> None:
+    first, broken = await lines.make(), await lines.make()
+    first.transport.write(b"x")
+    broken.transport.write_eof()
+    broken.transport.write(b"too late")
+    with pytest.raises(RuntimeError):
+        broken.transport.close()
+    assert broken.transport.is_closing()
