@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
         self.framing = Framing.NONE
         self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._transport: Posted | None = None
         self._closed = False
         self._listener: Listener | None = None
         self._whole = Whole(self)
@@ -356,10 +356,10 @@ class Connection(asyncio.Protocol):
 
     def _unnoticed(self, exc: Exception | None) -> bool:
         """Whether it is certain that the server has not read the request: it closed the connection before."""
-        if self._uses < 2 or self._seen or self._headed or self._interim:
+        transport = self._transport
+        if transport is None or self._uses < 2 or self._seen or self._headed or self._interim:
             return False
-        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
-        return is_unread(self.origin, sock, self._written, exc)
+        return transport.unsent or is_unread(self.origin, transport.get_extra_info("socket"), self._written, exc)
 
     def _fail(self, why: str, *, processed: bool = True) -> None:
         listener = self._listener

@@ -11,6 +11,7 @@ import struct
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -375,6 +376,25 @@ async def test_a_request_that_met_a_closed_connection_was_not_processed(pool: Po
         transport.resume_reading()
         with pytest.raises(UpstreamError) as told:
             await heard.end()
+    assert (told.value.processed, told.value.reused) == (False, True)
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+async def test_a_request_that_still_waited_to_be_sent_was_not_processed(pool: Pool, tmp_path: Path, unix: bool) -> None:
+    """The server's end is seen in the very turn in which the request was put into the outbox."""
+    listener = await asyncio.start_unix_server(always(LENGTH), tmp_path / "s")
+    async with server(always(LENGTH)) as tcp:
+        origin = Origin.of(f"unix:{tmp_path}/s") if unix else tcp
+        await ask(pool, origin)
+        [connection] = kept(pool)
+        heard = Heard()
+        pool.outbox.begin()
+        pool.take(origin)
+        connection.ask(heard, request())
+        connection.eof_received()  # as the loop does, if both happen at once
+        with pytest.raises(UpstreamError) as told:
+            await heard.end()
+    listener.close()
     assert (told.value.processed, told.value.reused) == (False, True)
 
 
