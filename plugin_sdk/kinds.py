@@ -212,7 +212,8 @@ class Filter(Plugin[C]):
     def on_response(self, exchange: Exchange) -> Response | Headers | Awaitable[Response | Headers | None] | None:
         """When the head of the answer has come: another head, or None. `exchange.response` is the one so far.
 
-        Headers alone take the place of those of the same names, and leave all else as it is; that costs the least.
+        Headers alone take the place of those of the same names, and leave all else as it is, `exchange.response` too;
+        that costs the least.
         """
 
     def on_chunk(self, exchange: Exchange, chunk: bytes) -> bytes | Awaitable[bytes | None] | None:

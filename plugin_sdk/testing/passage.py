@@ -67,9 +67,9 @@ class Passage:
         for plugin, exchange in reversed(self._answered):
             exchange.response = head
             result = await self._call(plugin, "on_response", exchange)
-            if result is not None:
-                if isinstance(result, Headers):
-                    result = with_headers(head, result.raw)
+            if isinstance(result, Headers):
+                head = with_headers(head, result.raw)
+            elif result is not None:
                 changed = expected(Response, result, _name(plugin, "on_response"))
                 head = exchange.response = msgspec.structs.replace(changed, streamed=streamed)
         for plugin, exchange in reversed(self._answered):

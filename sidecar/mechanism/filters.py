@@ -156,7 +156,9 @@ class Passage:
         for steps, exchange in reversed(self._answered):
             exchange.response = head
             result = await steps.on_response(exchange) if steps.on_response is not None else None
-            if result is not None:
+            if isinstance(result, Headers):
+                head = with_headers(head, result.raw)
+            elif result is not None:
                 head = exchange.response = _changed(head, result)
         if self.sees_body:
             self._compile(head, encoding)
@@ -259,10 +261,8 @@ def _refusal(steps: Steps) -> Reject:
     return unavailable(steps.instance, "is not available")
 
 
-def _changed(head: Response, result: Response | Headers) -> Response:
+def _changed(head: Response, result: Response) -> Response:
     """The head as a filter has changed it; but what the server sends is a stream or not, whatever a filter says."""
-    if isinstance(result, Headers):
-        return with_headers(head, result.raw)
     return result if result.streamed is head.streamed else msgspec.structs.replace(result, streamed=head.streamed)
 
 

@@ -309,6 +309,29 @@ async def test_headers_alone_take_the_place_of_those_of_the_same_names(made: Mak
         assert head.headers.get("content-type") == WHOLE.headers.get("content-type")
 
 
+async def test_headers_alone_leave_the_head_that_the_filter_was_shown_as_it_was(made: Make) -> None:
+    """The same whether it waits or not: what it finds in `exchange.response` must not depend on its neighbours."""
+    shown: list[str] = []
+
+    class Names(Filter):
+        @inline
+        def on_response(self, exchange: Exchange) -> Headers:
+            return Headers(((b"x-by", self.name.encode()),))
+
+        @inline
+        def on_end(self, exchange: Exchange, outcome: Outcome) -> None:
+            assert exchange.response is not None
+            shown.append(exchange.response.headers.get("x-by"))
+
+    for now in (True, False):
+        way = passage(await made(Names, "a"), await made(Names, "b"))
+        await way.request(REQUEST)
+        head = way.response_now(WHOLE, "") if now else await way.response(WHOLE, "")
+        assert head.headers.get("x-by") == "a"
+        way.end_now(Outcome(model="m"))
+    assert shown == ["", "b"] * 2
+
+
 async def test_chunks_are_changed_dropped_and_added(made: Make) -> None:
     @chunk_filter
     def shout(exchange: Exchange, chunk: bytes) -> bytes:
