@@ -49,9 +49,8 @@ class Activator:
             self._fleet.give_up(name, future)
             raise
         finally:
-            del (
-                future
-            )  # if it was refused, the traceback leads here: whole requests would be left to the garbage collector
+            # If it was refused, the traceback leads here: whole requests would be left to the garbage collector.
+            del future
 
     def wait_estimate_s(self, name: str, model: Model) -> float:
         """When asking again may be worth it, from what loads of the model have taken: a guess, within bounds."""
