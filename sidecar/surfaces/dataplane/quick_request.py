@@ -17,6 +17,7 @@ from sidecar.mechanism.connections import Connection
 from sidecar.mechanism.exchanges import Listener, UpstreamError
 from sidecar.mechanism.filters import Passage
 from sidecar.mechanism.spans import NO_STAGE, AnyStage
+from sidecar.mechanism.traces import UNTRACED, AnyTrace, Unsampled
 from sidecar.surfaces.dataplane.admission import Given, authenticated_now, reread
 from sidecar.surfaces.dataplane.body import Head, with_model
 from sidecar.surfaces.dataplane.call import Call
@@ -130,7 +131,14 @@ class QuickRequest(Listener):
 
     def _admitted(self, body: bytes) -> Request | None:
         """What is to be asked; None if a filter has answered. Raises ApiError and Reject."""
-        course, incoming, trace = self._course, self.incoming, self._trace
+        trace = self._trace
+        if not isinstance(trace, Unsampled):
+            return self._let_in(body, trace)
+        with trace.stage("plugins"):  # once for all of them, for nothing of it is recorded
+            return self._let_in(body, UNTRACED)
+
+    def _let_in(self, body: bytes, trace: AnyTrace) -> Request | None:
+        course, incoming = self._course, self.incoming
         chain, passage = course.chain, self._passage
         request = Request(
             method=incoming.method,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from opentelemetry.trace import get_current_span
 
 from plugin_sdk import End, Exchange
 from sidecar.mechanism.sampling import ALWAYS, Sampler
@@ -132,3 +133,19 @@ def test_a_trace_is_the_same(here: World, kind: str, line: bytes, sampler: Sampl
     names = [[span[0] for span in trace] for trace in plain.spans]
     assert names == ([["chat watched", "auth", "filters", "upstream"]] if sampled else [])
     assert (b"traceparent" in plain.server[0][0]) == (sampled or line is UNSAMPLED)
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS, Sampler(1, by_parent=True)])
+def test_spans_that_plugins_begin_have_the_same_parent_or_are_recorded_no_more_than_the_request(
+    here: World, sampler: Sampler
+) -> None:
+    def look(_: Exchange) -> None:
+        context = get_current_span().get_span_context()
+        LOG.append(("span", context.is_valid, context.trace_flags.sampled))
+
+    def begin() -> None:
+        DOES.update({"outer.on_request": look, "inner.on_request": look})
+
+    request = ask(WATCHED, b"Authorization: Bearer key")
+    plain = same_quick_or_not(here, Case(does=answers(WHOLE), request=request, traces=sampler, before=begin))
+    assert [one for one in plain.plugins if one[0] == "span"] == [("span", True, sampler is ALWAYS)] * 2
