@@ -44,7 +44,7 @@ class Untraced:
     def __init__(self, trace_id: str) -> None:
         self.id = trace_id
 
-    def asks_for(self, model: str) -> None:
+    def asks_for(self, model: str, operation: str = "") -> None:
         """Nothing."""
 
     def begin(
@@ -106,8 +106,10 @@ class RequestTrace:
         """Of the server span, as it is written."""
         return f"{self._root.span_id:016x}"
 
-    def asks_for(self, model: str) -> None:
-        """The model that the client named."""
+    def asks_for(self, model: str, operation: str = "") -> None:
+        """The model that the client named, and the operation if that tells it from others on the same path."""
+        if operation:
+            self._operation = self._said["gen_ai.operation.name"] = operation
         self._root.name = f"{self._operation} {model}"
         self._said["gen_ai.request.model"] = model
 

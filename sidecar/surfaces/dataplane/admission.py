@@ -131,7 +131,7 @@ class Admission:
             self.name, self._model = found
             self.chain = self._generation.chain(self.name)
             self._choose(self._model.modes)
-            self._trace.asks_for(self._requested)
+            self._trace.asks_for(self._requested, self.found.endpoint.operation)
             self.passage = self._passage()
         elif not (
             self.chain.supplies and is_name(self._requested) and self._generation.supplied.may_have(self._requested)
@@ -217,7 +217,7 @@ class Admission:
         self._is_model = listed_as is not None
         self.name, modes = (self._requested, ()) if listed_as is None else (listed_as.name, listed_as.modes)
         self._choose(modes)
-        self._trace.asks_for(self._requested)
+        self._trace.asks_for(self._requested, self.found.endpoint.operation)
         self.passage = self._passage()
         if modes and self.found.mode not in modes:
             self._error = ApiError(400, "wrong_mode", self._wrong_mode(modes), param="model")

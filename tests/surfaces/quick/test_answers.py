@@ -149,3 +149,9 @@ def test_spans_that_plugins_begin_have_the_same_parent_or_are_recorded_no_more_t
     request = ask(WATCHED, b"Authorization: Bearer key")
     plain = same_quick_or_not(here, Case(does=answers(WHOLE), request=request, traces=sampler, before=begin))
     assert [one for one in plain.plugins if one[0] == "span"] == [("span", True, sampler is ALWAYS)] * 2
+
+
+def test_a_span_tells_the_operation_of_the_models_mode_not_of_the_first_on_its_path(here: World) -> None:
+    request = ask(b'{"model": "sorts", "x": 1}', b"Authorization: Bearer key", path=b"/v1/sort")
+    plain = same_quick_or_not(here, Case(does=answers(WHOLE), request=request, traces=ALWAYS))
+    assert [trace[0][0] for trace in plain.spans] == ["sort sorts"]
