@@ -101,8 +101,11 @@ def read_head(body: bytes, content_type: str = "") -> Head:
         head = _loose_head(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
-    if head.model is not None and (b"\\u" in body or body.count(b'"model"') != 1):
+    count = body.count(b'"model"')
+    if head.model is not None and (count != 1 or b"\\u" in body):
         _place_of_model(body)  # there may be another, perhaps in a spelling of its own
+    elif head.model is None and (count or b"\\u" in body):
+        _only(body, _WANTED_MODEL)  # null, for some, and for others perhaps not
     return head
 
 

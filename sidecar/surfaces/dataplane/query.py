@@ -11,10 +11,8 @@ from urllib.parse import quote, unquote_plus
 
 from sidecar.surfaces.dataplane.body import Head, read_head
 from sidecar.surfaces.dataplane.errors import ApiError
-from sidecar.surfaces.dataplane.scan import ObjectScan
 
 _KEY = "model"
-_WANTED = frozenset({b"model"})
 _RAW = ("audio/", "video/", "image/", "application/octet-stream")  # what no server takes for JSON or a form
 _object = re.compile(rb"(?:\xef\xbb\xbf)?+[ \t\r\n]*+\{").match  # a byte order mark is no JSON, and often passed over
 
@@ -44,8 +42,6 @@ def head_of(body: bytes, content_type: str, named: str | None) -> Head:
     if not body or (_is_raw(content_type) and not may_be_object(body)):
         return Head()
     head = read_head(body, content_type)
-    if head.model is None and may_be_object(body):
-        _refuse_twice(body)
     check(head.model, named)
     return head
 
@@ -59,14 +55,6 @@ def check(model: str | None, named: str | None) -> None:
 def may_be_object(body: bytes) -> bool:
     """Whether a parser could take it for a JSON object."""
     return _object(body) is not None
-
-
-def _refuse_twice(body: bytes) -> None:
-    """`{"model": "x", "model": null}` names none for some, and for others one that nobody has looked at."""
-    scan = ObjectScan(_WANTED)
-    scan.feed(body)
-    if len(scan.places.get(b"model", ())) > 1:
-        raise ApiError(400, "invalid_json", "the body has a key twice", param=_KEY)
 
 
 def _renamed(pair: str, name: str) -> str:
