@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import keyword
+import os
+import sys
 from typing import Any
 
 import click
@@ -63,7 +66,17 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC or error.filename is not None:
                 raise
+            _drop_output()
             raise click.ClickException(f"what there is to say cannot be written: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    """What could not be written would be tried again at the very end, and its failure be the exit code (120)."""
+    with contextlib.suppress(OSError, ValueError):  # it is no file, as in tests
+        out = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out)
+        os.close(nowhere)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
