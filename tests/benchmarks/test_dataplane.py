@@ -33,7 +33,7 @@ def programs() -> Programs:
 def test_answers_and_streams_come_through_a_sidecar_whole(programs: Programs) -> None:
     with Bench(programs, UNPINNED, QUICK, {}).arena(sidecar()) as arena:
         (proxy,) = arena.proxies
-        plain = arena.loader.run(proxy.port, proxy.pid, Asked(requests.plain(), 4, 5.0, 0.05, answers=20))
+        plain = arena.loader.run(proxy.port, proxy.pid, Asked(requests.plain(), 4, 5.0, 0.05, answers=1000))
         stream = Asked(requests.streamed(EVENTS, stub_interval_us=1000), 4, 5.0, 0.05, EVENTS, answers=20)
         streamed = arena.loader.run(proxy.port, proxy.pid, stream)
         with Client(proxy.port) as client:
@@ -41,7 +41,8 @@ def test_answers_and_streams_come_through_a_sidecar_whole(programs: Programs) ->
             flood_bytes = client.read_stream()
         counts = arena.stub.counts()
     assert (plain.seen.fault, plain.seen.faults, streamed.seen.fault, streamed.seen.faults) == ("", 0, "", 0)
-    assert min(plain.seen.answers, streamed.seen.answers) >= 20
+    assert plain.seen.answers >= 1000  # fewer take so little that the processor's clock may not have moved
+    assert streamed.seen.answers >= 20
     assert streamed.seen.events > streamed.seen.answers
     assert 0 < streamed.seen.first.p50 <= streamed.seen.whole.p50
     assert min(plain.cpu_s, streamed.cpu_s) > 0
